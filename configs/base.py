@@ -1,0 +1,125 @@
+"""What all stages share: the sizes of the model, and the defaults of a run.
+
+Sizes: `nano` trains on a laptop, `small` on one accelerator, `2b3` is NIM4-ASR's.
+"""
+
+from ml_collections import ConfigDict
+
+SIZES = ("nano", "small", "2b3")
+
+_ENCODERS = {
+    "nano": {
+        "num_layers": 6,
+        "width": 144,
+        "num_heads": 4,
+        "conv_kernel": 15,
+        "conv_expansion": 1,
+        "dropout": 0.05,
+    },
+    "small": {
+        "num_layers": 12,
+        "width": 512,
+        "num_heads": 8,
+        "conv_kernel": 33,
+        "conv_expansion": 1,
+        "dropout": 0.1,
+    },
+    # FireRedASR-AED's block and width; 14 layers come to the paper's "about 600 M".
+    "2b3": {
+        "num_layers": 14,
+        "width": 1280,
+        "num_heads": 20,
+        "conv_kernel": 33,
+        "conv_expansion": 2,
+        "dropout": 0.05,
+    },
+}
+
+_LLMS = {
+    "nano": {
+        "vocab_size": 2048,
+        "width": 192,
+        "num_layers": 4,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 48,
+        "ffn": 512,
+        "rope_theta": 1e4,
+    },
+    # Qwen3-0.6B
+    "small": {
+        "vocab_size": 151_936,
+        "width": 1024,
+        "num_layers": 28,
+        "num_heads": 16,
+        "num_kv_heads": 8,
+        "head_dim": 128,
+        "ffn": 3072,
+    },
+    # Qwen3-1.7B
+    "2b3": {
+        "vocab_size": 151_936,
+        "width": 2048,
+        "num_layers": 28,
+        "num_heads": 16,
+        "num_kv_heads": 8,
+        "head_dim": 128,
+        "ffn": 6144,
+    },
+}
+
+_ADAPTOR_WIDTHS = {"nano": 384, "small": 2048, "2b3": 4096}
+
+
+def check_size(size: str) -> str:
+    """The size, `nano` for an empty one.
+
+    Raises:
+        ValueError: an unknown size.
+    """
+    size = size or "nano"
+    if size not in SIZES:
+        raise ValueError(
+            f"size {size!r} is unknown; use --config=configs/STAGE.py:SIZE with one of "
+            f"{', '.join(SIZES)}."
+        )
+    return size
+
+
+def get_config(size: str = "") -> ConfigDict:
+    """Everything but what a stage decides."""
+    size = check_size(size)
+    tiny = size == "nano"
+    config = ConfigDict()
+    config.model = ConfigDict(
+        {
+            "features": {"num_mels": 80},
+            "encoder": _ENCODERS[size],
+            "adaptor_width": _ADAPTOR_WIDTHS[size],
+            "llm": _LLMS[size],
+            "policy": {"compute": "float32" if tiny else "bfloat16"},
+            "remat": "none" if tiny else "full",
+        }
+    )
+    # A path to a tokenizer.json; "nano" is the one in the package.
+    config.tokenizer = "nano" if tiny else "tokenizer.json"
+    # JSON from `nim4 cmvn`; empty: from the training data, when not inherited.
+    config.cmvn = ""
+    # Workdirs or .safetensors files whose parameters this run starts from, in order.
+    config.init_from = ()
+    config.data = ConfigDict(
+        {
+            "sources": ("bundled:commands:train",),
+            "batch_size": (32, 20, 12) if tiny else (32, 20, 12, 8, 4),
+            "bucket_seconds": (2.5, 4.0, 6.5) if tiny else (2.5, 4.0, 6.5, 15.0, 30.0),
+            "speed_perturb": (0.9, 1.0, 1.1),
+            "seed": 0,
+            "threads": 1 if tiny else 16,
+            "cache_mb": 800.0 if tiny else 0.0,
+        }
+    )
+    config.mesh = (1, 1, 1) if tiny else ()
+    config.seed = 0
+    config.log_every = 10
+    config.checkpoint_every = 200 if tiny else 5_000
+    return config

@@ -1,0 +1,39 @@
+r"""Stage 1, encoder pre-training: phoneme CR-CTC under dynamic chunks.
+
+python launch/train.py --config=configs/stage1.py:nano --workdir=runs/stage1
+"""
+
+from ml_collections import ConfigDict
+
+from nim4_jax.configs import base
+
+
+def get_config(size: str = "") -> ConfigDict:
+    """Stage 1 at `nano`, `small` or `2b3`."""
+    config = base.get_config(size)
+    tiny = base.check_size(size) == "nano"
+    config.stage = "stage1"
+    config.data.needs = ("phonemes",)
+    config.loss = ConfigDict(
+        {
+            "kind": "cr_ctc",
+            "views": 2,
+            "alpha": 0.2,
+            "alpha_warmup": 500 if tiny else 10_000,
+            "augment": {"warp": 40 if tiny else 80},
+            "chunks": {"full_share": 0.5},
+        }
+    )
+    config.rules = (
+        ("(encoder|ctc_head)/.*", 1.0),
+        (".*", None),
+    )
+    config.optimizer = ConfigDict(
+        {
+            "peak_rate": 2e-3 if tiny else 5e-4,
+            "warmup_steps": 300 if tiny else 10_000,
+            "weight_decay": 1e-2,
+        }
+    )
+    config.steps = 6_000 if tiny else 2_000_000
+    return config

@@ -1,0 +1,286 @@
+"""Length buckets and the plan of batches: which examples form which batch, when.
+
+The plan of an epoch is a pure function of (seed, epoch) and of the examples' lengths.
+It knows no hosts, workers or threads: they slice a batch that is already decided. Hence
+step s holds the same global examples whatever the number of hosts (law 3), and the
+whole state of the input pipeline is one integer, the step (law 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_SPEED, _ORDER, _BATCHES, _SOURCE = range(4)  # streams of random numbers
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """One fixed batch shape.
+
+    Attributes:
+        seconds: longest audio that fits, after speed perturbation.
+        batch: rows of the global batch.
+        phonemes: width of the phoneme labels.
+        tokens: width of the token labels.
+    """
+
+    seconds: float
+    batch: int
+    phonemes: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What the plan knows of the examples: arrays of [examples].
+
+    Attributes:
+        seconds: float64, length of the audio at speed 1.
+        phonemes: int64, number of phoneme labels.
+        repeats: int64, neighbouring equal phonemes (each costs CTC one more frame).
+        tokens: int64, number of token labels.
+    """
+
+    seconds: np.ndarray
+    phonemes: np.ndarray
+    repeats: np.ndarray
+    tokens: np.ndarray
+
+    def take(self, indices: np.ndarray) -> Lengths:
+        """The same for the examples `indices`."""
+        return Lengths(
+            self.seconds[indices],
+            self.phonemes[indices],
+            self.repeats[indices],
+            self.tokens[indices],
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One planned global batch.
+
+    Attributes:
+        epoch: epoch that it belongs to.
+        bucket: index of its bucket, which fixes its shape.
+        indices: int64 [rows], examples; -1 is an empty row (evaluation only).
+        speeds: float64 [rows], speed factors.
+        repeated: rows at the end that repeat examples of the same epoch to fill it.
+    """
+
+    epoch: int
+    bucket: int
+    indices: np.ndarray
+    speeds: np.ndarray
+    repeated: int = 0
+
+
+def count_encoder_frames(samples: np.ndarray | int) -> np.ndarray:
+    """Encoder frames (40 ms) of S samples: ⌈T / 4⌉, T = 1 + ⌊(S − 400) / 160⌋."""
+    frames = np.maximum(0, 1 + (np.asarray(samples) - 400) // 160)
+    return -(-frames // 4)
+
+
+def assign_buckets(lengths: Lengths, buckets: tuple[Bucket, ...]) -> np.ndarray:
+    """Smallest bucket whose shape holds each example; len(buckets) where none does.
+
+    Args:
+        lengths: of [examples], seconds after speed perturbation.
+        buckets: in growing order.
+
+    Returns:
+        int64 [examples].
+    """
+    chosen = np.full(len(lengths.seconds), len(buckets), np.int64)
+    for number in reversed(range(len(buckets))):
+        bucket = buckets[number]
+        fits = (
+            (lengths.seconds <= bucket.seconds)
+            & (lengths.phonemes <= bucket.phonemes)
+            & (lengths.tokens <= bucket.tokens)
+        )
+        chosen[fits] = number
+    return chosen
+
+
+def is_ctc_feasible(lengths: Lengths) -> np.ndarray:
+    """Whether a CTC path exists: encoder frames ≥ labels + repeated neighbours.
+
+    Returns:
+        bool [examples].
+    """
+    samples = np.floor(lengths.seconds * 16000).astype(np.int64)
+    return count_encoder_frames(samples) >= lengths.phonemes + lengths.repeats
+
+
+class TrainPlan:
+    """Random access from a step to its global batch, over endless epochs.
+
+    An epoch's rule, all of it drawn from (seed, epoch):
+
+    1. draw: source k with weight w and n examples gives the entries ⌊e·w·n⌋ …
+       ⌊(e+1)·w·n⌋ of an endless row of its permutations: each example once an epoch for
+       w = 1, twice for 2, once in two epochs for ½;
+    2. one speed factor per drawn example; one that then fits no bucket or no CTC path
+       keeps speed 1, at which the caller knows that it fits;
+    3. a global shuffle; each example goes to the smallest bucket that holds it;
+    4. each bucket is cut into batches; what is left over moves up into the next larger
+       bucket in use, and the largest one's last batch is filled by repeating that
+       bucket's first rows (fewer than one batch an epoch, counted in `Batch.repeated`);
+    5. the batches are shuffled.
+    """
+
+    def __init__(
+        self,
+        groups: list[np.ndarray],
+        weights: list[float],
+        lengths: Lengths,
+        buckets: tuple[Bucket, ...],
+        *,
+        speeds: tuple[float, ...] = (1.0,),
+        seed: int = 0,
+    ):
+        """Prepare the plan.
+
+        Args:
+            groups: usable example indices of each source, int64.
+            weights: passes over each source an epoch.
+            lengths: of all examples (usable or not) at speed 1.
+            buckets: in growing order; every usable example fits one at speed 1.
+            speeds: factors to draw from, all equally likely.
+            seed: of everything random.
+        """
+        self.groups = groups
+        self.weights = weights
+        self.lengths = lengths
+        self.buckets = buckets
+        self.speeds = np.asarray(speeds, np.float64)
+        self.seed = seed
+        self._starts = [0]  # step at which each epoch starts, as far as known
+        self._epochs: dict[int, list[Batch]] = {}
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch = self.find_epoch(step)
+        return self.epoch(epoch)[step - self._starts[epoch]]
+
+    def epoch(self, epoch: int) -> list[Batch]:
+        """All batches of one epoch, in order."""
+        batches = self._epochs.get(epoch)
+        if batches is None:
+            batches = self._build_epoch(epoch)
+            # Two are kept: prefetch threads stand on both sides of a border. The dict
+            # is replaced, never changed: threads need no lock, workers can pickle it.
+            newest = dict(list(self._epochs.items())[-1:])
+            self._epochs = {**newest, epoch: batches}
+        return batches
+
+    def find_epoch(self, step: int) -> int:
+        """The epoch that a step belongs to."""
+        while self._starts[-1] <= step:
+            self.count_steps(len(self._starts))
+        return int(np.searchsorted(self._starts, step, side="right")) - 1
+
+    def count_steps(self, epochs: int) -> int:
+        """Number of batches of the first `epochs` epochs."""
+        starts = self._starts
+        while len(starts) <= epochs:
+            # A local copy keeps threads that extend the list together consistent.
+            known = list(starts)
+            known.append(known[-1] + len(self.epoch(len(known) - 1)))
+            starts = known
+            if len(known) > len(self._starts):
+                self._starts = known
+        return starts[epochs]
+
+    def _random(self, *path: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, *path))
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        """Example indices of one epoch, source after source."""
+        drawn = []
+        for number, (group, weight) in enumerate(zip(self.groups, self.weights)):
+            size = len(group)
+            if not size:
+                continue
+            start = int(np.floor(epoch * weight * size))
+            stop = int(np.floor((epoch + 1) * weight * size))
+            positions = np.arange(start, stop)
+            for turn in range(start // size, -(-stop // size)):
+                order = self._random(_SOURCE, number, turn).permutation(size)
+                inside = positions[positions // size == turn] % size
+                drawn.append(group[order[inside]])
+        return np.concatenate(drawn) if drawn else np.zeros(0, np.int64)
+
+    def _build_epoch(self, epoch: int) -> list[Batch]:
+        drawn = self._draw(epoch)
+        lengths = self.lengths.take(drawn)
+        random = self._random(_SPEED, epoch)
+        speeds = self.speeds[random.integers(len(self.speeds), size=len(drawn))]
+        fast = Lengths(
+            lengths.seconds / speeds, lengths.phonemes, lengths.repeats, lengths.tokens
+        )
+        buckets = assign_buckets(fast, self.buckets)
+        unfit = (buckets == len(self.buckets)) | ~is_ctc_feasible(fast)
+        speeds = np.where(unfit, 1.0, speeds)
+        buckets = np.where(unfit, assign_buckets(lengths, self.buckets), buckets)
+        order = self._random(_ORDER, epoch).permutation(len(drawn))
+        batches = self._cut(epoch, drawn[order], speeds[order], buckets[order])
+        shuffled = self._random(_BATCHES, epoch).permutation(len(batches))
+        return [batches[number] for number in shuffled]
+
+    def _cut(
+        self, epoch: int, drawn: np.ndarray, speeds: np.ndarray, buckets: np.ndarray
+    ) -> list[Batch]:
+        """Cut the shuffled examples into batches, bucket by bucket."""
+        batches = []
+        left = np.zeros(0, np.int64)
+        used = np.unique(buckets)
+        for number in used:
+            size = self.buckets[number].batch
+            rows = np.concatenate([left, np.flatnonzero(buckets == number)])
+            whole = len(rows) // size * size
+            left = rows[whole:]
+            repeated = 0
+            if number == used[-1] and len(left):
+                repeated = size - len(left)
+                rows = np.concatenate([rows, np.resize(rows, repeated)])
+                whole += size
+            for start in range(0, whole, size):
+                chosen = rows[start : start + size]
+                last = start + size == whole
+                batches.append(
+                    Batch(
+                        epoch,
+                        int(number),
+                        drawn[chosen],
+                        speeds[chosen],
+                        repeated if last else 0,
+                    )
+                )
+        return batches
+
+
+def plan_evaluation(
+    indices: np.ndarray, lengths: Lengths, buckets: tuple[Bucket, ...]
+) -> list[Batch]:
+    """Batches that hold every example once, by length; short last ones hold -1 rows.
+
+    Args:
+        indices: int64, examples, each of which fits a bucket.
+        lengths: of all examples.
+        buckets: in growing order.
+    """
+    order = indices[np.argsort(lengths.seconds[indices], kind="stable")]
+    chosen = assign_buckets(lengths.take(order), buckets)
+    batches = []
+    for number in np.unique(chosen):
+        rows = order[chosen == number]
+        size = buckets[number].batch
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            padded = np.full(size, -1, np.int64)
+            padded[: len(part)] = part
+            batches.append(Batch(0, int(number), padded, np.ones(size)))
+    return batches

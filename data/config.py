@@ -1,0 +1,88 @@
+"""The data configuration and the batch shapes that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nim4_jax.data.buckets import Bucket
+
+_LABELS_PER_SECOND = 16  # default label width; fast English is 14 phonemes a second
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and in which shapes.
+
+    Attributes:
+        sources: specifications (`sources.open_source`), or (specification, weight) with
+            the passes over that source in one epoch.
+        batch_size: rows of a global batch; one number, or one per bucket.
+        bucket_seconds: longest audio of each bucket, growing.
+        max_phonemes: label width of each bucket; 16 a second if None.
+        max_tokens: the same for tokens.
+        speed_perturb: speed factors, drawn per example and epoch.
+        seed: of all that is random.
+        epochs: passes before the iterator ends; None goes on for ever.
+        needs: of "phonemes" and "tokens": labels without which an example is skipped;
+            the others are delivered one wide and masked.
+        tokenizer: path to a tokenizer.json; None delivers no tokens.
+        threads: decoding threads of this process; 0 decodes in `next`.
+        workers: decoding processes (each with `threads`); 0 stays in this process. More
+            than 0 needs parsed absl flags and a guarded main module.
+        prefetch: batches made ahead, per process.
+        cache_mb: memory for decoded audio, MB per process.
+    """
+
+    sources: tuple[str | tuple[str, float], ...]
+    batch_size: int | tuple[int, ...] = 16
+    bucket_seconds: tuple[float, ...] = (2.5, 4.0, 6.0)
+    max_phonemes: tuple[int, ...] | None = None
+    max_tokens: tuple[int, ...] | None = None
+    speed_perturb: tuple[float, ...] = (1.0,)
+    seed: int = 0
+    epochs: int | None = None
+    needs: tuple[str, ...] = ("phonemes", "tokens")
+    tokenizer: str | None = None
+    threads: int = 2
+    workers: int = 0
+    prefetch: int = 4
+    cache_mb: float = 0.0
+
+
+def make_buckets(config: DataConfig) -> tuple[Bucket, ...]:
+    """The batch shapes of a configuration.
+
+    Raises:
+        ValueError: empty, not growing, or of unequal numbers.
+    """
+    seconds = config.bucket_seconds
+    if not seconds or list(seconds) != sorted(set(seconds)) or seconds[0] <= 0:
+        raise ValueError(f"bucket_seconds {seconds}; expected growing positive seconds")
+    unknown = set(config.needs) - {"phonemes", "tokens"}
+    if unknown:
+        raise ValueError(f"needs {sorted(unknown)}; choose from phonemes, tokens")
+    if not config.speed_perturb or min(config.speed_perturb) <= 0:
+        raise ValueError(f"speed_perturb {config.speed_perturb}; expected factors > 0")
+    if config.epochs is not None and config.epochs < 1:
+        raise ValueError(f"epochs {config.epochs}; expected at least 1, or None")
+    batch = config.batch_size
+    default = tuple(int(np.ceil(s * _LABELS_PER_SECOND)) for s in seconds)
+    columns = {
+        "batch_size": (batch,) * len(seconds) if isinstance(batch, int) else batch,
+        "max_phonemes": config.max_phonemes or default,
+        "max_tokens": config.max_tokens or default,
+    }
+    if "phonemes" not in config.needs:
+        columns["max_phonemes"] = (1,) * len(seconds)
+    if "tokens" not in config.needs or not config.tokenizer:
+        columns["max_tokens"] = (1,) * len(seconds)
+    for name, column in columns.items():
+        growing = name == "batch_size" or list(column) == sorted(column)
+        if len(column) != len(seconds) or min(column) < 1 or not growing:
+            raise ValueError(
+                f"{name} {column}; expected {len(seconds)} numbers ≥ 1, one per bucket"
+                + ("" if name == "batch_size" else ", not shrinking")
+            )
+    return tuple(Bucket(*row) for row in zip(seconds, *columns.values()))

@@ -1,0 +1,273 @@
+"""The input pipeline: sources → planned batches → fixed-shape arrays, through Grain.
+
+    sources → plan (shuffle, speed, buckets, global batches) → Grain dataset over steps
+            → this host's rows of the batch → decode, resample, speed → labels → padding
+
+The plan (buckets.py) decides every global batch from (seed, epoch) and the examples'
+lengths before anything is read, so a step number alone says what a batch holds: hosts,
+threads and worker processes only divide the work (law 3), and the iterator's state is
+that number (law 2). What cannot be used is counted in a `SkipReport` with its file and
+line: when planning where the lengths or the text tell, else when decoding, where the
+row is delivered masked (`valid` False) and the plan is left as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+
+from nim4_jax.data import buckets, sources
+from nim4_jax.data.buckets import Batch
+from nim4_jax.data.config import DataConfig, make_buckets
+from nim4_jax.data.loader import BatchLoader
+from nim4_jax.data.skips import SkipReport
+from nim4_jax.data.survey import Examples, survey
+
+__all__ = [
+    "DataConfig",
+    "SkipReport",
+    "TrainIterator",
+    "iterate_eval",
+    "make_train_iterator",
+    "open_corpus",
+]
+
+Arrays = dict[str, np.ndarray]
+
+
+def open_corpus(config: DataConfig) -> sources.Corpus:
+    """All examples of a configuration; `index` in a batch is an index into it."""
+    return sources.open_sources(config.sources)[0]
+
+
+@dataclass
+class _StepLoader:
+    """Step → loaded batch: what Grain maps over the step numbers."""
+
+    plan: buckets.TrainPlan
+    loader: BatchLoader
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        return self.loader.load(self.plan[step])
+
+
+class TrainIterator(grain.DatasetIterator):
+    """Training batches as a Grain iterator: `grain.checkpoint` saves and restores it.
+
+    Its state is the step and a fingerprint of the plan; the former is exact with any
+    number of hosts, threads and workers, the latter refuses another order of the data.
+
+    Attributes:
+        report: the `SkipReport`, growing while batches are delivered.
+        plan: the `TrainPlan`.
+        step: number of batches delivered.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        examples: Examples,
+        report: SkipReport,
+        rank: int,
+        hosts: int,
+    ):
+        super().__init__()
+        self._inner: grain.DatasetIterator | None = None
+        self.report = report
+        self.step = 0
+        self._config = config
+        shapes = make_buckets(config)
+        corpus = examples.corpus
+        groups = [corpus.group(number) for number in range(len(corpus.sources))]
+        self.plan = buckets.TrainPlan(
+            [group[examples.usable[group]] for group in groups],
+            examples.weights,
+            examples.lengths,
+            shapes,
+            speeds=config.speed_perturb,
+            seed=config.seed,
+        )
+        self.stop = sys.maxsize
+        if config.epochs is not None:
+            self.stop = self.plan.count_steps(config.epochs)
+        self._fingerprint = _hash_plan(self.plan)
+        self._corpus = corpus
+        check = "phonemes" in config.needs
+        loader = BatchLoader(examples, shapes, rank, hosts, config.cache_mb, check)
+        self._load = _StepLoader(self.plan, loader)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next batch belongs to."""
+        return self.plan.find_epoch(self.step)
+
+    def __next__(self) -> Arrays:
+        if self._closed:
+            raise ValueError("the training iterator is closed")
+        loaded = next(self._start())
+        self.step += 1
+        return _account(loaded, self._corpus, self.report)
+
+    def get_state(self) -> dict[str, Any]:
+        """The step to come, and which plan it belongs to."""
+        return {"step": self.step, "plan": self._fingerprint}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go to a saved step.
+
+        Raises:
+            ValueError: the state belongs to other data or another configuration.
+        """
+        if state["plan"] != self._fingerprint:
+            raise ValueError(
+                f"the saved data state belongs to plan {state['plan']}, this "
+                f"configuration makes {self._fingerprint}: sources, filters, batch "
+                "sizes, buckets, speeds, seed and tokenizer must be those of the saved "
+                "run; to change them, start the data afresh instead of restoring it"
+            )
+        self._stop_inner()
+        self.step = int(state["step"])
+
+    def start_prefetch(self) -> None:
+        """Begin to load batches before the first `next`."""
+        self._start().start_prefetch()
+
+    def close(self) -> None:
+        """Stop the threads and workers."""
+        self._stop_inner()
+        super().close()
+
+    def _start(self) -> grain.DatasetIterator:
+        if self._inner is None:
+            steps = grain.MapDataset.range(self.step, self.stop)
+            self._inner = iter(_read_ahead(steps.map(self._load), self._config))
+        return self._inner
+
+    def _stop_inner(self) -> None:
+        if self._inner is not None:
+            self._inner.close()
+            self._inner = None
+
+
+def _read_ahead(data: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
+    """Grain's threads, and worker processes if asked for."""
+    options = grain.ReadOptions(
+        num_threads=config.threads,
+        prefetch_buffer_size=config.prefetch if config.threads else 0,
+    )
+    ahead = data.to_iter_dataset(options)
+    if not config.workers:
+        return ahead
+    processes = grain.MultiprocessingOptions(
+        num_workers=config.workers, per_worker_buffer_size=max(1, config.prefetch)
+    )
+    return ahead.mp_prefetch(processes)
+
+
+def _account(
+    loaded: dict[str, Any], corpus: sources.Corpus, report: SkipReport
+) -> Arrays:
+    """Count a loaded batch's skips where it is delivered, and hand out its arrays.
+
+    They travel with the batch because a worker process has no access to the report, and
+    a batch that was made ahead but never delivered must not count.
+    """
+    for reason, index, detail in loaded["skips"]:
+        report.add(reason, index, corpus[index]["origin"], detail)
+    report.add_repeated(loaded["repeated"])
+    return loaded["arrays"]
+
+
+def _hash_plan(plan: buckets.TrainPlan) -> str:
+    """Fingerprint of all that a plan depends on."""
+    digest = hashlib.sha256()
+    lengths = plan.lengths
+    arrays = (lengths.seconds, lengths.phonemes, lengths.repeats, lengths.tokens)
+    for array in (*arrays, *plan.groups):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    facts = (plan.buckets, plan.weights, plan.speeds.tolist(), plan.seed)
+    digest.update(repr(facts).encode())
+    return digest.hexdigest()[:16]
+
+
+def make_train_iterator(
+    config: DataConfig,
+    *,
+    rank: int = 0,
+    hosts: int = 1,
+    report: SkipReport | None = None,
+) -> TrainIterator:
+    """Endless (or `config.epochs` long) training batches of this host.
+
+    Args:
+        config: what to read.
+        rank: number of this host.
+        hosts: number of hosts; each gets batch / hosts rows of every global batch.
+        report: counts what is skipped; a fresh one if None (`iterator.report`).
+
+    Returns:
+        A Grain iterator over dicts of numpy arrays, b = batch / hosts rows:
+        audio float32 [b, S], audio_mask bool [b, S], phonemes int32 [b, P],
+        phonemes_mask bool, tokens int32 [b, L], tokens_mask bool, index int32 [b]
+        (into `open_corpus(config)`), valid bool [b] (False: the row could not be read
+        and is masked throughout). S, P, L are fixed per bucket.
+
+    Raises:
+        ValueError: bad configuration, bad manifest line, or no usable example.
+    """
+    report = SkipReport() if report is None else report
+    examples = survey(config, report, training=True)
+    return TrainIterator(config, examples, report, rank, hosts)
+
+
+def iterate_eval(
+    config: DataConfig,
+    *,
+    rank: int = 0,
+    hosts: int = 1,
+    report: SkipReport | None = None,
+) -> Iterator[Arrays]:
+    """Every example exactly once, shortest first, in the buckets' fixed shapes.
+
+    Weights, speeds, seed and epochs of the configuration do not matter here. The last
+    batch of a bucket is filled with rows of index -1 and `valid` False.
+
+    Args:
+        config: what to read; audio longer than the largest bucket is skipped, counted.
+        rank: number of this host.
+        hosts: number of hosts.
+        report: counts what is skipped; pass one to read it afterwards.
+
+    Yields:
+        The arrays of `make_train_iterator`.
+    """
+    report = SkipReport() if report is None else report
+    examples = survey(config, report, training=False)
+    shapes = make_buckets(config)
+    usable = np.flatnonzero(examples.usable)
+    plan = buckets.plan_evaluation(usable, examples.lengths, shapes)
+    loader = BatchLoader(examples, shapes, rank, hosts, config.cache_mb, False)
+    batches = grain.MapDataset.range(len(plan)).map(_PlanLoader(plan, loader))
+    ahead = iter(_read_ahead(batches, config))
+    try:
+        for loaded in ahead:
+            yield _account(loaded, examples.corpus, report)
+    finally:
+        ahead.close()
+
+
+@dataclass
+class _PlanLoader:
+    """Position in a finite plan → loaded batch."""
+
+    plan: list[Batch]
+    loader: BatchLoader
+
+    def __call__(self, position: int) -> dict[str, Any]:
+        return self.loader.load(self.plan[position])

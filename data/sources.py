@@ -1,0 +1,240 @@
+"""Where examples come from: manifests, TFDS data sets, bundled sets.
+
+A source is a random-access sequence of records:
+
+    audio         path, encoded bytes, or samples
+    sample_rate   of samples, Hz; None where the audio itself tells
+    text          transcript
+    lang          "en", "zh", "mixed" or "auto"
+    keywords      tuple of strings, entities that occur in the transcript
+    id            name of the utterance
+    duration      seconds, None where unknown
+    origin        "file:line" or "data set:index", for messages
+
+A manifest is a JSON-lines file; `audio` (relative to the manifest) and `text` are
+required, `lang`, `duration`, `keywords`, `id` optional, other keys free.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+Record = dict[str, Any]
+
+LANGS = ("en", "zh", "mixed", "auto")
+
+# name[/config][:version]:split, where a split may itself hold a colon: train[:10%]
+_TFDS_TARGET = re.compile(r"([^:]+(?::[0-9]+\.[0-9]+\.[0-9]+)?):([^:]+(?:\[.*)?)")
+
+
+class Source(Protocol):
+    """A random-access sequence of records."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+def open_source(spec: str) -> Source:
+    """Open a source by its specification.
+
+    - `path/to/manifest.jsonl[?key=value&key=a|b]`: the records whose keys have one of
+      the values; all conditions must hold. `?split=train&lang=en|zh`.
+    - `tfds:name[/config][:version]:split[?lang=en&data_dir=…]`: a prepared TFDS data
+      set with an audio and a text feature; nothing is ever downloaded.
+    - `bundled:name:split`: a set that ships with the project.
+
+    Raises:
+        ValueError: unknown form, no such file, a bad line (named), nothing selected.
+    """
+    if spec.startswith("tfds:"):
+        return _open_tfds(spec)
+    if spec.startswith("bundled:"):
+        # Imported on demand: the bundled sets build on this module's records.
+        from nim4_jax.data import builders
+
+        name, _, split = spec.removeprefix("bundled:").partition(":")
+        return builders.open_bundled(name, split)
+    path, _, query = spec.partition("?")
+    if not path.endswith((".jsonl", ".json")):
+        raise ValueError(
+            f"unknown source {spec!r}; expected 'manifest.jsonl[?key=value]', "
+            "'tfds:name[/config]:split' or 'bundled:name:split'"
+        )
+    return Manifest(path, query)
+
+
+class Manifest:
+    """The selected records of a JSON-lines manifest."""
+
+    def __init__(self, path: str, query: str = ""):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ValueError(f"no manifest at {path}; give a JSON-lines file")
+        conditions = _parse_query(query, path)
+        rows = []
+        with self.path.open(encoding="utf8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    rows.append((number, _parse_line(line, f"{path}:{number}")))
+        self._rows = [row for row in rows if _matches(row[1], conditions)]
+        if not self._rows:
+            raise ValueError(_describe_empty(path, query, conditions, rows))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        number, row = self._rows[index]
+        return {
+            "audio": str(self.path.parent / row["audio"]),
+            "sample_rate": None,
+            "text": row["text"],
+            "lang": row.get("lang", "auto"),
+            "keywords": tuple(row.get("keywords", ())),
+            "id": str(row.get("id", Path(row["audio"]).stem)),
+            "duration": row.get("duration"),
+            "origin": f"{self.path}:{number}",
+        }
+
+
+def _parse_query(query: str, path: str) -> dict[str, set[str]]:
+    """`key=a|b&other=c` as {key: {a, b}, other: {c}}."""
+    if not query:
+        return {}
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: cannot read the selection {query!r}; "
+            "expected 'key=value' or 'key=a|b', joined by '&'"
+        ) from error
+    return {key: set(value.split("|")) for key, value in pairs}
+
+
+def _matches(row: dict, conditions: dict[str, set[str]]) -> bool:
+    return all(
+        key in row and str(row[key]) in values for key, values in conditions.items()
+    )
+
+
+def _parse_line(line: str, origin: str) -> dict:
+    """One manifest line, checked.
+
+    Raises:
+        ValueError: naming file and line.
+    """
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{origin}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{origin}: got {type(row).__name__}, expected an object")
+    for key in ("audio", "text"):
+        if key not in row:
+            raise ValueError(f"{origin}: the key {key!r} is missing; has {sorted(row)}")
+        if not isinstance(row[key], str):
+            raise ValueError(f"{origin}: {key!r} is {row[key]!r}, expected a string")
+    if row.get("lang", "auto") not in LANGS:
+        raise ValueError(
+            f"{origin}: unknown lang {row['lang']!r}; choose from {', '.join(LANGS)}"
+        )
+    _check_optional(row, origin)
+    return row
+
+
+def _check_optional(row: dict, origin: str) -> None:
+    duration = row.get("duration")
+    number = isinstance(duration, (int, float)) and not isinstance(duration, bool)
+    # The comparison chain is false for NaN and infinity too.
+    if duration is not None and not (number and 0 <= duration < float("inf")):
+        raise ValueError(
+            f"{origin}: 'duration' is {duration!r}, expected seconds (a number ≥ 0)"
+        )
+    keywords = row.get("keywords", [])
+    if not isinstance(keywords, list) or not all(isinstance(k, str) for k in keywords):
+        raise ValueError(
+            f"{origin}: 'keywords' is {keywords!r}, expected a list of strings"
+        )
+
+
+def _describe_empty(path: str, query: str, conditions: dict, rows: list) -> str:
+    """Why a selection is empty: the values that each of its keys has."""
+    if not rows:
+        return f"{path}: the manifest has no record"
+    known = []
+    for key in conditions:
+        values = sorted({str(row[key]) for _, row in rows if key in row})
+        shown = ", ".join(values[:10]) + (", …" if len(values) > 10 else "")
+        known.append(f"{key!r} has {shown or 'no value: no record has this key'}")
+    return f"{path}: no record matches {query!r}; {'; '.join(known)}"
+
+
+def _open_tfds(spec: str) -> Source:
+    # Imported on demand: TFDS costs seconds of start-up that manifests need not pay.
+    from nim4_jax.data.tfds_reader import TfdsSource
+
+    target, _, query = spec.removeprefix("tfds:").partition("?")
+    parsed = _TFDS_TARGET.fullmatch(target)
+    conditions = _parse_query(query, spec)
+    options = {key: "|".join(values) for key, values in conditions.items()}
+    if not parsed or set(options) - {"lang", "data_dir"}:
+        raise ValueError(
+            f"cannot read the source {spec!r}; expected "
+            "'tfds:name[/config][:version]:split[?lang=en&data_dir=…]'"
+        )
+    if options.get("lang", "auto") not in LANGS:
+        raise ValueError(f"{spec}: unknown lang; choose from {', '.join(LANGS)}")
+    return TfdsSource(parsed[1], parsed[2], **options)
+
+
+class Corpus:
+    """Several sources as one sequence; an index is an example's global id."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self.sources = tuple(sources)
+        self.starts = np.cumsum([0, *(len(source) for source in self.sources)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.sources[number][index - int(self.starts[number])]
+
+    def group(self, number: int) -> np.ndarray:
+        """Global ids of the examples of one source, int64."""
+        return np.arange(self.starts[number], self.starts[number + 1])
+
+
+def open_sources(
+    specs: Sequence[str | tuple[str, float]],
+) -> tuple[Corpus, list[float]]:
+    """Open a mixture.
+
+    Args:
+        specs: specifications for `open_source`, each alone (weight 1) or with its
+            weight: the passes over that source in one epoch, any number > 0.
+
+    Returns:
+        The sources as one corpus, and their weights.
+    """
+    if not specs or isinstance(specs, str):
+        raise ValueError(f"got sources {specs!r}; expected a list of specifications")
+    opened, weights = [], []
+    for entry in specs:
+        spec, weight = (entry, 1.0) if isinstance(entry, str) else entry
+        if not 0 < weight < float("inf"):
+            raise ValueError(f"source {spec!r} has weight {weight}; expected > 0")
+        opened.append(open_source(spec))
+        weights.append(float(weight))
+    return Corpus(opened), weights

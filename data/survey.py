@@ -1,0 +1,135 @@
+"""The survey before a plan: every example measured, the unusable ones sorted out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nim4_jax.data import audio, buckets, sources, transforms
+from nim4_jax.data.buckets import Bucket, Lengths
+from nim4_jax.data.config import DataConfig, make_buckets
+from nim4_jax.data.skips import (
+    EMPTY_TRANSCRIPT,
+    NO_PHONEME,
+    TOO_MANY_LABELS,
+    TOO_SHORT_FOR_CTC,
+    SkipReport,
+)
+
+
+@dataclass
+class Examples:
+    """The examples of a configuration with all that a plan needs to know of them.
+
+    Attributes:
+        corpus: the records.
+        weights: of the corpus's sources.
+        lengths: of all examples.
+        phonemes: phoneme ids of all examples.
+        tokens: answer tokens of all examples.
+        usable: bool [examples].
+    """
+
+    corpus: sources.Corpus
+    weights: list[float]
+    lengths: Lengths
+    phonemes: transforms.Ragged
+    tokens: transforms.Ragged
+    usable: np.ndarray
+
+
+def survey(config: DataConfig, report: SkipReport, *, training: bool) -> Examples:
+    """Measure every example and sort out what cannot be used, counting it.
+
+    In training an example needs audio that fits a bucket and labels that CTC can align.
+    In evaluation it needs the audio only: labels that do not fit are left out, counted.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    corpus, weights = sources.open_sources(config.sources)
+    shapes = make_buckets(config)
+    seconds = np.zeros(len(corpus))
+    usable = np.ones(len(corpus), bool)
+    texts, origins = [], []
+    for index in range(len(corpus)):
+        record = corpus[index]
+        texts.append(record["text"])
+        origins.append(record["origin"])
+        try:
+            seconds[index] = _measure(record, shapes[-1].seconds)
+        except audio.AudioError as error:
+            usable[index] = False
+            report.add(error.reason, index, record["origin"], str(error))
+    spoken, written = transforms.encode_text(texts, config.needs, config.tokenizer)
+    lengths = Lengths(seconds, spoken.lengths, spoken.count_repeats(), written.lengths)
+    misfits = _find_misfits(config, texts, lengths, shapes)
+    for reason, found in misfits.items():
+        for index in np.flatnonzero(found & usable):
+            what = "labels left out: " if not training else ""
+            detail = f"{texts[index]!r}, {seconds[index]:.2f} s"
+            report.add(what + reason, int(index), origins[index], detail)
+        if training:
+            usable &= ~found
+    if not training:
+        lengths = _leave_out(lengths, np.any(list(misfits.values()), axis=0))
+    if not usable.any():
+        raise ValueError(f"no example can be used:\n{report.summary()}")
+    return Examples(corpus, weights, lengths, spoken, written, usable)
+
+
+def _measure(record: sources.Record, max_seconds: float) -> float:
+    """Duration of a record, from its field or its header.
+
+    Raises:
+        AudioError: no audio, or longer than the largest bucket.
+    """
+    name = transforms.name_record(record)
+    seconds = record.get("duration")
+    if seconds is None:
+        seconds = audio.read_duration(
+            record["audio"], sample_rate=record.get("sample_rate"), name=name
+        )
+    if seconds <= 0:
+        raise audio.AudioError("zero length", name, "it lasts 0 s")
+    if seconds > max_seconds:
+        raise audio.AudioError(
+            "too long", name, f"{seconds:.2f} s, the largest bucket is {max_seconds} s"
+        )
+    return seconds
+
+
+def _find_misfits(
+    config: DataConfig,
+    texts: Sequence[str],
+    lengths: Lengths,
+    shapes: tuple[Bucket, ...],
+) -> dict[str, np.ndarray]:
+    """Examples whose labels cannot be used, bool [examples] by reason, disjoint."""
+    empty = np.array([not text.strip() for text in texts])
+    many = (lengths.phonemes > shapes[-1].phonemes) | (
+        lengths.tokens > shapes[-1].tokens
+    )
+    misfits = {}
+    if config.needs:
+        misfits[EMPTY_TRANSCRIPT] = empty
+    if "phonemes" in config.needs:
+        misfits[NO_PHONEME] = ~empty & (lengths.phonemes == 0)
+        short = ~buckets.is_ctc_feasible(lengths)
+        misfits[TOO_SHORT_FOR_CTC] = short & ~empty & (lengths.phonemes > 0)
+        many &= ~misfits[TOO_SHORT_FOR_CTC]
+    misfits[TOO_MANY_LABELS] = many & ~empty
+    return misfits
+
+
+def _leave_out(lengths: Lengths, rows: np.ndarray) -> Lengths:
+    """The same lengths without the labels of `rows` (bool [examples])."""
+    kept = ~rows
+    return Lengths(
+        lengths.seconds,
+        lengths.phonemes * kept,
+        lengths.repeats * kept,
+        lengths.tokens * kept,
+    )

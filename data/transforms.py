@@ -1,0 +1,160 @@
+"""Record → arrays: labels from the transcript, samples from the audio, padding."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from nim4_jax.data import audio
+from nim4_jax.data.sources import Record
+from nim4_jax.text import phonemes
+
+_LENGTH_SLACK = 0.02  # seconds: manifests round durations, resamplers round lengths
+
+
+class Ragged:
+    """Many integer sequences in one flat array (a list of arrays costs 10 × more)."""
+
+    def __init__(self, rows: Iterable[Sequence[int]]):
+        kept = [np.asarray(row, np.int32) for row in rows]
+        self.lengths = np.array([len(row) for row in kept], np.int64)
+        self._ends = np.cumsum(self.lengths)
+        self._flat = np.concatenate([*kept, np.zeros(0, np.int32)])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        end = self._ends[index]
+        return self._flat[end - self.lengths[index] : end]
+
+    def count_repeats(self) -> np.ndarray:
+        """Neighbouring equal ids within each row, int64 [rows]."""
+        row = np.repeat(np.arange(len(self)), self.lengths)
+        equal = (self._flat[1:] == self._flat[:-1]) & (row[1:] == row[:-1])
+        return np.bincount(row[1:][equal], minlength=len(self)).astype(np.int64)
+
+
+def encode_text(
+    texts: Sequence[str], needs: Sequence[str], tokenizer: str | None
+) -> tuple[Ragged, Ragged]:
+    """Phoneme ids and answer tokens of transcripts.
+
+    Args:
+        texts: transcripts; an empty one gives no label at all.
+        needs: of "phonemes" and "tokens"; what is not needed is left empty.
+        tokenizer: path to a tokenizer.json; None leaves the tokens empty.
+
+    Returns:
+        Phoneme ids, and the tokens of each transcript followed by `<|im_end|>`.
+    """
+    encode = _open_encoder(tokenizer) if tokenizer and "tokens" in needs else None
+    spoken, written = [], []
+    for text in texts:
+        filled = bool(text.strip())
+        ids = phonemes.encode_phonemes(text) if filled and "phonemes" in needs else ()
+        spoken.append(ids)
+        written.append(encode(text) if filled and encode else ())
+    return Ragged(spoken), Ragged(written)
+
+
+def _open_encoder(tokenizer: str) -> Callable[[str], list[int]]:
+    # Imported on demand: training on phonemes alone needs no tokenizer library.
+    from nim4_jax.text import prompt
+    from nim4_jax.text.tokenizer import Tokenizer
+
+    model = Tokenizer.from_file(os.fspath(tokenizer))
+    return lambda text: prompt.encode_answer(model, text)
+
+
+class SampleCache:
+    """Decoded int16 samples by example id, until `megabytes` are full.
+
+    Nothing is ever evicted: epochs visit every example equally often, so that what came
+    first is as good as anything else, and a full cache costs nothing.
+    """
+
+    def __init__(self, megabytes: float):
+        self._free = int(megabytes * 1e6)
+        self._samples: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict:
+        # A worker process starts its own cache, empty, with its own lock.
+        return {"megabytes": self._free / 1e6 + self.megabytes_used}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["megabytes"])
+
+    @property
+    def megabytes_used(self) -> float:
+        """Size of what is kept."""
+        return sum(samples.nbytes for samples in self._samples.values()) / 1e6
+
+    def get(self, index: int) -> np.ndarray | None:
+        """The samples of an example, None if they are not kept."""
+        return self._samples.get(index)
+
+    def put(self, index: int, samples: np.ndarray) -> None:
+        """Keep the samples if they fit."""
+        with self._lock:
+            if index not in self._samples and samples.nbytes <= self._free:
+                self._free -= samples.nbytes
+                self._samples[index] = samples
+
+
+def load_samples(
+    record: Record, *, speed: float, max_seconds: float, cached: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Samples of a record, decoded (or from the cache) and changed in speed.
+
+    Decoded samples are rounded to int16 whether or not a cache keeps them: a run that
+    resumes with an empty cache must see the very bits that it would have seen.
+
+    Args:
+        record: as `sources` describes it.
+        speed: factor; the result is 1 / speed as long.
+        max_seconds: longest result.
+        cached: what the cache has.
+
+    Returns:
+        float32 [S] samples after the speed change, and int16 samples for the cache.
+
+    Raises:
+        AudioError: as `audio.decode`; "too long" if the result exceeds `max_seconds`.
+    """
+    limit = max_seconds + _LENGTH_SLACK
+    kept = cached
+    if kept is None:
+        decoded = audio.decode(
+            record["audio"],
+            sample_rate=record.get("sample_rate"),
+            name=name_record(record),
+            duration=record.get("duration"),
+            max_seconds=limit * speed,
+        )
+        kept = audio.to_int16(decoded)
+    samples = audio.change_speed(audio.to_float32(kept), speed)
+    size = round(max_seconds * audio.SAMPLE_RATE)
+    return samples[:size], kept
+
+
+def name_record(record: Record) -> str:
+    """What messages call a record: its audio file, else its origin."""
+    path = record["audio"]
+    return path if isinstance(path, str) else record["origin"]
+
+
+def pad_rows(
+    rows: Sequence[np.ndarray], width: int, dtype: type
+) -> tuple[np.ndarray, np.ndarray]:
+    """Left-aligned rows [B, width] with zeros behind, and their mask (True = real)."""
+    values = np.zeros((len(rows), width), dtype)
+    mask = np.zeros((len(rows), width), bool)
+    for number, row in enumerate(rows):
+        values[number, : len(row)] = row
+        mask[number, : len(row)] = True
+    return values, mask

@@ -1,0 +1,183 @@
+"""From a config to the objects of a run, and from a checkpoint back to a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+import nim4_jax
+from nim4_jax.data.config import DataConfig
+from nim4_jax.launch import settings
+from nim4_jax.models.asr import AsrConfig, Prompt
+from nim4_jax.text import phonemes, prompt
+from nim4_jax.text.tokenizer import Tokenizer
+from nim4_jax.train import checkpoint
+from nim4_jax.train.losses import CrCtc, ReadPhonemes, Transcribe
+from nim4_jax.train.optim import OptimizerConfig
+from nim4_jax.train.recipes import Recipe
+from nim4_jax.types import Params
+from nim4_jax.weights import snapshot
+
+LOSSES = {"cr_ctc": CrCtc, "transcribe": Transcribe, "read_phonemes": ReadPhonemes}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """A training run, as frozen dataclasses.
+
+    Attributes:
+        stage: name for logs.
+        model: shapes.
+        recipe: loss, rules, optimizer, steps.
+        data: training data.
+        init_from: workdirs or .safetensors files to start from.
+        cmvn: path of feature statistics, or "".
+        mesh: (data, fsdp, tensor) sizes, () for all devices on data.
+        log_every: steps between records.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    stage: str
+    model: AsrConfig
+    recipe: Recipe
+    data: DataConfig
+    init_from: tuple[str, ...]
+    cmvn: str
+    mesh: tuple[int, ...]
+    log_every: int
+    checkpoint_every: int
+
+
+def find_tokenizer(name: str) -> str:
+    """Path of a tokenizer.json: "nano" is the packaged one, anything else a path."""
+    if name == "nano":
+        folder = resources.files(nim4_jax) / "text" / "resources"
+        return str(folder / "nano_tokenizer.json")
+    return name
+
+
+def make_prompt(tokenizer: Tokenizer) -> Prompt:
+    """Token ids around the speech, without hints."""
+    return Prompt(
+        tuple(prompt.encode_prefix(tokenizer)), tuple(prompt.encode_suffix(tokenizer))
+    )
+
+
+def build_model_config(values: dict[str, Any]) -> AsrConfig:
+    """`config.model` as dataclasses, with the phoneme inventory of this package."""
+    values = {"num_phonemes": len(phonemes.INVENTORY), **values}
+    return settings.build(AsrConfig, values, "config.model")
+
+
+def _build_loss(values: dict[str, Any], tokenizer_path: str, model: AsrConfig) -> Any:
+    kind = values.pop("kind", None)
+    if kind not in LOSSES:
+        raise ValueError(
+            f"config.loss.kind={kind!r} is unknown; use one of {sorted(LOSSES)}."
+        )
+    cls = LOSSES[kind]
+    names = {field.name for field in dataclasses.fields(cls)}
+    if "prompt" in names:
+        tokenizer = Tokenizer.from_file(tokenizer_path)
+        check_vocabulary(tokenizer, model)
+        made = make_prompt(tokenizer)
+        values["prompt"] = {"prefix": made.prefix, "suffix": made.suffix}
+    if "num_phonemes" in names:
+        values["num_phonemes"] = model.num_phonemes
+    return settings.build(cls, values, "config.loss")
+
+
+def check_vocabulary(tokenizer: Tokenizer, model: AsrConfig) -> None:
+    """Refuse a tokenizer with more ids than the LLM has embeddings."""
+    if tokenizer.vocab_size > model.llm.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the LLM only "
+            f"{model.llm.vocab_size} embeddings; set config.model.llm.vocab_size."
+        )
+
+
+def build_settings(config: ConfigDict) -> TrainSettings:
+    """Everything that `launch/train.py` needs, checked.
+
+    Raises:
+        ValueError: a key or a value that does not fit, by its dotted path.
+    """
+    values = config.to_dict()
+    model = build_model_config(values["model"])
+    tokenizer = find_tokenizer(values["tokenizer"])
+    rules = tuple(tuple(rule) for rule in values["rules"])
+    recipe = Recipe(
+        loss=_build_loss(values["loss"], tokenizer, model),
+        rules=rules,
+        optimizer=settings.build(
+            OptimizerConfig, values["optimizer"], "config.optimizer"
+        ),
+        steps=int(values["steps"]),
+        seed=int(values["seed"]),
+    )
+    data = dict(values["data"])
+    if "tokens" in data.get("needs", ("tokens",)):
+        data["tokenizer"] = tokenizer
+    origins = values["init_from"]
+    return TrainSettings(
+        stage=values["stage"],
+        model=model,
+        recipe=recipe,
+        data=settings.build(DataConfig, data, "config.data"),
+        init_from=(origins,) if isinstance(origins, str) else tuple(origins),
+        cmvn=values["cmvn"],
+        mesh=tuple(values["mesh"]),
+        log_every=int(values["log_every"]),
+        checkpoint_every=int(values["checkpoint_every"]),
+    )
+
+
+def describe(made: TrainSettings, config: ConfigDict) -> dict[str, Any]:
+    """Facts that go into each checkpoint: enough to rebuild the model from it."""
+    return {
+        "stage": made.stage,
+        "steps": made.recipe.steps,
+        "model": dataclasses.asdict(made.model),
+        "tokenizer": config.tokenizer,
+        "phonemes": phonemes.INVENTORY_HASH,
+        "config": config.to_json_best_effort(),
+    }
+
+
+def load_model(origin: str) -> tuple[Params, dict[str, Any]]:
+    """Parameters and meta of a workdir or of a .safetensors snapshot.
+
+    Raises:
+        ValueError: nothing to load, or made with another phoneme inventory.
+    """
+    if origin.endswith(".safetensors"):
+        params, meta = snapshot.read(resolve(origin))
+    else:
+        params, meta = checkpoint.load_params(origin)
+    if meta["phonemes"] != phonemes.INVENTORY_HASH:
+        raise ValueError(
+            f"{origin} was made with phoneme inventory {meta['phonemes'][:12]}, this "
+            f"package has {phonemes.INVENTORY_HASH[:12]}; its phoneme head means other "
+            "sounds. Use the version of the package that made it."
+        )
+    for name, leaf in params.items():
+        if not leaf or not all(np.asarray(x).size for x in _leaves(leaf)):
+            raise ValueError(f"{origin} holds an empty part {name!r}.")
+    return params, meta
+
+
+def _leaves(tree: Any) -> list[Any]:
+    if isinstance(tree, dict):
+        return [leaf for value in tree.values() for leaf in _leaves(value)]
+    return [tree]
+
+
+def resolve(path: str) -> str:
+    """A path; "package:NAME" is a file that comes with the package."""
+    if not path.startswith("package:"):
+        return path
+    return str(resources.files(nim4_jax) / "pretrained" / path.removeprefix("package:"))

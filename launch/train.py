@@ -1,0 +1,137 @@
+"""Train one stage: python launch/train.py --config=configs/stage2.py:nano --workdir=DIR.
+
+Running the same command again resumes from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from nim4_jax import sharding
+from nim4_jax.data import pipeline
+from nim4_jax.data.config import DataConfig
+from nim4_jax.data.skips import SkipReport
+from nim4_jax.launch import assembly, runtime
+from nim4_jax.models.asr import Asr
+from nim4_jax.train import checkpoint, cmvn, loop, optim
+from nim4_jax.train import state as train_state
+from nim4_jax.train.metrics import MetricWriter
+from nim4_jax.train.step import make_train_step
+from nim4_jax.types import Params
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints and metrics.")
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+    """Train the stage that `config` describes, from where `workdir` left off."""
+    settings = assembly.build_settings(config)
+    with jax.set_mesh(sharding.make_mesh(settings.mesh or None)):
+        _run(settings, config, workdir)
+
+
+def _run(
+    settings: assembly.TrainSettings, config: ConfigDict, workdir: str
+) -> None:
+    recipe = settings.recipe
+    data = pipeline.make_train_iterator(
+        settings.data, rank=jax.process_index(), hosts=jax.process_count()
+    )
+    model = Asr(settings.model, deterministic=False)
+    params = _first_params(model, settings, data)
+    tx = optim.make_optimizer(recipe.optimizer, recipe.rules, recipe.steps)
+    state = sharding.replicate(train_state.init_state(params, recipe, tx))
+    trainable, frozen = optim.split_params(params, recipe.rules)
+    logging.info(
+        "%s: %.2f M parameters trained, %.2f M frozen",
+        settings.stage,
+        optim.count_parameters(trainable) / 1e6,
+        optim.count_parameters(frozen) / 1e6,
+    )
+    checkpoints = checkpoint.Checkpoints(workdir, settings.checkpoint_every)
+    if checkpoints.latest_step() is not None:
+        state = checkpoints.restore(state, data)
+        logging.info("resumed at step %d", int(state.step))
+    writer = MetricWriter(workdir, int(state.step))
+    meta = assembly.describe(settings, config)
+    try:
+        loop.train(
+            state,
+            make_train_step(model, recipe, tx),
+            data,
+            checkpoints,
+            writer,
+            steps=recipe.steps,
+            meta=meta,
+            label=settings.stage,
+            log_every=settings.log_every,
+            count_skips=lambda: data.report.total,
+        )
+    finally:
+        checkpoints.close()
+        writer.close()
+        data.close()
+        _report_skips(data.report, workdir)
+
+
+def _first_params(
+    model: Asr, settings: assembly.TrainSettings, data: Any
+) -> Params:
+    """Parameters at step 0: fresh ones, then what each of `init_from` gives."""
+    position = data.get_state()
+    batch = loop.to_batch(next(data))
+    data.set_state(position)
+    fresh = train_state.init_params(model, settings.recipe, batch, settings.recipe.seed)
+    given: Params = {}
+    for origin in settings.init_from:
+        loaded, _ = assembly.load_model(origin)
+        given = {**given, **loaded}
+    params, left = train_state.adopt(fresh, given, " + ".join(settings.init_from))
+    if given and left:
+        parts = sorted({path.split("/")[0] for path in left})
+        logging.info("not in %s, initialised: %s", settings.init_from, parts)
+    if any(path.startswith("cmvn/") for path in left):
+        statistics = (
+            cmvn.read(settings.cmvn)
+            if settings.cmvn
+            else cmvn.measure(_audio_batches(settings.data), settings.model.features)
+        )
+        params["cmvn"] = cmvn.to_params(statistics)
+    return params
+
+
+def _audio_batches(config: DataConfig):
+    """One pass over the training audio at its own speed, in batches."""
+    plain = dataclasses.replace(config, speed_perturb=(1.0,))
+    for arrays in pipeline.iterate_eval(plain):
+        yield loop.to_batch(arrays).audio
+
+
+def _report_skips(report: SkipReport, workdir: str) -> None:
+    """Say what was left out, and why, on the log and in WORKDIR/skipped.json."""
+    if report.total:
+        logging.warning("%d examples skipped: %s", report.total, dict(report.counts))
+    summary = {
+        reason: {"count": count, "examples": report.examples(reason)}
+        for reason, count in report.counts.items()
+    }
+    text = json.dumps(summary, indent=1, ensure_ascii=False, default=str)
+    Path(workdir, "skipped.json").write_text(text + "\n", encoding="utf8")
+
+
+def main(_) -> None:
+    """Entry point of `launch/train.py` and `nim4 train`."""
+    if not _WORKDIR.value:
+        raise app.UsageError("--workdir=DIR is needed: checkpoints and metrics go there.")
+    run(_CONFIG.value, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    runtime.launch(main)

@@ -1,0 +1,46 @@
+"""Adaptor: encoder frames (40 ms) → speech tokens (160 ms) in the LLM's space."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from nim4_jax.layers import Policy, linear
+from nim4_jax.types import Frames
+
+STRIDE = 4
+"""Encoder frames per speech token."""
+
+
+class Adaptor(nn.Module):
+    """Concatenate 4 frames, then linear → ReLU → linear.
+
+    A last group that is not full is filled with zeros, so no speech is dropped. Groups do
+    not overlap: pieces of whole groups give what the whole gives, without a state.
+
+    Attributes:
+        width_in: encoder width.
+        width_hidden: width between the two layers.
+        width_out: embedding width of the LLM.
+    """
+
+    width_in: int
+    width_hidden: int
+    width_out: int
+    policy: Policy
+
+    @nn.compact
+    def __call__(self, frames: Frames) -> Frames:
+        """Float [B, U, D] → Float [B, ⌈U/4⌉, width_out]."""
+        values = frames.masked().values
+        batch, length, width = values.shape
+        values = jnp.pad(values, ((0, 0), (0, -length % STRIDE), (0, 0)))
+        groups = values.reshape(batch, -1, STRIDE * width)
+        wide = STRIDE * self.width_in
+        axes = ("embed", "mlp")
+        x = linear(wide, self.width_hidden, axes, self.policy, name="up")(groups)
+        axes = ("mlp", "embed")
+        x = linear(
+            self.width_hidden, self.width_out, axes, self.policy, name="down"
+        )(nn.relu(x))
+        return Frames(x, frames.mask[:, ::STRIDE]).masked()

@@ -1,0 +1,167 @@
+"""The whole recogniser; the one module that knows all parts.
+
+audio → features → encoder → adaptor → LLM → text, and encoder → phoneme scores.
+Parameters exist only for the parts that a caller uses: initialising through a loss that
+never reaches the LLM makes none for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from nim4_jax import features as front_end
+from nim4_jax.layers import Policy
+from nim4_jax.models.adaptor import Adaptor
+from nim4_jax.models.conformer import Conformer, ConformerConfig
+from nim4_jax.models.phoneme_head import PhonemeHead
+from nim4_jax.models.phoneme_reader import PhonemeReader
+from nim4_jax.models.qwen3 import LLMConfig, Qwen3
+from nim4_jax.ops.relative import Chunking
+from nim4_jax.types import Frames, Labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """Token ids around the speech: [prefix | speech | suffix | answer].
+
+    Attributes:
+        prefix: ids before the speech; the same for every utterance.
+        suffix: ids of the instruction after it, up to the start of the answer.
+    """
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class AsrConfig:
+    """Shape of the whole model.
+
+    Attributes:
+        features: front end.
+        encoder: Conformer.
+        adaptor_width: width between the adaptor's two layers.
+        num_phonemes: P, blank included.
+        llm: decoder.
+        policy: dtypes.
+        remat: "none", "dots" or "full": what is recomputed in the backward pass.
+    """
+
+    features: front_end.FeatureConfig
+    encoder: ConformerConfig
+    adaptor_width: int
+    num_phonemes: int
+    llm: LLMConfig
+    policy: Policy = Policy()
+    remat: str = "none"
+
+
+@flax.struct.dataclass
+class Sequence:
+    """What the LLM reads: embeddings, their RoPE positions, and which are real."""
+
+    embeddings: Float[Array, "B L D"]
+    positions: Int[Array, "B L"]
+    mask: Bool[Array, "B L"]
+
+
+class Cmvn(nn.Module):
+    """Global mean and variance normalisation; parameters that no recipe trains."""
+
+    num_mels: int
+
+    @nn.compact
+    def __call__(self, features: Frames) -> Frames:
+        shape = (self.num_mels,)
+        partition = nn.with_logical_partitioning
+        mean = self.param("mean", partition(nn.initializers.zeros, (None,)), shape)
+        scale = self.param("scale", partition(nn.initializers.ones, (None,)), shape)
+        values = (features.values - mean[None, None]) * scale[None, None]
+        return features.replace(values=values).masked()
+
+
+class Asr(nn.Module):
+    """Speech recogniser with an LLM as decoder.
+
+    Attributes:
+        config: shapes.
+        deterministic: False switches dropout on (needs the "dropout" rng).
+    """
+
+    config: AsrConfig
+    deterministic: bool = True
+
+    def setup(self):
+        config, policy = self.config, self.config.policy
+        width = config.encoder.width
+        self.cmvn = Cmvn(config.features.num_mels)
+        self.encoder = Conformer(
+            config.encoder, policy, config.remat, self.deterministic
+        )
+        self.ctc_head = PhonemeHead(width, config.num_phonemes, policy)
+        self.adaptor = Adaptor(width, config.adaptor_width, config.llm.width, policy)
+        self.phoneme_reader = PhonemeReader(
+            config.num_phonemes, config.llm.width, policy
+        )
+        self.llm = Qwen3(config.llm, policy, config.remat)
+
+    def extract(self, audio: Frames) -> Frames:
+        """Samples [B, S] → normalised log-mel [B, T, M]."""
+        return self.cmvn(front_end.log_mel(audio, self.config.features))
+
+    def encode(self, features: Frames, chunking: Chunking) -> Frames:
+        """Normalised log-mel [B, T, M] → encoder frames [B, U, D]."""
+        return self.encoder(features, chunking)
+
+    def score_phonemes(self, frames: Frames) -> Float[Array, "B U P"]:
+        """Encoder frames → phoneme scores in float32, class 0 the CTC blank."""
+        return self.ctc_head(frames.values)
+
+    def adapt(self, frames: Frames) -> Frames:
+        """Encoder frames [B, U, D] → speech tokens [B, ⌈U/4⌉, width of the LLM]."""
+        return self.adaptor(frames)
+
+    def read_phonemes(self, classes: Frames) -> Frames:
+        """Phoneme weights at frame rate [B, U, P] → speech tokens, without audio."""
+        return self.phoneme_reader(classes)
+
+    def assemble(
+        self, speech: Frames, prompt: Prompt, answer: Labels | None = None
+    ) -> Sequence:
+        """Lay [prefix | speech | suffix | answer] out for the LLM.
+
+        Padding of the speech stays where it is, as a masked gap; positions count real
+        tokens only, so a row means the same alone and in a batch.
+        """
+        batch = speech.mask.shape[0]
+
+        def constant(ids: tuple[int, ...]) -> Frames:
+            tokens = jnp.broadcast_to(jnp.asarray(ids, jnp.int32), (batch, len(ids)))
+            return Frames(self.llm.embed(tokens), jnp.ones((batch, len(ids)), bool))
+
+        parts = [constant(prompt.prefix), speech.masked(), constant(prompt.suffix)]
+        if answer is not None:
+            parts.append(Frames(self.llm.embed(answer.ids), answer.mask))
+        policy = self.config.policy
+        values = [policy.cast(part.values) for part in parts]
+        mask = jnp.concatenate([part.mask for part in parts], axis=1)
+        positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+        return Sequence(jnp.concatenate(values, axis=1), positions, mask)
+
+    def answer_states(
+        self, speech: Frames, prompt: Prompt, answer: Labels
+    ) -> Float[Array, "B L D"]:
+        """Hidden state from which each token of `answer` is predicted (teacher forced)."""
+        sequence = self.assemble(speech, prompt, answer)
+        hidden, _ = self.llm(sequence.embeddings, sequence.positions, sequence.mask)
+        length = answer.ids.shape[1]
+        return hidden[:, -length - 1 : -1]
+
+    def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Hidden states → float32 logits."""
+        return self.llm.unembed(hidden)

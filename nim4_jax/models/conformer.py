@@ -1,0 +1,421 @@
+"""Streaming Conformer encoder: log-mel frames (10 ms) → encoder frames (40 ms).
+
+There is one code path. The full pass is a step from the empty state over the whole
+utterance with chunk masks; a streaming step is the same call over one or more chunks with
+the keys, values and convolution context of what came before.
+
+Source: FireRedASR-AED `conformer_encoder`; streaming form of SPEC §2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from nim4_jax.layers import Einsum, LayerNorm, Policy, linear, rematerialise
+from nim4_jax.models.subsampling import (
+    STRIDE,
+    Subsampling,
+    SubsamplingState,
+    init_subsampling,
+)
+from nim4_jax.ops import conv, relative
+from nim4_jax.ops.relative import Chunking
+from nim4_jax.types import Frames
+
+CONV_CONTEXTS = ("chunk", "causal")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConformerConfig:
+    """Shape of the encoder.
+
+    Attributes:
+        num_layers: Conformer blocks.
+        width: model width D.
+        num_heads: attention heads N; D must divide evenly.
+        num_mels: mel channels M of the input.
+        subsampling_channels: channels of the two input convolutions.
+        ffn_factor: feed-forward width over D.
+        conv_kernel: odd number of taps of the depthwise convolution.
+        conv_expansion: depthwise width over D (FireRed 2, standard Conformer 1).
+        conv_context: "chunk", symmetric taps that stop at the end of the frame's own chunk
+            (FireRed's weights fit), or "causal", all taps to the left.
+        dropout: rate on every sub-layer's output.
+    """
+
+    num_layers: int = 16
+    width: int = 1280
+    num_heads: int = 20
+    num_mels: int = 80
+    subsampling_channels: int = 32
+    ffn_factor: int = 4
+    conv_kernel: int = 33
+    conv_expansion: int = 2
+    conv_context: str = "chunk"
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        if self.width % self.num_heads or self.width % 2:
+            raise ValueError(
+                f"encoder width {self.width} must be even and a multiple of num_heads "
+                f"{self.num_heads}."
+            )
+        if self.conv_kernel % 2 == 0:
+            raise ValueError(f"conv_kernel={self.conv_kernel} must be odd.")
+        if self.conv_context not in CONV_CONTEXTS:
+            raise ValueError(
+                f"conv_context={self.conv_context!r} is unknown; "
+                f"use one of {CONV_CONTEXTS}."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width H of one attention head."""
+        return self.width // self.num_heads
+
+    @property
+    def conv_width(self) -> int:
+        """Channels of the depthwise convolution."""
+        return self.width * self.conv_expansion
+
+    @property
+    def conv_right(self) -> int:
+        """Depthwise taps to the right of a frame."""
+        return self.conv_kernel // 2 if self.conv_context == "chunk" else 0
+
+    @property
+    def conv_left(self) -> int:
+        """Depthwise taps to the left of a frame: what a stream has to remember."""
+        return self.conv_kernel - 1 - self.conv_right
+
+
+@flax.struct.dataclass
+class BlockState:
+    """What one block remembers; scanned stacks carry a leading "layers" axis.
+
+    Attributes:
+        keys: Float [B, C, N, H] of the C cached frames.
+        values: Float [B, C, N, H].
+        conv: Float [B, conv_left, conv_width], inputs of the depthwise convolution.
+    """
+
+    keys: Float[Array, "*Z B C N H"]
+    values: Float[Array, "*Z B C N H"]
+    conv: Float[Array, "*Z B W E"]
+
+
+@flax.struct.dataclass
+class StackState:
+    """State of all blocks; `mask` [B, C] tells which cached frames are real."""
+
+    blocks: BlockState
+    mask: Bool[Array, "B C"]
+
+
+@flax.struct.dataclass
+class ConformerState:
+    """State of the whole encoder between two pieces of a stream."""
+
+    subsampling: SubsamplingState
+    stack: StackState
+
+
+@flax.struct.dataclass
+class BlockContext:
+    """What every block of one call shares.
+
+    Attributes:
+        mask: Bool [B, U], valid frames of this piece.
+        visible: Bool [B, U, C + U], keys that each query may see.
+        distances: Float [U + C + U − 1, D], sinusoids of the relative positions.
+        chunking: chunk size and left chunks.
+    """
+
+    mask: Bool[Array, "B U"]
+    visible: Bool[Array, "B U K"]
+    distances: Float[Array, "R D"]
+    chunking: Chunking
+
+
+class FeedForward(nn.Module):
+    """x + W₂ · swish(W₁ · LN(x)): the residual is the layer's own, as FireRed's."""
+
+    config: ConformerConfig
+    policy: Policy
+
+    @nn.compact
+    def __call__(self, inputs: Array, deterministic: bool) -> Array:
+        width = self.config.width
+        wide = width * self.config.ffn_factor
+        drop = nn.Dropout(self.config.dropout, deterministic=deterministic)
+        x = LayerNorm(self.policy, name="norm")(inputs)
+        x = linear(width, wide, ("embed", "mlp"), self.policy, name="up")(x)
+        x = drop(nn.swish(x))
+        x = linear(wide, width, ("mlp", "embed"), self.policy, name="down")(x)
+        return inputs + drop(x)
+
+
+class RelativeAttention(nn.Module):
+    """Multi-head attention with Transformer-XL positions and its own residual.
+
+    score(i, j) = [(q_i + u)·k_j + (q_i + v)·W_p r_{i−j}] / √H, three separate LayerNorms
+    in front of the bias-free projections.
+
+    Source: FireRedASR `RelPosMultiHeadAttention`.
+    """
+
+    config: ConformerConfig
+    policy: Policy
+
+    def _project(self, name: str) -> Einsum:
+        config = self.config
+        shape = (config.width, config.num_heads, config.head_dim)
+        axes = ("embed", "heads", "head_dim")
+        return Einsum("...d,dnh->...nh", shape, axes, self.policy, name=name)
+
+    def _bias(self, name: str) -> Array:
+        init = nn.with_logical_partitioning(
+            nn.initializers.xavier_uniform(), ("heads", "head_dim")
+        )
+        shape = (self.config.num_heads, self.config.head_dim)
+        bias = self.param(name, init, shape, self.policy.param_dtype)
+        return self.policy.cast(bias)[None, None]
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Array,
+        state: BlockState,
+        context: BlockContext,
+        deterministic: bool,
+    ) -> tuple[Array, Array, Array]:
+        norms = [LayerNorm(self.policy, name=f"norm_{n}")(inputs) for n in "qkv"]
+        query = self._project("query")(norms[0])
+        keys = jnp.concatenate([state.keys, self._project("key")(norms[1])], axis=1)
+        values = jnp.concatenate(
+            [state.values, self._project("value")(norms[2])], axis=1
+        )
+        position = self._project("position")(self.policy.cast(context.distances))
+        content = jnp.einsum("bqnh,bknh->bnqk", query + self._bias("bias_u"), keys)
+        shifted = jnp.einsum("bqnh,rnh->bnqr", query + self._bias("bias_v"), position)
+        shifted = relative.shift_relative(shifted, keys.shape[1])
+        scores = (content + shifted).astype(jnp.float32) * self.config.head_dim**-0.5
+        visible = context.visible[:, None]
+        scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+        weights = jnp.where(visible, jax.nn.softmax(scores), 0.0)
+        mixed = jnp.einsum("bnqk,bknh->bqnh", self.policy.cast(weights), values)
+        shape = (self.config.num_heads, self.config.head_dim, self.config.width)
+        output = Einsum(
+            "...nh,nhd->...d",
+            shape,
+            ("heads", "head_dim", "embed"),
+            self.policy,
+            fan_in_dims=(0, 1),
+            name="output",
+        )(mixed)
+        drop = nn.Dropout(self.config.dropout, deterministic=deterministic)
+        return inputs + drop(output), keys, values
+
+
+class ConvModule(nn.Module):
+    """x + W₂ · swish(LN(depthwise(GLU(W₁ · LN(x))))), bias-free, with its own residual."""
+
+    config: ConformerConfig
+    policy: Policy
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Array,
+        state: BlockState,
+        context: BlockContext,
+        deterministic: bool,
+    ) -> tuple[Array, Array]:
+        config, policy = self.config, self.policy
+        inner = config.conv_width
+        x = LayerNorm(policy, name="norm")(inputs)
+        axes = ("embed", "mlp")
+        x = linear(
+            config.width, 2 * inner, axes, policy, bias=False, name="pointwise_in"
+        )(x)
+        x = nn.glu(x)
+        x = jnp.where(context.mask[..., None], x, jnp.zeros((), x.dtype))
+        history = jnp.concatenate([state.conv, x], axis=1)
+        kernel = self.param(
+            "depthwise",
+            nn.with_logical_partitioning(
+                nn.initializers.variance_scaling(
+                    1.0, "fan_in", "uniform", in_axis=0, out_axis=()
+                ),
+                (None, "mlp"),
+            ),
+            (config.conv_kernel, inner),
+            policy.param_dtype,
+        )
+        x = conv.depthwise(
+            history,
+            policy.cast(kernel),
+            right=config.conv_right,
+            chunk_size=context.chunking.size,
+        )
+        x = nn.swish(LayerNorm(policy, name="depthwise_norm")(x))
+        axes = ("mlp", "embed")
+        x = linear(inner, config.width, axes, policy, bias=False, name="pointwise_out")(
+            x
+        )
+        drop = nn.Dropout(config.dropout, deterministic=deterministic)
+        return inputs + drop(x), history[:, history.shape[1] - config.conv_left :]
+
+
+class Block(nn.Module):
+    """½·FFN – MHSA – conv – ½·FFN – LayerNorm."""
+
+    config: ConformerConfig
+    policy: Policy
+    deterministic: bool = True
+
+    @nn.compact
+    def __call__(
+        self, inputs: Float[Array, "B U D"], state: BlockState, context: BlockContext
+    ) -> tuple[Float[Array, "B U D"], BlockState]:
+        arguments = (self.config, self.policy)
+        valid = context.mask[..., None]
+        x = jnp.where(valid, inputs, jnp.zeros((), inputs.dtype))
+        x = 0.5 * x + 0.5 * FeedForward(*arguments, name="ffn1")(x, self.deterministic)
+        x, keys, values = RelativeAttention(*arguments, name="attention")(
+            x, state, context, self.deterministic
+        )
+        x, history = ConvModule(*arguments, name="conv")(
+            x, state, context, self.deterministic
+        )
+        x = 0.5 * x + 0.5 * FeedForward(*arguments, name="ffn2")(x, self.deterministic)
+        x = LayerNorm(self.policy, name="norm")(x)
+        fresh = keys.shape[1] - state.keys.shape[1]
+        state = BlockState(keys[:, fresh:], values[:, fresh:], history)
+        return jnp.where(valid, x, jnp.zeros((), x.dtype)), state
+
+
+class ConformerStack(nn.Module):
+    """N scanned blocks over encoder frames."""
+
+    config: ConformerConfig
+    policy: Policy
+    remat: str = "none"
+    deterministic: bool = True
+
+    @nn.nowrap
+    def init_state(self, batch: int, cached: int) -> StackState:
+        """State before the first frame, with room for `cached` frames to look back on."""
+        config, dtype = self.config, self.policy.dtype
+        heads = (batch, cached, config.num_heads, config.head_dim)
+        shape = (config.num_layers, *heads)
+        history = (config.num_layers, batch, config.conv_left, config.conv_width)
+        blocks = BlockState(
+            jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(history, dtype)
+        )
+        return StackState(blocks, jnp.zeros((batch, cached), bool))
+
+    @nn.compact
+    def __call__(
+        self,
+        frames: Frames,
+        chunking: Chunking,
+        state: StackState | None = None,
+    ) -> tuple[Frames, StackState]:
+        """Whole utterances (`state` None), or the next whole chunks of streams."""
+        batch, length = frames.mask.shape
+        if state is None:
+            state = self.init_state(batch, 0)
+        cached = state.mask.shape[1]
+        known = jnp.concatenate([state.mask, frames.mask], axis=1)
+        visible = relative.chunk_mask(length, cached, chunking)[None] & known[:, None]
+        table = relative.sinusoids(length, cached + length, self.config.width)
+        distances = jnp.asarray(table)
+        context = BlockContext(frames.mask, visible, distances, chunking)
+        block = rematerialise(Block, self.remat)
+        values, blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast),
+            out_axes=0,
+            length=self.config.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(self.config, self.policy, self.deterministic, name="blocks")(
+            frames.values, state.blocks, context
+        )
+        state = StackState(blocks, known[:, known.shape[1] - cached :])
+        return Frames(values, frames.mask), state
+
+
+class Conformer(nn.Module):
+    """Subsampling by 4, then the stack of blocks.
+
+    A stream is fed in pieces of whole chunks (4·size feature frames). Its output lags one
+    encoder frame behind, because the subsampling looks 3 feature frames ahead: feed
+    `LATENCY` feature frames first (behind masked ones that fill the piece), so that each
+    later piece yields exactly one chunk.
+    """
+
+    config: ConformerConfig
+    policy: Policy
+    remat: str = "none"
+    deterministic: bool = True
+
+    STRIDE = STRIDE
+    LATENCY = STRIDE
+
+    def setup(self):
+        self.subsampling = Subsampling(
+            self.config.width,
+            self.config.num_mels,
+            self.config.subsampling_channels,
+            self.policy,
+        )
+        self.stack = ConformerStack(
+            self.config, self.policy, self.remat, self.deterministic
+        )
+
+    @nn.nowrap
+    def init_state(self, batch: int, cached: int) -> ConformerState:
+        """State before the first frame; `cached` = left chunks × chunk size."""
+        stack = ConformerStack(self.config, self.policy)
+        return ConformerState(
+            init_subsampling(batch, self.config.num_mels),
+            stack.init_state(batch, cached),
+        )
+
+    def __call__(self, features: Frames, chunking: Chunking) -> Frames:
+        """Encode whole utterances under a chunk mask.
+
+        Args:
+            features: normalised log-mel, Float [B, T, M].
+            chunking: how far frames see; `Chunking.full()` for no limit.
+
+        Returns:
+            Frames of Float [B, ⌈T/4⌉, D].
+        """
+        return self.stack(self.subsampling(features), chunking)[0]
+
+    def step(
+        self, features: Frames, state: ConformerState, chunking: Chunking
+    ) -> tuple[Frames, ConformerState]:
+        """Encode the next piece of each stream.
+
+        Args:
+            features: Float [B, T, M], T a multiple of 4 · chunking.size.
+            state: from `init_state` or the last call.
+            chunking: the same at every call of a stream.
+
+        Returns:
+            Frames of Float [B, T/4, D], one encoder frame late, and the new state.
+        """
+        frames, subsampling = self.subsampling.step(features, state.subsampling)
+        frames, stack = self.stack(frames, chunking, state.stack)
+        return frames, ConformerState(subsampling, stack)

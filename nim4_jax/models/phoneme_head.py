@@ -1,0 +1,33 @@
+"""Phoneme head: encoder frames → phoneme scores for CTC."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nim4_jax.layers import Policy, linear
+
+
+class PhonemeHead(nn.Module):
+    """Three-layer MLP with ReLU; class 0 is the CTC blank.
+
+    Attributes:
+        width: encoder width D, also the width between the layers.
+        num_phonemes: P, blank included.
+    """
+
+    width: int
+    num_phonemes: int
+    policy: Policy
+
+    @nn.compact
+    def __call__(self, frames: Float[Array, "B U D"]) -> Float[Array, "B U P"]:
+        """float32 scores, not normalised."""
+        axes = ("embed", "mlp")
+        x = frames
+        for name in ("hidden1", "hidden2"):
+            x = nn.relu(linear(self.width, self.width, axes, self.policy, name=name)(x))
+        axes = ("embed", None)
+        scores = linear(self.width, self.num_phonemes, axes, self.policy, name="output")
+        return scores(x).astype(jnp.float32)

@@ -1,0 +1,318 @@
+"""The decoder-only LLM: Qwen3, and by its switches Qwen2.5 and Llama."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from nim4_jax import layers
+from nim4_jax.models import kv_cache
+from nim4_jax.ops import attention, rotary
+
+REMATS = ("none", "full", "dots")
+
+
+@dataclasses.dataclass(frozen=True)
+class LLMConfig:
+    """Shape and variant of the LLM.
+
+    variant | qk_norm | qkv_bias | tie_embeddings
+    Qwen3   |    1    |    0     | by size
+    Qwen2.5 |    0    |    1     | by size
+    Llama   |    0    |    0     | by size
+
+    Attributes:
+        vocab_size: V.
+        width: D, of the residual stream.
+        num_layers: blocks.
+        num_heads: N, query heads.
+        num_kv_heads: K, key and value heads; divides N.
+        head_dim: H, even; need not be D / N.
+        ffn: F, width of the SwiGLU.
+        rope_theta: base of RoPE.
+        norm_epsilon: of every RMSNorm.
+        qk_norm: RMSNorm on each head's query and key before RoPE.
+        qkv_bias: biases on the query, key and value projections.
+        tie_embeddings: logits from the embedding table, else from a head of their own.
+    """
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn: int
+    rope_theta: float = 1e6
+    norm_epsilon: float = 1e-6
+    qk_norm: bool = True
+    qkv_bias: bool = False
+    tie_embeddings: bool = True
+
+    def __post_init__(self):
+        sizes = ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads")
+        for name in (*sizes, "head_dim", "ffn"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"llm.{name}={value!r} must be an integer ≥ 1.")
+        for name in ("rope_theta", "norm_epsilon"):
+            if not (value := getattr(self, name)) > 0.0 or not math.isfinite(value):
+                raise ValueError(f"llm.{name}={value!r} must be a positive number.")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"llm.num_heads={self.num_heads} is no multiple of "
+                f"llm.num_kv_heads={self.num_kv_heads}; each key head serves a whole "
+                "group of query heads."
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"llm.head_dim={self.head_dim} is odd; RoPE turns pairs, use an even "
+                "number."
+            )
+
+
+QWEN3_1_7B = LLMConfig(
+    vocab_size=151_936,
+    width=2048,
+    num_layers=28,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=128,
+    ffn=6144,
+)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query self-attention with RoPE over the cache and the new tokens.
+
+    Attributes:
+        config: LLMConfig.
+        policy: dtypes.
+    """
+
+    config: LLMConfig
+    policy: layers.Policy
+
+    def _project(self, hidden: Array, heads: int, axis: str, name: str) -> Array:
+        return layers.Einsum(
+            "BLD,DNH->BLNH",
+            (self.config.width, heads, self.config.head_dim),
+            ("embed", axis, "head_dim"),
+            self.policy,
+            bias_dims=(1, 2) if self.config.qkv_bias else None,
+            name=name,
+        )(hidden)
+
+    @nn.compact
+    def __call__(
+        self,
+        hidden: Float[Array, "B L D"],
+        past: tuple[Array, Array] | None,
+        angles: tuple[Array, Array],
+        mask: Bool[Array, "B L C"],
+    ) -> tuple[Float[Array, "B L D"], tuple[Array, Array]]:
+        """Attend; `past` holds one layer's cached keys and values.
+
+        Returns:
+            (outputs, (keys, values) of the new tokens).
+        """
+        c = self.config
+        queries = self._project(hidden, c.num_heads, "heads", "query")
+        keys = self._project(hidden, c.num_kv_heads, "kv_heads", "key")
+        values = self._project(hidden, c.num_kv_heads, "kv_heads", "value")
+        if c.qk_norm:
+            norm = layers.RMSNorm
+            queries = norm(self.policy, c.norm_epsilon, name="query_norm")(queries)
+            keys = norm(self.policy, c.norm_epsilon, name="key_norm")(keys)
+        queries = rotary.rotate(queries, *angles)
+        keys = rotary.rotate(keys, *angles)
+        seen_keys, seen_values = keys, values
+        if past is not None:
+            # The cache is only read here; all layers write together after the scan.
+            seen_keys = jnp.concatenate([self.policy.cast(past[0]), keys], axis=1)
+            seen_values = jnp.concatenate([self.policy.cast(past[1]), values], axis=1)
+        outputs = attention.attend(
+            queries, seen_keys, seen_values, mask, 1.0 / math.sqrt(c.head_dim)
+        )
+        outputs = layers.Einsum(
+            "BLNH,NHD->BLD",
+            (c.num_heads, c.head_dim, c.width),
+            ("heads", "head_dim", "embed"),
+            self.policy,
+            fan_in_dims=(0, 1),
+            name="output",
+        )(outputs)
+        return outputs, (keys, values)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) · up(x)), without biases.
+
+    Attributes:
+        config: LLMConfig.
+        policy: dtypes.
+    """
+
+    config: LLMConfig
+    policy: layers.Policy
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        width, ffn = self.config.width, self.config.ffn
+
+        def project(size_in, size_out, axes, name):
+            return layers.linear(
+                size_in, size_out, axes, self.policy, bias=False, name=name
+            )
+
+        gate = project(width, ffn, ("embed", "mlp"), "gate")(hidden)
+        up = project(width, ffn, ("embed", "mlp"), "up")(hidden)
+        return project(ffn, width, ("mlp", "embed"), "down")(nn.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + ffn(norm(x)).
+
+    Attributes:
+        config: LLMConfig.
+        policy: dtypes.
+    """
+
+    config: LLMConfig
+    policy: layers.Policy
+
+    @nn.compact
+    def __call__(
+        self,
+        hidden: Float[Array, "B L D"],
+        past: tuple[Array, Array] | None,
+        angles: tuple[Array, Array],
+        mask: Bool[Array, "B L C"],
+    ) -> tuple[Float[Array, "B L D"], tuple[Array, Array] | None]:
+        """One layer, as the body of the scan over layers.
+
+        Returns:
+            (hidden, (keys, values) of the new tokens; None without a cache).
+        """
+        epsilon = self.config.norm_epsilon
+        normed = layers.RMSNorm(self.policy, epsilon, name="attention_norm")(hidden)
+        outputs, fresh = Attention(self.config, self.policy, name="attention")(
+            normed, past, angles, mask
+        )
+        hidden = hidden + outputs
+        normed = layers.RMSNorm(self.policy, epsilon, name="mlp_norm")(hidden)
+        hidden = hidden + FeedForward(self.config, self.policy, name="mlp")(normed)
+        return hidden, None if past is None else fresh
+
+
+def _stack(config: LLMConfig, policy: layers.Policy, remat: str, unroll: int):
+    """All blocks as one scanned module, parameters with a leading axis "layers"."""
+    block = Block
+    if remat != "none":
+        saved = {
+            "full": jax.checkpoint_policies.nothing_saveable,
+            "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        }[remat]
+        block = nn.remat(Block, policy=saved, prevent_cse=False)
+    scanned = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast, nn.broadcast),
+        length=config.num_layers,
+        unroll=unroll,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    return scanned(config, policy)
+
+
+class Qwen3(nn.Module):
+    """Embedding, scanned decoder blocks, final norm and (tied) logits.
+
+    Causality is layout order (the slot index); positions drive RoPE alone. So a masked
+    gap between two segments changes nothing, if positions count real tokens only
+    (`rotary.count_positions`).
+
+    Attributes:
+        config: LLMConfig.
+        policy: dtypes.
+        remat: what the backward pass recomputes: "none", "full" (each block whole) or
+            "dots" (all but the products with parameters).
+        unroll: layers per iteration of the scan; does not change the parameters.
+    """
+
+    config: LLMConfig
+    policy: layers.Policy
+    remat: str = "none"
+    unroll: int = 1
+
+    def setup(self):
+        if self.remat not in REMATS:
+            raise ValueError(
+                f"remat={self.remat!r} is unknown; use one of {', '.join(REMATS)}."
+            )
+        c = self.config
+        self.embedding = layers.Embed(c.vocab_size, c.width, self.policy)
+        self.layers = _stack(c, self.policy, self.remat, self.unroll)
+        self.final_norm = layers.RMSNorm(self.policy, c.norm_epsilon)
+        if not c.tie_embeddings:
+            self.head = layers.Embed(c.vocab_size, c.width, self.policy)
+
+    def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """Embedding vectors of token ids in the compute dtype."""
+        return self.embedding(tokens)
+
+    def __call__(
+        self,
+        embeddings: Float[Array, "B L D"],
+        positions: Int[Array, "B L"],
+        mask: Bool[Array, "B L"],
+        cache: kv_cache.KVCache | None = None,
+    ) -> tuple[Float[Array, "B L D"], kv_cache.KVCache | None]:
+        """Run the blocks over L new tokens, after those in the cache if there is one.
+
+        Args:
+            embeddings: of tokens or of speech; anything, NaN too, behind the mask.
+            positions: for RoPE.
+            mask: True where the token is real; others are never attended to.
+            cache: earlier tokens; must have room for L more.
+
+        Returns:
+            (hidden states after the final norm, meaningless behind the mask; the cache
+            with the new tokens, None if none came).
+        """
+        zero = jnp.zeros((), self.policy.dtype)
+        hidden = jnp.where(mask[:, :, None], self.policy.cast(embeddings), zero)
+        c = self.config
+        angles = rotary.rotary_angles(positions, c.head_dim, c.rope_theta)
+        visible, past = attention.causal_mask(mask), None
+        if cache is not None:
+            # Every real slot lies before the new tokens (KVCache's invariant).
+            seen = (*visible.shape[:2], cache.slots)
+            earlier = jnp.broadcast_to(cache.mask[:, None, :], seen)
+            visible = jnp.concatenate([earlier, visible], axis=2)
+            past = (cache.keys, cache.values)
+        hidden, fresh = self.layers(hidden, past, angles, visible)
+        if cache is not None:
+            # Nothing reads the old cache after this point, so the write is in place.
+            hidden, fresh = jax.lax.optimization_barrier((hidden, fresh))
+            cache = kv_cache.write(cache, *fresh, mask)
+        return self.final_norm(hidden), cache
+
+    def unembed(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+        """float32 logits over the vocabulary."""
+        table = self.embedding if self.config.tie_embeddings else self.head
+        return table.attend(hidden)
+
+    def logits(
+        self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]
+    ) -> Float[Array, "B L V"]:
+        """Teacher-forced logits of plain text: embed, run, unembed."""
+        positions = rotary.count_positions(mask)
+        hidden, _ = self(self.embed(tokens), positions, mask)
+        return self.unembed(hidden)

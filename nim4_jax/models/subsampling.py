@@ -1,0 +1,118 @@
+"""Convolutional subsampling: feature frames (10 ms) → encoder frames (40 ms).
+
+Source: FireRedASR `Conv2dSubsampling`.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from nim4_jax.layers import Einsum, Policy
+from nim4_jax.types import Frames
+
+STRIDE = 4
+"""Feature frames per encoder frame."""
+
+WINDOW = 7
+"""Feature frames under one encoder frame: encoder frame u covers 4·u … 4·u + 6."""
+
+
+@flax.struct.dataclass
+class SubsamplingState:
+    """The last `STRIDE` feature frames of each stream."""
+
+    values: Float[Array, "B T M"]
+    mask: Bool[Array, "B T"]
+
+
+def init_subsampling(batch: int, num_mels: int) -> SubsamplingState:
+    """State before the first feature frame."""
+    shape = (batch, STRIDE)
+    return SubsamplingState(jnp.zeros((*shape, num_mels)), jnp.zeros(shape, bool))
+
+
+class Conv2d(nn.Module):
+    """3 × 3 convolution over time and frequency, stride 2, no padding, with bias."""
+
+    channels_in: int
+    channels_out: int
+    policy: Policy
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "B T M E"]) -> Float[Array, "B Y Z F"]:
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(
+                nn.initializers.he_normal(), (None, None, None, None)
+            ),
+            (3, 3, self.channels_in, self.channels_out),
+            self.policy.param_dtype,
+        )
+        bias = self.param(
+            "bias",
+            nn.with_logical_partitioning(nn.initializers.zeros, (None,)),
+            (self.channels_out,),
+            self.policy.param_dtype,
+        )
+        outputs = jax.lax.conv_general_dilated(
+            self.policy.cast(inputs),
+            self.policy.cast(kernel),
+            window_strides=(2, 2),
+            padding="VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return outputs + self.policy.cast(bias)[None, None, None]
+
+
+class Subsampling(nn.Module):
+    """Two strided convolutions with ReLU, then a linear layer to the model width."""
+
+    width: int
+    num_mels: int
+    channels: int
+    policy: Policy
+
+    def setup(self):
+        self.conv1 = Conv2d(1, self.channels, self.policy)
+        self.conv2 = Conv2d(self.channels, self.channels, self.policy)
+        bands = ((self.num_mels - 1) // 2 - 1) // 2
+        self.output = Einsum(
+            "btme,med->btd",
+            (bands, self.channels, self.width),
+            (None, None, "embed"),
+            self.policy,
+            bias_dims=(2,),
+            fan_in_dims=(0, 1),
+        )
+
+    def _convolve(self, values: Array) -> Array:
+        x = nn.relu(self.conv1(values[..., None]))
+        return self.output(nn.relu(self.conv2(x)))
+
+    def __call__(self, features: Frames) -> Frames:
+        """Float [B, T, M] → Float [B, ⌈T/4⌉, D]; valid where its first frame is."""
+        values = jnp.pad(features.masked().values, ((0, 0), (0, WINDOW - 1), (0, 0)))
+        return Frames(self._convolve(values), features.mask[:, ::STRIDE])
+
+    def step(
+        self, features: Frames, state: SubsamplingState
+    ) -> tuple[Frames, SubsamplingState]:
+        """The next 4·n feature frames → n encoder frames, one frame late.
+
+        Raises:
+            ValueError: the number of feature frames is not a multiple of 4.
+        """
+        length = features.mask.shape[1]
+        if length % STRIDE:
+            raise ValueError(
+                f"a piece of {length} feature frames cannot be subsampled by {STRIDE}; "
+                f"feed multiples of {STRIDE}."
+            )
+        values = jnp.concatenate([state.values, features.masked().values], axis=1)
+        mask = jnp.concatenate([state.mask, features.mask], axis=1)
+        frames = Frames(self._convolve(values), mask[:, :length:STRIDE])
+        return frames, SubsamplingState(values[:, length:], mask[:, length:])

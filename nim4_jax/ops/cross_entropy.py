@@ -1,0 +1,52 @@
+"""Next-token cross-entropy that never holds all logits of a large vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def token_log_probs(
+    hidden: Float[Array, "B L D"],
+    targets: Int[Array, "B L"],
+    unembed: Callable[[Array], Array],
+    chunk: int,
+) -> tuple[Float[Array, "B L"], Bool[Array, "B L"]]:
+    """log p(target) at each place, `chunk` places at a time under recomputation.
+
+    Args:
+        hidden: states from which the targets are predicted.
+        targets: token ids.
+        unembed: hidden [..., D] → float32 logits [..., V].
+        chunk: places whose logits exist at once (per row).
+
+    Returns:
+        log-probabilities in nats, and whether the target was the best token.
+    """
+
+    @jax.checkpoint
+    def score(piece: tuple[Array, Array]) -> tuple[Array, Array]:
+        states, ids = piece
+        logits = unembed(states)
+        chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+        best = jnp.argmax(logits, axis=-1) == ids
+        return chosen - jax.nn.logsumexp(logits, axis=-1), best
+
+    batch, length = targets.shape
+    if length <= chunk:
+        return score((hidden, targets))
+    extra = -length % chunk
+    hidden = jnp.pad(hidden, ((0, 0), (0, extra), (0, 0)))
+    targets = jnp.pad(targets, ((0, 0), (0, extra)))
+    pieces = (length + extra) // chunk
+    hidden = jnp.moveaxis(hidden.reshape(batch, pieces, chunk, -1), 1, 0)
+    targets = jnp.moveaxis(targets.reshape(batch, pieces, chunk), 1, 0)
+    log_probs, best = jax.lax.map(score, (hidden, targets))
+
+    def join(array: Array) -> Array:
+        return jnp.moveaxis(array, 0, 1).reshape(batch, -1)[:, :length]
+
+    return join(log_probs), join(best)

@@ -1,0 +1,120 @@
+"""Mandarin: characters → toned pinyin → initials and toned finals.
+
+Every syllable that pypinyin can give is split into an optional initial and one final
+with its tone (1–5, 5 = neutral). Zero-initial spellings are undone first, so that one
+sound has one name: yi = i, ya = ia, you = iu, wu = u, wei = ui, yu = v, and j, q, x
+are followed by v, never by u (ju = j v).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+INITIALS = tuple("b p m f d t n l g k h j q x zh ch sh r z c s".split())
+FINALS = tuple(
+    "a ai an ang ao e ei en eng er i ia ian iang iao ie in ing io iong iu o ong ou "
+    "u ua uai uan uang ueng ui un uo v van ve vn".split()
+)
+TONES = "12345"
+TONED_FINALS = tuple(final + tone for final in FINALS for tone in TONES)
+
+_LONG_INITIALS_FIRST = sorted(INITIALS, key=len, reverse=True)
+# Interjections without a vowel, and ê, take the nearest sound of the closed list.
+_INTERJECTIONS = {"m": "en", "n": "en", "ng": "en", "hm": "heng", "hng": "heng"}
+_ZERO_INITIALS = {
+    "yi": "i",
+    "ya": "ia",
+    "yan": "ian",
+    "yang": "iang",
+    "yao": "iao",
+    "ye": "ie",
+    "yin": "in",
+    "ying": "ing",
+    "yo": "io",
+    "yong": "iong",
+    "you": "iu",
+    "yu": "v",
+    "yuan": "van",
+    "yue": "ve",
+    "yun": "vn",
+    "wu": "u",
+    "wa": "ua",
+    "wai": "uai",
+    "wan": "uan",
+    "wang": "uang",
+    "wei": "ui",
+    "wen": "un",
+    "weng": "ueng",
+    "wong": "ueng",
+    "wo": "uo",
+    "ê": "ei",
+}
+
+
+@lru_cache(maxsize=4096)
+def split_syllable(syllable: str) -> tuple[str, ...]:
+    """One toned syllable as its phonemes: `zhang3` → (`zh`, `ang3`), `yu2` → (`v2`,).
+
+    Args:
+        syllable: pinyin with the tone as a last digit 1–5; no digit or 0 = neutral, 5.
+
+    Returns:
+        One or two names, each in INITIALS or TONED_FINALS.
+
+    Raises:
+        ValueError: the spelling is no Mandarin syllable.
+    """
+    base, tone = syllable, "5"
+    if syllable[-1:].isdigit():
+        base, tone = syllable[:-1], syllable[-1]
+        tone = "5" if tone == "0" else tone
+    base = _INTERJECTIONS.get(base.replace("ü", "v"), base.replace("ü", "v"))
+    initial, final = "", _ZERO_INITIALS.get(base, base)
+    if base not in _ZERO_INITIALS:
+        initial = next((i for i in _LONG_INITIALS_FIRST if base.startswith(i)), "")
+        final = base[len(initial) :]
+        if initial in ("j", "q", "x") and final.startswith("u"):
+            final = "v" + final[1:]
+        final = {"iou": "iu", "uei": "ui", "uen": "un"}.get(final, final)
+    if final not in FINALS or tone not in TONES:
+        raise ValueError(
+            f"{syllable!r} is no Mandarin syllable: expected pinyin such as 'zhang3', "
+            f"an initial of {' '.join(INITIALS)} or none, then a final of "
+            f"{' '.join(FINALS)}, then a tone 1-5"
+        )
+    return (initial, final + tone) if initial else (final + tone,)
+
+
+def _keep_unknown(characters: str) -> list[str]:
+    """pypinyin's callback for characters that it does not know: one blank each."""
+    return [""] * len(characters)
+
+
+@lru_cache(maxsize=65536)
+def pronounce_characters(characters: str) -> tuple[tuple[str, ...], ...]:
+    """Phonemes of each character of a run, read in the context of the whole run.
+
+    Readings come from pypinyin's phrase dictionary, longest match, then the
+    character's most frequent one. Tone sandhi is left to the acoustics, except where
+    the phrase dictionary itself writes it (一个 = yi2 ge4).
+
+    Args:
+        characters: Chinese characters only, no punctuation.
+
+    Returns:
+        One tuple of phonemes a character; empty for a character without a reading.
+    """
+    from pypinyin import Style, lazy_pinyin
+
+    syllables = lazy_pinyin(
+        characters,
+        style=Style.TONE3,
+        neutral_tone_with_five=True,
+        errors=_keep_unknown,
+    )
+    if len(syllables) != len(characters):
+        return tuple(
+            pronounce_characters(one)[0] if len(characters) > 1 else ()
+            for one in characters
+        )
+    return tuple(split_syllable(s) if s else () for s in syllables)

@@ -1,0 +1,102 @@
+"""Checkpoints of a run: one bundle of train state, data iterator and facts about the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grain.checkpoint
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from nim4_jax.train.state import TrainState
+from nim4_jax.types import Params
+
+_FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """Saves and restores {state, data, meta} under WORKDIR/checkpoints/STEP.
+
+    Orbax writes each step under a temporary name and renames it when complete, so what was
+    cut off is never taken for whole.
+
+    Attributes:
+        every: steps between two saves.
+    """
+
+    def __init__(self, workdir: str, every: int, keep: int = 2):
+        self.every = every
+        self._manager = ocp.CheckpointManager(
+            (epath.Path(workdir) / _FOLDER).absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+        )
+
+    def latest_step(self) -> int | None:
+        """The last complete step, None when there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, data: Any, meta: dict[str, Any]) -> None:
+        """Save the state together with the iterator that will deliver its next batch."""
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=grain.checkpoint.CheckpointSave(data),
+                meta=ocp.args.JsonSave(meta),
+            ),
+        )
+
+    def restore(self, state: TrainState, data: Any) -> TrainState:
+        """The latest state, with the shardings of `state`; moves the iterator there.
+
+        Args:
+            state: arrays or shapes of the same structure.
+            data: iterator of the same data configuration.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        restored = self._manager.restore(
+            self._manager.latest_step(),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract),
+                data=grain.checkpoint.CheckpointRestore(data),
+            ),
+        )
+        return restored["state"]
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def latest_step(workdir: str) -> int | None:
+    """The last complete checkpoint of a run, None when there is none."""
+    folder = epath.Path(workdir) / _FOLDER
+    if not folder.exists():
+        return None
+    with ocp.CheckpointManager(folder.absolute()) as manager:
+        return manager.latest_step()
+
+
+def load_params(workdir: str) -> tuple[Params, dict[str, Any]]:
+    """Parameters (host arrays) and meta of a run's latest checkpoint.
+
+    Raises:
+        ValueError: there is no complete checkpoint in the folder.
+    """
+    folder = epath.Path(workdir) / _FOLDER
+    if latest_step(workdir) is None:
+        raise ValueError(
+            f"{workdir} holds no complete checkpoint; name the --workdir of a training "
+            "run, or a .safetensors file that `nim4 snapshot` wrote."
+        )
+    with ocp.CheckpointManager(folder.absolute()) as manager:
+        step = manager.latest_step()
+        meta = manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+        )["meta"]
+    with ocp.PyTreeCheckpointer() as reader:
+        path = folder.absolute() / str(step) / "state"
+        state = reader.restore(path)
+    return jax.device_get(state["params"]), meta

@@ -1,0 +1,237 @@
+"""What each stage minimises: callable dataclasses over a bound model and a batch.
+
+A loss returns sums and their denominators, never means, so that shards and micro-batches
+add up; the train step divides once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from nim4_jax.models.asr import Asr, Prompt
+from nim4_jax.ops import cross_entropy, ctc, relative, spec_augment
+from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.spec_augment import SpecAugmentConfig
+from nim4_jax.types import AsrBatch, Frames, Labels
+
+Ratio = tuple[Float[Array, ""], Float[Array, ""]]
+
+
+@flax.struct.dataclass
+class Loss:
+    """A loss not yet divided.
+
+    Attributes:
+        total: sum over the batch, nats.
+        weight: what it is a sum of (frames or tokens).
+        metrics: name → (sum, denominator).
+    """
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+    metrics: dict[str, Ratio]
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicChunks:
+    """WeNet's draw of a chunk size and of left chunks, once per batch.
+
+    Half of the batches (1 − `full_share`) get a chunk of 1 … `largest` frames with
+    0 … all, or with probability `unlimited_left` all, left chunks; the others see
+    everything.
+
+    Source: wenet `add_optional_chunk_mask`.
+    """
+
+    full_share: float = 0.5
+    largest: int = 25
+    unlimited_left: float = 0.5
+
+    def draw(self, rng: Array, length: int) -> Chunking:
+        """A chunking for utterances padded to `length` encoder frames."""
+        keys = jax.random.split(rng, 4)
+        full = jax.random.bernoulli(keys[0], self.full_share)
+        size = jax.random.randint(keys[1], (), 1, self.largest + 1)
+        most = (length - 1) // size
+        left = jnp.floor(jax.random.uniform(keys[2]) * (most + 1)).astype(jnp.int32)
+        unlimited = jax.random.bernoulli(keys[3], self.unlimited_left)
+        endless = jnp.asarray(relative.UNLIMITED, jnp.int32)
+        return Chunking(
+            jnp.where(full, endless, size).astype(jnp.int32),
+            jnp.where(full | unlimited, endless, left),
+        )
+
+
+def _phoneme_errors(logits: Array, frames: Frames, labels: Labels) -> Ratio:
+    """A cheap proxy of the error rate: |hypothesis length − label length| over labels."""
+    _, starts = ctc.greedy(logits, frames.mask)
+    count = jnp.sum(starts, axis=1)
+    difference = jnp.abs(count - labels.lengths()).astype(jnp.float32)
+    return jnp.sum(difference), jnp.sum(labels.mask, dtype=jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class CrCtc:
+    """Phoneme CR-CTC under dynamic chunks (stage 1 and the phoneme head).
+
+    L = ½(CTC_a + CTC_b) + α(step) · consistency(a, b); with one view, plain CTC.
+
+    Attributes:
+        views: 2 for CR-CTC, 1 for CTC.
+        alpha: weight of the consistency term.
+        alpha_warmup: steps over which α rises linearly from 0.
+        augment: SpecAugment amounts, drawn anew for each view after one common warp.
+        chunks: distribution of the chunk masks.
+
+    Source: arXiv 2410.05101; SPEC §3.
+    """
+
+    views: int = 2
+    alpha: float = 0.2
+    alpha_warmup: int = 2_000
+    augment: SpecAugmentConfig = SpecAugmentConfig()
+    chunks: DynamicChunks = DynamicChunks()
+
+    def __post_init__(self):
+        if self.views not in (1, 2):
+            raise ValueError(f"loss.views={self.views} must be 1 (CTC) or 2 (CR-CTC).")
+
+    def __call__(self, model: Asr, batch: AsrBatch, step: Int[Array, ""]) -> Loss:
+        rngs = jax.random.split(model.make_rng("augment"), 2 + self.views)
+        features = model.extract(batch.audio)
+        features = spec_augment.warp_time(rngs[0], features, self.augment.warp)
+        views = [
+            spec_augment.mask_features(rng, features, self.augment) for rng in rngs[2:]
+        ]
+        stacked = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *views)
+        labels = jax.tree.map(
+            lambda leaf: jnp.concatenate([leaf] * self.views), batch.phonemes
+        )
+        length = -(-stacked.mask.shape[1] // 4)
+        frames = model.encode(stacked, self.chunks.draw(rngs[1], length))
+        logits = model.score_phonemes(frames)
+        losses = ctc.ctc_loss(logits, frames.mask, labels)
+        feasible = jnp.isfinite(losses) & labels.mask[:, 0]
+        total = jnp.sum(jnp.where(feasible, losses, 0.0)) / self.views
+        valid = jnp.sum(frames.mask & feasible[:, None], dtype=jnp.float32)
+        weight = valid / self.views
+        present = jnp.any(batch.audio.mask, axis=1)
+        unusable = jnp.sum(present & ~feasible[: present.shape[0]])
+        metrics = {
+            "ctc": (total, weight),
+            "ctc_infeasible": (unusable.astype(jnp.float32), jnp.float32(1.0)),
+            "length_error": _phoneme_errors(logits, frames, labels),
+        }
+        if self.views == 2:
+            pair = jnp.split(logits, 2)
+            mask = jnp.split(frames.mask, 2)[0]
+            agreement = jnp.sum(ctc.consistency(*pair, mask))
+            rise = jnp.clip(step / max(self.alpha_warmup, 1), 0.0, 1.0)
+            total = total + self.alpha * rise.astype(jnp.float32) * agreement
+            metrics["consistency"] = (agreement, weight)
+        return Loss(total, weight, metrics)
+
+
+def _answer_loss(
+    model: Asr, speech: Frames, prompt: Prompt, answer: Labels, chunk: int
+) -> Loss:
+    """Cross-entropy of the answer's tokens after [prefix | speech | suffix]."""
+    heard = jnp.any(speech.mask, axis=1, keepdims=True)
+    answer = answer.replace(mask=answer.mask & heard)
+    hidden = model.answer_states(speech, prompt, answer)
+    log_probs, best = cross_entropy.token_log_probs(
+        hidden, answer.ids, model.unembed, chunk
+    )
+    total = -jnp.sum(jnp.where(answer.mask, log_probs, 0.0))
+    weight = jnp.sum(answer.mask, dtype=jnp.float32)
+    correct = jnp.sum(best & answer.mask, dtype=jnp.float32)
+    metrics = {"cross_entropy": (total, weight), "token_accuracy": (correct, weight)}
+    return Loss(total, weight, metrics)
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcribe:
+    """Next-token cross-entropy on the transcript, speech in the prompt (stages 2 – 5).
+
+    Attributes:
+        prompt: token ids around the speech.
+        augment: SpecAugment amounts.
+        chunks: distribution of the chunk masks.
+        vocab_chunk: answer places whose logits exist at once.
+    """
+
+    prompt: Prompt
+    augment: SpecAugmentConfig = SpecAugmentConfig()
+    chunks: DynamicChunks = DynamicChunks()
+    vocab_chunk: int = 128
+
+    def __call__(self, model: Asr, batch: AsrBatch, step: Int[Array, ""]) -> Loss:
+        rngs = jax.random.split(model.make_rng("augment"), 3)
+        features = model.extract(batch.audio)
+        features = spec_augment.warp_time(rngs[0], features, self.augment.warp)
+        features = spec_augment.mask_features(rngs[1], features, self.augment)
+        length = -(-features.mask.shape[1] // 4)
+        frames = model.encode(features, self.chunks.draw(rngs[2], length))
+        speech = model.adapt(frames)
+        return _answer_loss(model, speech, self.prompt, batch.tokens, self.vocab_chunk)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadPhonemes:
+    """Text-only warm-up of an LLM without pretrained weights: phonemes → transcript.
+
+    Phonemes are laid on a 40 ms grid as a CTC head emits them: each one held for one or
+    more frames, then blanks, with random weights, deletions and confusions, so that the
+    LLM learns to read uncertain phonemes and to use its knowledge of the text.
+
+    Attributes:
+        prompt: token ids around the speech.
+        num_phonemes: P.
+        frames_per_phoneme: length of the grid over the largest number of phonemes.
+        corrupt: share of phonemes replaced by a random one or dropped.
+        vocab_chunk: answer places whose logits exist at once.
+    """
+
+    prompt: Prompt
+    num_phonemes: int
+    frames_per_phoneme: int = 3
+    corrupt: float = 0.1
+    vocab_chunk: int = 128
+
+    def imitate(self, rng: Array, phonemes: Labels) -> Frames:
+        """Phoneme weights at frame rate, Float [B, U, P], as if a CTC head had heard."""
+        keys = jax.random.split(rng, 6)
+        batch, count = phonemes.ids.shape
+        shape = (batch, count)
+        pace = jax.random.uniform(keys[0], (batch, 1), minval=1.2, maxval=3.0)
+        spread = jax.random.uniform(keys[1], shape, minval=0.4, maxval=1.6)
+        lengths = jnp.maximum(pace * spread, 1.0) * phonemes.mask
+        ends = jnp.cumsum(lengths, axis=1)
+        starts = jnp.floor(ends - lengths)
+        length = self.frames_per_phoneme * count
+        total = jnp.minimum(jnp.ceil(ends[:, -1:]) + 2.0, length)
+        random_ids = jax.random.randint(keys[2], shape, 1, self.num_phonemes)
+        doubt = jax.random.uniform(keys[3], shape)
+        ids = jnp.where(doubt < self.corrupt / 2, random_ids, phonemes.ids)
+        ids = jnp.where(doubt > 1.0 - self.corrupt / 2, 0, ids) * phonemes.mask
+        place = jnp.arange(length, dtype=jnp.float32)[None, None]
+        held = jnp.floor(starts + 1.0 + (lengths - 1.0) * jax.random.uniform(keys[4]))
+        inside = (place >= starts[..., None]) & (place < held[..., None])
+        inside = (inside & (ids > 0)[..., None]).astype(jnp.float32)
+        strength = jax.random.uniform(keys[5], (*shape, 1), minval=0.5, maxval=1.0)
+        classes = jax.nn.one_hot(ids, self.num_phonemes)
+        weights = jnp.einsum("blu,blp->bup", inside * strength, classes)
+        rest = jnp.maximum(1.0 - jnp.sum(weights, axis=-1), 0.0)
+        weights = weights.at[..., 0].add(rest)
+        mask = jnp.arange(length, dtype=jnp.float32)[None] < total
+        return Frames(weights, mask & phonemes.mask[:, :1])
+
+    def __call__(self, model: Asr, batch: AsrBatch, step: Int[Array, ""]) -> Loss:
+        classes = self.imitate(model.make_rng("augment"), batch.phonemes)
+        speech = model.read_phonemes(classes)
+        return _answer_loss(model, speech, self.prompt, batch.tokens, self.vocab_chunk)

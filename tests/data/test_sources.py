@@ -1,0 +1,120 @@
+"""Manifests, selections and mixtures of sources."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nim4_jax.data import sources
+
+
+def test_records_of_a_manifest(tmp_path, write_manifest):
+    path = write_manifest(
+        tmp_path / "m.jsonl",
+        [
+            {"audio": "a/b.wav", "text": "hi", "lang": "en", "duration": 1.5},
+            {"audio": "/c.wav", "text": "", "keywords": ["北京"], "id": 7},
+        ],
+    )
+    first, second = sources.open_source(str(path))
+    assert first == {
+        "audio": str(tmp_path / "a/b.wav"),
+        "sample_rate": None,
+        "text": "hi",
+        "lang": "en",
+        "keywords": (),
+        "id": "b",
+        "duration": 1.5,
+        "origin": f"{path}:1",
+    }
+    assert second["audio"] == "/c.wav" and second["lang"] == "auto"
+    assert second["keywords"] == ("北京",) and second["id"] == "7"
+    assert second["origin"] == f"{path}:2" and second["duration"] is None
+
+
+@pytest.mark.parametrize(
+    "query, count",
+    [
+        ("", 22),
+        ("split=train", 18),
+        ("split=train|test", 22),
+        ("split=test&lang=en", 2),
+        ("duration=0.5|0.55", 2),
+        ("id=u3", 1),
+    ],
+)
+def test_selections(corpus_path, query, count):
+    spec = f"{corpus_path}?{query}" if query else str(corpus_path)
+    assert len(sources.open_source(spec)) == count
+
+
+@given(st.sets(st.integers(0, 21), min_size=1))
+def test_any_selection_keeps_the_order(corpus_path, chosen):
+    query = "|".join(f"u{number}" for number in sorted(chosen, reverse=True))
+    source = sources.open_source(f"{corpus_path}?id={query}")
+    assert [record["id"] for record in source] == [f"u{n}" for n in sorted(chosen)]
+
+
+def test_a_selection_of_nothing_lists_the_values(corpus_path):
+    with pytest.raises(ValueError, match=r"no record matches.*test, train"):
+        sources.open_source(f"{corpus_path}?split=dev")
+    with pytest.raises(ValueError, match="no record has this key"):
+        sources.open_source(f"{corpus_path}?speaker=me")
+    with pytest.raises(ValueError, match="cannot read the selection"):
+        sources.open_source(f"{corpus_path}?split")
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('{"audio": "a.wav", "text": ', "not JSON"),
+        ('["a.wav"]', "expected an object"),
+        ('{"audio": "a.wav"}', "'text' is missing"),
+        ('{"text": "hi"}', "'audio' is missing"),
+        ('{"audio": "a.wav", "text": 5}', "'text' is 5, expected a string"),
+        ('{"audio": "a.wav", "text": "", "lang": "fr"}', "unknown lang 'fr'.*mixed"),
+        ('{"audio": "a.wav", "text": "", "duration": "1"}', "'duration' is '1'"),
+        ('{"audio": "a.wav", "text": "", "duration": -1}', "'duration' is -1"),
+        ('{"audio": "a.wav", "text": "", "duration": NaN}', "'duration' is nan"),
+        ('{"audio": "a.wav", "text": "", "duration": true}', "'duration' is True"),
+        ('{"audio": "a.wav", "text": "", "keywords": "x"}', "'keywords' is 'x'"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    path = tmp_path / "m.jsonl"
+    good = json.dumps({"audio": "a.wav", "text": "hi"})
+    path.write_text(f"{good}\n\n{line}\n", encoding="utf8")
+    with pytest.raises(ValueError, match=rf"m\.jsonl:3: .*{message}"):
+        sources.open_source(str(path))
+
+
+def test_what_cannot_be_opened(tmp_path):
+    with pytest.raises(ValueError, match="no manifest"):
+        sources.open_source(str(tmp_path / "none.jsonl"))
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ValueError, match="has no record"):
+        sources.open_source(str(tmp_path / "empty.jsonl"))
+    for spec in ("corpus.txt", "hub:x", ""):
+        with pytest.raises(ValueError, match=r"expected 'manifest\.jsonl"):
+            sources.open_source(spec)
+
+
+def test_a_corpus_joins_sources(corpus_path):
+    train, test = f"{corpus_path}?split=train", f"{corpus_path}?split=test"
+    corpus, weights = sources.open_sources([train, (test, 0.5)])
+    assert weights == [1.0, 0.5] and len(corpus) == 22
+    assert corpus.group(1).tolist() == [18, 19, 20, 21]
+    assert [corpus[n]["id"] for n in (0, 17, 18, 21)] == ["u0", "u21", "u4", "u19"]
+    for index in (-1, 22):
+        with pytest.raises(IndexError):
+            corpus[index]
+
+
+def test_bad_mixtures(corpus_path):
+    for weight in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="expected > 0"):
+            sources.open_sources([(str(corpus_path), weight)])
+    for specs in ((), str(corpus_path)):
+        with pytest.raises(ValueError, match="expected a list"):
+            sources.open_sources(specs)
