@@ -86,6 +86,24 @@ def check_size(size: str) -> str:
     return size
 
 
+def augment(
+    *,
+    warp: int = 80,
+    freq_width: int = 27,
+    time_masks: int = 25,
+    time_fraction: float = 0.375,
+) -> dict:
+    """SpecAugment amounts; the defaults are CR-CTC's."""
+    return {
+        "warp": warp,
+        "freq_masks": 2,
+        "freq_width": freq_width,
+        "time_masks": time_masks,
+        "time_width": 100,
+        "time_fraction": time_fraction,
+    }
+
+
 def get_config(size: str = "") -> ConfigDict:
     """Everything but what a stage decides."""
     size = check_size(size)
@@ -105,10 +123,11 @@ def get_config(size: str = "") -> ConfigDict:
     config.tokenizer = "nano" if tiny else "tokenizer.json"
     # JSON from `nim4 cmvn`; empty: from the training data, when not inherited.
     config.cmvn = ""
-    # Workdirs or .safetensors files whose parameters this run starts from, in order.
-    config.init_from = ()
+    # Workdirs or .safetensors files to start from, comma-separated; later ones win.
+    config.init_from = ""
     config.data = ConfigDict(
         {
+            "kind": "speech",
             "sources": ("bundled:commands:train",),
             "batch_size": (32, 20, 12) if tiny else (32, 20, 12, 8, 4),
             "bucket_seconds": (2.5, 4.0, 6.5) if tiny else (2.5, 4.0, 6.5, 15.0, 30.0),

@@ -20,8 +20,8 @@ def get_config(size: str = "") -> ConfigDict:
             "views": 2,
             "alpha": 0.2,
             "alpha_warmup": 500 if tiny else 10_000,
-            "augment": {"warp": 40 if tiny else 80},
-            "chunks": {"full_share": 0.5},
+            "augment": base.augment(warp=40 if tiny else 80),
+            "chunks": {"full_share": 0.5, "largest": 25, "unlimited_left": 0.5},
         }
     )
     config.rules = (
@@ -33,6 +33,7 @@ def get_config(size: str = "") -> ConfigDict:
             "peak_rate": 2e-3 if tiny else 5e-4,
             "warmup_steps": 300 if tiny else 10_000,
             "weight_decay": 1e-2,
+            "final_share": 0.05,
         }
     )
     config.steps = 6_000 if tiny else 2_000_000

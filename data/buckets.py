@@ -151,7 +151,17 @@ class TrainPlan:
             buckets: in growing order; every usable example fits one at speed 1.
             speeds: factors to draw from, all equally likely.
             seed: of everything random.
+
+        Raises:
+            ValueError: a usable example fits no bucket.
         """
+        usable = np.concatenate(groups)
+        unfit = usable[assign_buckets(lengths.take(usable), buckets) == len(buckets)]
+        if len(unfit) or not len(usable):
+            raise ValueError(
+                f"{len(unfit)} of {len(usable)} examples fit no bucket of {buckets}, "
+                f"first {unfit[:3].tolist()}; leave them out, give at least one"
+            )
         self.groups = groups
         self.weights = weights
         self.lengths = lengths

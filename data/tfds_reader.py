@@ -95,9 +95,8 @@ class TfdsSource:
         }
 
 
-class _AudioReader(
-    read_only_builder.ReadOnlyBuilder,
-    skip_registration=True,  # pyright: ignore[reportGeneralTypeIssues]
+class _AudioReader(  # pyright: ignore[reportGeneralTypeIssues]
+    read_only_builder.ReadOnlyBuilder, skip_registration=True
 ):
     """A read-only builder whose features need no TensorFlow."""
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 import nim4_jax
 from nim4_jax.data.config import DataConfig
+from nim4_jax.data.text_pipeline import TextConfig
 from nim4_jax.launch import settings
 from nim4_jax.models.asr import AsrConfig, Prompt
 from nim4_jax.text import phonemes, prompt
@@ -22,6 +23,7 @@ from nim4_jax.train.recipes import Recipe
 from nim4_jax.types import Params
 from nim4_jax.weights import snapshot
 
+DATA_KINDS = {"speech": DataConfig, "text": TextConfig}
 LOSSES = {"cr_ctc": CrCtc, "transcribe": Transcribe, "read_phonemes": ReadPhonemes}
 
 
@@ -44,7 +46,7 @@ class TrainSettings:
     stage: str
     model: AsrConfig
     recipe: Recipe
-    data: DataConfig
+    data: DataConfig | TextConfig
     init_from: tuple[str, ...]
     cmvn: str
     mesh: tuple[int, ...]
@@ -91,6 +93,17 @@ def _build_loss(values: dict[str, Any], tokenizer_path: str, model: AsrConfig) -
     return settings.build(cls, values, "config.loss")
 
 
+def _build_data(values: dict[str, Any], tokenizer: str) -> DataConfig | TextConfig:
+    kind = values.pop("kind", "speech")
+    if kind not in DATA_KINDS:
+        raise ValueError(
+            f"config.data.kind={kind!r} is unknown; use one of {sorted(DATA_KINDS)}."
+        )
+    if "tokens" in values.get("needs", ("tokens",)):
+        values["tokenizer"] = tokenizer
+    return settings.build(DATA_KINDS[kind], values, "config.data")
+
+
 def check_vocabulary(tokenizer: Tokenizer, model: AsrConfig) -> None:
     """Refuse a tokenizer with more ids than the LLM has embeddings."""
     if tokenizer.vocab_size > model.llm.vocab_size:
@@ -119,16 +132,13 @@ def build_settings(config: ConfigDict) -> TrainSettings:
         steps=int(values["steps"]),
         seed=int(values["seed"]),
     )
-    data = dict(values["data"])
-    if "tokens" in data.get("needs", ("tokens",)):
-        data["tokenizer"] = tokenizer
     origins = values["init_from"]
     return TrainSettings(
         stage=values["stage"],
         model=model,
         recipe=recipe,
-        data=settings.build(DataConfig, data, "config.data"),
-        init_from=(origins,) if isinstance(origins, str) else tuple(origins),
+        data=_build_data(dict(values["data"]), tokenizer),
+        init_from=tuple(filter(None, origins.split(","))),
         cmvn=values["cmvn"],
         mesh=tuple(values["mesh"]),
         log_every=int(values["log_every"]),

@@ -5,26 +5,50 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from importlib import resources
 from typing import Any
 
 import jax
 from absl import app, flags, logging
 
+import nim4_jax.configs
+
 
 def prepare() -> None:
-    """Logging, and a compilation cache that outlives the process."""
-    logging.set_verbosity(logging.INFO)
+    """Quiet libraries, our own log lines, and compilations kept between processes."""
     logging.use_absl_handler()
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if not cache:
+    logging.set_verbosity(logging.INFO)
+    # Orbax and JAX log each file they write through absl's logger; keep what is ours.
+    logging.get_absl_handler().addFilter(
+        lambda record: record.levelno > 20 or "nim4" in record.pathname or _ours(record)
+    )
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "nim4-jax"))
+
+
+def _ours(record: Any) -> bool:
+    """Whether a log record was written by a module of this project's folders."""
+    folder = os.path.dirname(os.path.abspath(record.pathname))
+    return folder == os.path.dirname(os.path.abspath(__file__))
+
+
+def find_config(argument: str) -> str:
+    """--config=configs/X.py works anywhere: files that are not there are the package's."""
+    name, equals, value = argument.partition("=")
+    if name not in ("--config", "-config") or not equals:
+        return argument
+    path, colon, size = value.partition(":")
+    packaged = resources.files(nim4_jax.configs) / os.path.basename(path)
+    if os.path.exists(path) or not packaged.is_file():
+        return argument
+    return f"{name}={packaged}{colon}{size}"
 
 
 def guard(function: Callable[[Any], None]) -> Callable[[Any], None]:
     """The function, with errors of input as one line on stderr and exit code 2.
 
-    `--traceback` (or NIM4_TRACEBACK=1) shows where they came from.
+    NIM4_TRACEBACK=1 shows where they came from.
     """
 
     def guarded(argv: Any) -> None:
@@ -34,24 +58,23 @@ def guard(function: Callable[[Any], None]) -> Callable[[Any], None]:
             if os.environ.get("NIM4_TRACEBACK"):
                 raise
             print(f"error: {error}", file=sys.stderr)
-            print("(NIM4_TRACEBACK=1 shows the traceback)", file=sys.stderr)
             sys.exit(2)
 
     return guarded
 
 
+def _parse(arguments: list[str]) -> list[str]:
+    """absl's flags; what is wrong with them is one line and exit code 2."""
+    try:
+        return flags.FLAGS([find_config(argument) for argument in arguments])
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        if os.environ.get("NIM4_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 def launch(main: Callable[[Any], None], argv: list[str] | None = None) -> None:
     """Parse flags and run `main` as a program."""
     prepare()
-
-    def parse(args: list[str]) -> list[str]:
-        return flags.FLAGS(args, known_only=False)
-
-    def checked(args: list[str]) -> list[str]:
-        try:
-            return parse(args)
-        except (flags.Error, AttributeError, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-
-    app.run(guard(main), argv=argv, flags_parser=checked)
+    app.run(guard(main), argv=argv, flags_parser=_parse)

@@ -15,9 +15,10 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from nim4_jax import sharding
-from nim4_jax.data import pipeline
+from nim4_jax.data import pipeline, text_pipeline
 from nim4_jax.data.config import DataConfig
 from nim4_jax.data.skips import SkipReport
+from nim4_jax.data.text_pipeline import TextConfig
 from nim4_jax.launch import assembly, runtime
 from nim4_jax.models.asr import Asr
 from nim4_jax.train import checkpoint, cmvn, loop, optim
@@ -41,9 +42,7 @@ def _run(
     settings: assembly.TrainSettings, config: ConfigDict, workdir: str
 ) -> None:
     recipe = settings.recipe
-    data = pipeline.make_train_iterator(
-        settings.data, rank=jax.process_index(), hosts=jax.process_count()
-    )
+    data = _open_data(settings.data)
     model = Asr(settings.model, deterministic=False)
     params = _first_params(model, settings, data)
     tx = optim.make_optimizer(recipe.optimizer, recipe.rules, recipe.steps)
@@ -79,6 +78,14 @@ def _run(
         writer.close()
         data.close()
         _report_skips(data.report, workdir)
+
+
+def _open_data(config: DataConfig | TextConfig) -> Any:
+    """This host's share of the training batches."""
+    place = {"rank": jax.process_index(), "hosts": jax.process_count()}
+    if isinstance(config, TextConfig):
+        return text_pipeline.make_text_iterator(config, **place)
+    return pipeline.make_train_iterator(config, **place)
 
 
 def _first_params(

@@ -8,26 +8,16 @@ has never seen them: the figures printed are those of the file itself.
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 import zlib
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
 
 from nim4_jax.text import g2p, graphones
 from nim4_jax.text.letter_to_sound import END, START, LetterToSound
-
-_OUT = flags.DEFINE_string("out", None, "file to write, e.g. letter_to_sound.xz")
-_ORDER = flags.DEFINE_integer("order", 7, "longest n-gram of graphones")
-_CUTOFFS = flags.DEFINE_list(
-    "cutoffs", ["1", "1", "1", "2", "2", "2", "2"], "least count of a kept n-gram"
-)
-_RARE = flags.DEFINE_integer("rare", 5, "least count of a graphone")
-_LIMIT = flags.DEFINE_integer("limit", 0, "use only the first words (0: all)")
-_SAMPLE = flags.DEFINE_integer("sample", 2000, "held-out words to score (0: all)")
-flags.mark_flag_as_required("out")
 
 Entry = tuple[str, tuple[str, ...]]
 
@@ -56,7 +46,8 @@ def count_edits(reference: tuple[str, ...], hypothesis: tuple[str, ...]) -> int:
     for i, want in enumerate(reference, 1):
         previous, row = row, np.full_like(row, i)
         for j, got in enumerate(hypothesis, 1):
-            row[j] = min(previous[j] + 1, row[j - 1] + 1, previous[j - 1] + (want != got))
+            substituted = previous[j - 1] + (want != got)
+            row[j] = min(previous[j] + 1, row[j - 1] + 1, substituted)
     return int(row[-1])
 
 
@@ -78,29 +69,49 @@ def score(
     }
 
 
-def main(_: list[str]) -> None:
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line; argparse, so that commands may share names of options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", required=True, help="file to write")
+    parser.add_argument("--order", type=int, default=7, help="longest n-gram")
+    parser.add_argument(
+        "--cutoffs", default="", help="least count per order, 1,1,2: default all 1"
+    )
+    parser.add_argument("--rare", type=int, default=2, help="least graphone count")
+    parser.add_argument("--limit", type=int, default=0, help="first words only; 0 all")
+    parser.add_argument(
+        "--sample", type=int, default=2000, help="held-out words to score; 0 all"
+    )
+    options = parser.parse_args(arguments)
+    options.cutoffs = [int(c) for c in options.cutoffs.split(",") if c]
+    options.cutoffs = options.cutoffs or [1] * options.order
+    if len(options.cutoffs) != options.order:
+        parser.error(
+            f"--cutoffs has {len(options.cutoffs)} values for --order={options.order}: "
+            "give one least count for each order from 1"
+        )
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains, writes and scores a model; prints the figures as JSON."""
+    options = parse_arguments(arguments)
     entries = [
         (word, reading)
         for word, reading in g2p.iterate_readings()
         if len(word) > 1 and all(c in graphones.LETTER_SET for c in word)
     ]
-    entries = entries[: _LIMIT.value or None]
+    entries = entries[: options.limit or None]
     started = time.monotonic()
     training = [entry for entry in entries if not is_held_out(entry[0])]
-    cutoffs = [int(value) for value in _CUTOFFS.value]
-    if len(cutoffs) != _ORDER.value:
-        raise ValueError(
-            f"--cutoffs has {len(cutoffs)} values for --order={_ORDER.value}: give one "
-            "least count for each order from 1"
-        )
-    model = train(training, _ORDER.value, cutoffs, _RARE.value)
+    model = train(training, options.order, options.cutoffs, options.rare)
     content = model.to_bytes()
-    Path(_OUT.value).write_bytes(content)
+    Path(options.out).write_bytes(content)
     held_out: dict[str, list[tuple[str, ...]]] = {}
     for word, reading in entries:
         if is_held_out(word):
             held_out.setdefault(word, []).append(reading)
-    words = list(held_out)[: _SAMPLE.value or None]
+    words = list(held_out)[: options.sample or None]
     figures = score(model, {word: held_out[word] for word in words})
     figures |= {
         "graphones": len(model.letters),
@@ -112,4 +123,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -1,27 +1,18 @@
 """Trains a small tokenizer from manifests, from the command grammar, or from both.
 
-    python launch/train_tokenizer.py --grammar=100000 --out=tokenizer.json
-    python launch/train_tokenizer.py --manifest=train.jsonl --out=tokenizer.json
+python launch/train_tokenizer.py --grammar=100000 --out=tokenizer.json
+python launch/train_tokenizer.py --manifest=train.jsonl --out=tokenizer.json
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from absl import app, flags
-
 from nim4_jax.data import grammar
 from nim4_jax.text import prompt, tokenizer
-
-_MANIFEST = flags.DEFINE_multi_string("manifest", [], "JSON-lines file with text fields")
-_DOMAIN = flags.DEFINE_string("domain", None, "take only manifest lines of this domain")
-_GRAMMAR = flags.DEFINE_integer("grammar", 0, "commands to draw from the grammar")
-_SEED = flags.DEFINE_integer("seed", 0, "of the drawn commands")
-_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 2048, "greatest number of ids")
-_OUT = flags.DEFINE_string("out", None, "tokenizer.json to write")
-flags.mark_flag_as_required("out")
 
 
 def read_texts(path: str, domain: str | None) -> Iterator[str]:
@@ -46,31 +37,44 @@ def read_texts(path: str, domain: str | None) -> Iterator[str]:
                 yield str(text)
 
 
-def collect_texts() -> Iterator[str]:
-    """All texts that the flags name."""
-    for path in _MANIFEST.value:
-        yield from read_texts(path, _DOMAIN.value)
-    for command in grammar.iterate_texts(_SEED.value, _GRAMMAR.value):
-        yield command.text
+def collect_texts(
+    manifests: list[str], domain: str | None, commands: int, seed: int
+) -> list[str]:
+    """All texts of the manifests, and of commands drawn from the grammar."""
+    texts = [text for path in manifests for text in read_texts(path, domain)]
+    drawn = grammar.iterate_texts(seed, commands)
+    return texts + [command.text for command in drawn]
 
 
-def main(_: list[str]) -> None:
-    texts = list(collect_texts())
+def main(arguments: list[str] | None = None) -> None:
+    """Trains and writes a tokenizer; prints its figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", required=True, help="tokenizer.json to write")
+    parser.add_argument("--manifest", action="append", default=[], help="JSON lines")
+    parser.add_argument("--domain", help="take only manifest lines of this domain")
+    parser.add_argument("--grammar", type=int, default=0, help="commands to draw")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn commands")
+    parser.add_argument("--vocab_size", type=int, default=2048, help="most ids")
+    options = parser.parse_args(arguments)
+    texts = collect_texts(
+        options.manifest, options.domain, options.grammar, options.seed
+    )
     if not texts:
-        raise ValueError("no texts: give --manifest=FILE or --grammar=COUNT, or both")
-    trained = tokenizer.train(texts, _VOCAB_SIZE.value)
-    trained.save(_OUT.value)
+        parser.error("no texts: give --manifest=FILE or --grammar=COUNT, or both")
+    trained = tokenizer.train(texts, options.vocab_size)
+    trained.save(options.out)
     lengths = [len(trained.encode(text)) for text in texts]
+    frame = prompt.encode_prefix(trained) + prompt.encode_suffix(trained)
     figures = {
         "texts": len(texts),
         "vocab_size": trained.vocab_size,
         "mean_tokens": round(sum(lengths) / len(lengths), 2),
         "longest_tokens": max(lengths),
-        "prompt_tokens": len(prompt.encode_prefix(trained) + prompt.encode_suffix(trained)),
+        "prompt_tokens": len(frame),
         "sha256": trained.sha256,
     }
     print(json.dumps(figures))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -35,6 +35,25 @@ class Generation:
 
 
 @flax.struct.dataclass
+class _Options:
+    """What may change from call to call without a recompilation.
+
+    Attributes:
+        end_id: token that ends a row.
+        limits: tokens that each row may write.
+        temperature: positive; None for greedy, and then the rest is None too.
+        top_p: nucleus mass; None for no limit.
+        rngs: a key per row.
+    """
+
+    end_id: Int[Array, ""]
+    limits: Int[Array, " B"]
+    temperature: Float[Array, ""] | None = None
+    top_p: Float[Array, ""] | None = None
+    rngs: Key[Array, " B"] | None = None
+
+
+@flax.struct.dataclass
 class _Loop:
     """State of the token loop: what is out, and what the next step needs."""
 
@@ -84,122 +103,131 @@ def generate(
         Generation of shape [B, max_new_tokens].
 
     Raises:
-        ValueError: sizes that do not fit, or temperature > 0 without rng.
+        ValueError: sizes that do not fit, or settings that `sampling.sample` refuses.
     """
-    batch, length, width = prompt_embeddings.shape
+    batch = prompt_embeddings.shape[0]
+    if limits is None:
+        limits = jnp.full((batch,), max_new_tokens, jnp.int32)
+    _check_shapes(model, prompt_embeddings, prompt_mask, max_new_tokens, limits)
+    sampling.check_settings(temperature, rng, top_p, top_k)
+    options = _Options(jnp.asarray(end_id, jnp.int32), jnp.asarray(limits, jnp.int32))
+    if temperature > 0.0:
+        options = options.replace(
+            temperature=jnp.asarray(temperature, jnp.float32),
+            top_p=None if top_p is None else jnp.asarray(top_p, jnp.float32),
+            rngs=sampling.row_keys(rng, batch),
+        )
+    return _generate(
+        model,
+        max_new_tokens,
+        top_k if temperature > 0.0 else None,
+        params,
+        prompt_embeddings,
+        prompt_mask,
+        options,
+    )
+
+
+def _check_shapes(model, embeddings, mask, max_new_tokens, limits) -> None:
+    batch, length, width = embeddings.shape
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be ≥ 1.")
-    if prompt_mask.shape != (batch, length):
+    if mask.shape != (batch, length):
         raise ValueError(
-            f"prompt_mask has shape {prompt_mask.shape}, but the prompt embeddings "
-            f"{prompt_embeddings.shape} need {(batch, length)}."
+            f"prompt_mask has shape {mask.shape}, but the prompt embeddings "
+            f"{embeddings.shape} need {(batch, length)}."
         )
     if width != model.config.width:
         raise ValueError(
             f"prompt embeddings are {width} wide, but the LLM is {model.config.width}."
         )
-    if temperature < 0.0:
-        raise ValueError(f"temperature={temperature} must be ≥ 0 (0 is greedy).")
-    if temperature > 0.0 and rng is None:
-        raise ValueError(f"temperature={temperature} samples: give an rng key.")
-    if limits is None:
-        limits = jnp.full((batch,), max_new_tokens, jnp.int32)
-    greedy = temperature == 0.0
-    return _generate(
-        # Parameters do not change in the loop: unrolled, XLA slices the layers once.
-        model.clone(unroll=model.config.num_layers, remat="none"),
-        max_new_tokens,
-        greedy,
-        None if greedy else top_k,
-        params,
-        prompt_embeddings,
-        prompt_mask,
-        jnp.asarray(limits, jnp.int32),
-        jnp.asarray(end_id, jnp.int32),
-        None if greedy else jnp.asarray(temperature, jnp.float32),
-        None if greedy or top_p is None else jnp.asarray(top_p, jnp.float32),
-        None if greedy else sampling.row_keys(rng, batch),
-    )
+    if limits.shape != (batch,):
+        raise ValueError(f"limits has shape {limits.shape}; need {(batch,)}.")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _generate(
     model: qwen3.Qwen3,
     max_new_tokens: int,
-    greedy: bool,
     top_k: int | None,
     params: types.Params,
     embeddings: Float[Array, "B L D"],
     mask: Bool[Array, "B L"],
-    limits: Int[Array, " B"],
-    end_id: Int[Array, ""],
-    temperature: Float[Array, ""] | None,
-    top_p: Float[Array, ""] | None,
-    rngs: Key[Array, " B"] | None,
+    options: _Options,
 ) -> Generation:
-    batch, length, _ = embeddings.shape
+    variables = {"params": params}
 
-    def run(embeddings, positions, mask, cache):
-        return model.apply({"params": params}, embeddings, positions, mask, cache)
-
-    def draw(hidden, step):
-        """One token per row from [B 1 D] hidden states."""
-        logits = model.apply({"params": params}, hidden, method="unembed")[:, 0]
-        if greedy:
-            return sampling.sample(logits)
-        keys = jax.vmap(lambda rng: jax.random.fold_in(rng, step))(rngs)
-        return sampling.sample(logits, keys, temperature, top_p, top_k)
-
-    def record(loop: _Loop, tokens, log_probs) -> _Loop:
-        """The drawn tokens put down as those of `loop.step`."""
-        active = loop.active
-
-        def put(old, new):
-            new = jnp.where(active, new, jnp.zeros((), new.dtype))
-            return jax.lax.dynamic_update_slice_in_dim(
-                old, new[:, None].astype(old.dtype), loop.step, axis=1
-            )
-
-        output = Generation(
-            tokens=put(loop.output.tokens, tokens),
-            mask=put(loop.output.mask, active),
-            log_probs=put(loop.output.log_probs, log_probs),
-        )
-        step = loop.step + 1
-        active = active & (tokens != end_id) & (step < limits)
-        return loop.replace(step=step, output=output, last=tokens, active=active)
+    def draw(loop: _Loop, hidden: Float[Array, "B 1 D"]) -> _Loop:
+        logits = model.apply(variables, hidden, method="unembed")[:, 0]
+        return _record(loop, options, *_draw(logits, loop.step, options, top_k))
 
     def advance(loop: _Loop) -> _Loop:
-        embedded = model.apply({"params": params}, loop.last[:, None], method="embed")
-        hidden, cache = run(
-            embedded, loop.position[:, None], loop.active[:, None], loop.cache
+        embedded = model.apply(variables, loop.last[:, None], method="embed")
+        hidden, cache = model.apply(
+            variables,
+            embedded,
+            loop.position[:, None],
+            loop.active[:, None],
+            loop.cache,
         )
-        loop = loop.replace(cache=cache, position=loop.position + 1)
-        return record(loop, *draw(hidden, loop.step))
+        return draw(loop.replace(cache=cache, position=loop.position + 1), hidden)
 
-    def unfinished(loop: _Loop):
+    def unfinished(loop: _Loop) -> Bool[Array, ""]:
         return (loop.step < max_new_tokens) & jnp.any(loop.active)
 
-    cache = kv_cache.init_cache(
-        model.config, batch, length + max_new_tokens, model.policy.dtype
-    )
-    hidden, cache = run(embeddings, rotary.count_positions(mask), mask, cache)
+    batch, length, _ = embeddings.shape
+    # The prompt attends to its own slots only; room for the answer comes after it.
+    cache = kv_cache.init_cache(model.config, batch, length, model.policy.dtype)
+    positions = rotary.count_positions(mask)
+    hidden, cache = model.apply(variables, embeddings, positions, mask, cache)
     # The last real slot of each row says what comes next; padding may follow it.
     final = length - 1 - jnp.argmax(mask[:, ::-1], axis=1)
     hidden = jnp.take_along_axis(hidden, final[:, None, None], axis=1)
+    loop = _start(
+        kv_cache.grow(cache, length + max_new_tokens), mask, max_new_tokens, options
+    )
+    return jax.lax.while_loop(unfinished, advance, draw(loop, hidden)).output
+
+
+def _start(cache, mask, max_new_tokens: int, options: _Options) -> _Loop:
+    """The loop's state before the first token."""
+    shape = (mask.shape[0], max_new_tokens)
     counts = jnp.sum(mask, axis=1, dtype=jnp.int32)
-    shape = (batch, max_new_tokens)
-    loop = _Loop(
-        step=jnp.int32(0),
+    return _Loop(
+        step=jnp.zeros((), jnp.int32),
         output=Generation(
             tokens=jnp.zeros(shape, jnp.int32),
             mask=jnp.zeros(shape, jnp.bool_),
             log_probs=jnp.zeros(shape, jnp.float32),
         ),
         cache=cache,
-        last=jnp.zeros((batch,), jnp.int32),
+        last=jnp.zeros(shape[:1], jnp.int32),
         position=counts,
-        active=(limits > 0) & (counts > 0),
+        active=(options.limits > 0) & (counts > 0),
     )
-    loop = record(loop, *draw(hidden, jnp.int32(0)))
-    return jax.lax.while_loop(unfinished, advance, loop).output
+
+
+def _draw(logits, step, options: _Options, top_k: int | None):
+    """One token per row; its randomness depends on the row's key and the step alone."""
+    if options.temperature is None:
+        return sampling.sample(logits)
+    keys = jax.vmap(lambda rng: jax.random.fold_in(rng, step))(options.rngs)
+    return sampling.sample(logits, keys, options.temperature, options.top_p, top_k)
+
+
+def _record(loop: _Loop, options: _Options, tokens, log_probs) -> _Loop:
+    """Put the drawn tokens down as those of `loop.step`, and see who goes on."""
+    active = loop.active
+
+    def put(column, new):
+        new = jnp.where(active, new, jnp.zeros((), new.dtype))[:, None]
+        return jax.lax.dynamic_update_slice_in_dim(column, new, loop.step, axis=1)
+
+    output = Generation(
+        tokens=put(loop.output.tokens, tokens),
+        mask=put(loop.output.mask, active),
+        log_probs=put(loop.output.log_probs, log_probs),
+    )
+    step = loop.step + 1
+    active = active & (tokens != options.end_id) & (step < options.limits)
+    return loop.replace(step=step, output=output, last=tokens, active=active)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -66,25 +65,18 @@ def init_cache(
     )
 
 
-def write(
-    cache: KVCache,
-    keys: Float[Array, "layers B L K H"],
-    values: Float[Array, "layers B L K H"],
-    mask: Bool[Array, "B L"],
-) -> KVCache:
-    """Put L tokens at slots length … length+L−1 of each row.
+def extend(cache: KVCache, mask: Bool[Array, "B L"]) -> KVCache:
+    """Claim slots length … length+L−1 of each row; `write` fills them layer by layer.
 
     The caller keeps length + L ≤ C: lengths are traced, so an overflow cannot raise
-    here, and it would overwrite the last L slots.
+    here, and the tokens beyond the last slot would be lost.
 
     Args:
-        cache: to write into; donate it.
-        keys: of the new tokens.
-        values: of the new tokens.
+        cache: of the earlier tokens.
         mask: True where the new token is real.
 
     Returns:
-        The cache, longer by L in every row.
+        The cache, longer by L in every row, keys and values not yet written.
 
     Raises:
         ValueError: L exceeds the number of slots.
@@ -95,16 +87,89 @@ def write(
             f"{tokens} tokens do not fit a cache of {cache.slots} slots; make the "
             "cache larger (init_cache(slots=...))."
         )
-    update = jax.lax.dynamic_update_slice_in_dim
-    flags = jax.vmap(lambda old, new, at: update(old, new, at, axis=0))
-    # Layers outside, rows inside: with one vmap over axis 1 XLA transposes the whole
-    # cache (100 × slower on CPU).
-    rows = jax.vmap(flags, in_axes=(0, 0, None))
     return cache.replace(
-        keys=rows(cache.keys, keys.astype(cache.keys.dtype), cache.length),
-        values=rows(cache.values, values.astype(cache.values.dtype), cache.length),
-        mask=flags(cache.mask, mask, cache.length),
+        mask=_scatter(cache.mask, mask, cache.length),
         length=cache.length + tokens,
+    )
+
+
+def write(
+    stack: Float[Array, "layers B C K H"],
+    heads: Float[Array, "B L K H"],
+    layer: Int[Array, ""],
+    start: Int[Array, " B"],
+) -> Float[Array, "layers B C K H"]:
+    """One layer's keys or values of L new tokens, put at each row's own offset.
+
+    Args:
+        stack: `KVCache.keys` or `KVCache.values`.
+        heads: of the new tokens.
+        layer: index into the stack.
+        start: slot of the first new token, per row.
+
+    Returns:
+        The stack, updated in place if it is donated or carried by a loop.
+    """
+    return _scatter(stack, heads.astype(stack.dtype), start, layer)
+
+
+def _scatter(old: Array, new: Array, start: Array, layer: Array | None = None) -> Array:
+    """old[(layer,) b, start[b] + l] = new[b, l]; slots that do not exist are dropped.
+
+    A scatter, and not `dynamic_update_slice` under vmap: the latter makes XLA transpose
+    the whole stack, which is 100 × slower on CPU.
+    """
+    batch, tokens = new.shape[:2]
+    slots = start[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None, :]
+    rows = jnp.broadcast_to(
+        jnp.arange(batch, dtype=jnp.int32)[:, None], (batch, tokens)
+    )
+    where = (rows, slots) if layer is None else (layer, rows, slots)
+    return old.at[where].set(new, mode="drop", unique_indices=True)
+
+
+def visible_slots(cache: KVCache, tokens: int) -> Bool[Array, "B L C"]:
+    """Who sees what, for the last `tokens` tokens of an extended cache.
+
+    slot real | slot at or before the token's own | visible
+        1     |                 1                 |    1
+        1     |                 0                 |    0
+        0     |                any                |    0
+
+    Args:
+        cache: after `extend`.
+        tokens: L.
+
+    Returns:
+        [token, slot] True where the token sees the slot.
+    """
+    ago = jnp.arange(tokens, 0, -1, dtype=jnp.int32)
+    own = cache.length[:, None] - ago[None, :]
+    slots = jnp.arange(cache.slots, dtype=jnp.int32)
+    return (slots[None, None, :] <= own[:, :, None]) & cache.mask[:, None, :]
+
+
+def grow(cache: KVCache, slots: int) -> KVCache:
+    """The same tokens in a cache with room for more.
+
+    Args:
+        cache: to copy.
+        slots: C of the new cache, at least the old one.
+
+    Returns:
+        The larger cache.
+
+    Raises:
+        ValueError: slots is less than the cache has.
+    """
+    extra = slots - cache.slots
+    if extra < 0:
+        raise ValueError(f"grow(slots={slots}): the cache has {cache.slots} already.")
+    pad = ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0))
+    return cache.replace(
+        keys=jnp.pad(cache.keys, pad),
+        values=jnp.pad(cache.values, pad),
+        mask=jnp.pad(cache.mask, pad[1:3]),
     )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -76,6 +77,25 @@ class LLMConfig:
             )
 
 
+Stacks = tuple[Array, Array] | None
+"""`KVCache.keys` and `KVCache.values` of all layers; None without a cache."""
+
+
+@flax.struct.dataclass
+class Context:
+    """What every layer needs beside the hidden states.
+
+    Attributes:
+        angles: cosines and sines of the new tokens.
+        visible: Bool[Array, "B L C"], which keys each new token sees.
+        start: Int[Array, "B"], slot of the first new token; None without a cache.
+    """
+
+    angles: tuple[Array, Array]
+    visible: Bool[Array, "B L C"]
+    start: Int[Array, " B"] | None
+
+
 QWEN3_1_7B = LLMConfig(
     vocab_size=151_936,
     width=2048,
@@ -112,14 +132,14 @@ class Attention(nn.Module):
     def __call__(
         self,
         hidden: Float[Array, "B L D"],
-        past: tuple[Array, Array] | None,
-        angles: tuple[Array, Array],
-        mask: Bool[Array, "B L C"],
-    ) -> tuple[Float[Array, "B L D"], tuple[Array, Array]]:
-        """Attend; `past` holds one layer's cached keys and values.
+        stacks: Stacks,
+        layer: Int[Array, ""],
+        context: Context,
+    ) -> tuple[Float[Array, "B L D"], Stacks]:
+        """Write the new keys and values into the cache, if any, and attend.
 
         Returns:
-            (outputs, (keys, values) of the new tokens).
+            (outputs, stacks with this layer's new tokens).
         """
         c = self.config
         queries = self._project(hidden, c.num_heads, "heads", "query")
@@ -129,15 +149,19 @@ class Attention(nn.Module):
             norm = layers.RMSNorm
             queries = norm(self.policy, c.norm_epsilon, name="query_norm")(queries)
             keys = norm(self.policy, c.norm_epsilon, name="key_norm")(keys)
-        queries = rotary.rotate(queries, *angles)
-        keys = rotary.rotate(keys, *angles)
-        seen_keys, seen_values = keys, values
-        if past is not None:
-            # The cache is only read here; all layers write together after the scan.
-            seen_keys = jnp.concatenate([self.policy.cast(past[0]), keys], axis=1)
-            seen_values = jnp.concatenate([self.policy.cast(past[1]), values], axis=1)
+        queries = rotary.rotate(queries, *context.angles)
+        keys = rotary.rotate(keys, *context.angles)
+        if stacks is not None:
+            stacks = (
+                kv_cache.write(stacks[0], keys, layer, context.start),
+                kv_cache.write(stacks[1], values, layer, context.start),
+            )
+            keys, values = (
+                self.policy.cast(jax.lax.dynamic_index_in_dim(x, layer, keepdims=False))
+                for x in stacks
+            )
         outputs = attention.attend(
-            queries, seen_keys, seen_values, mask, 1.0 / math.sqrt(c.head_dim)
+            queries, keys, values, context.visible, 1.0 / math.sqrt(c.head_dim)
         )
         outputs = layers.Einsum(
             "BLNH,NHD->BLD",
@@ -147,7 +171,7 @@ class Attention(nn.Module):
             fan_in_dims=(0, 1),
             name="output",
         )(outputs)
-        return outputs, (keys, values)
+        return outputs, stacks
 
 
 class FeedForward(nn.Module):
@@ -189,28 +213,24 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        hidden: Float[Array, "B L D"],
-        past: tuple[Array, Array] | None,
-        angles: tuple[Array, Array],
-        mask: Bool[Array, "B L C"],
-    ) -> tuple[Float[Array, "B L D"], tuple[Array, Array] | None]:
-        """One layer, as the body of the scan over layers.
-
-        Returns:
-            (hidden, (keys, values) of the new tokens; None without a cache).
-        """
+        carry: tuple[Float[Array, "B L D"], Stacks],
+        layer: Int[Array, ""],
+        context: Context,
+    ) -> tuple[tuple[Float[Array, "B L D"], Stacks], None]:
+        """One layer, as the body of the scan over layers."""
+        hidden, stacks = carry
         epsilon = self.config.norm_epsilon
         normed = layers.RMSNorm(self.policy, epsilon, name="attention_norm")(hidden)
-        outputs, fresh = Attention(self.config, self.policy, name="attention")(
-            normed, past, angles, mask
+        outputs, stacks = Attention(self.config, self.policy, name="attention")(
+            normed, stacks, layer, context
         )
         hidden = hidden + outputs
         normed = layers.RMSNorm(self.policy, epsilon, name="mlp_norm")(hidden)
         hidden = hidden + FeedForward(self.config, self.policy, name="mlp")(normed)
-        return hidden, None if past is None else fresh
+        return (hidden, stacks), None
 
 
-def _stack(config: LLMConfig, policy: layers.Policy, remat: str, unroll: int):
+def _stack(config: LLMConfig, policy: layers.Policy, remat: str):
     """All blocks as one scanned module, parameters with a leading axis "layers"."""
     block = Block
     if remat != "none":
@@ -223,9 +243,8 @@ def _stack(config: LLMConfig, policy: layers.Policy, remat: str, unroll: int):
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, nn.broadcast),
+        in_axes=(0, nn.broadcast),
         length=config.num_layers,
-        unroll=unroll,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     return scanned(config, policy)
@@ -243,13 +262,11 @@ class Qwen3(nn.Module):
         policy: dtypes.
         remat: what the backward pass recomputes: "none", "full" (each block whole) or
             "dots" (all but the products with parameters).
-        unroll: layers per iteration of the scan; does not change the parameters.
     """
 
     config: LLMConfig
     policy: layers.Policy
     remat: str = "none"
-    unroll: int = 1
 
     def setup(self):
         if self.remat not in REMATS:
@@ -258,7 +275,7 @@ class Qwen3(nn.Module):
             )
         c = self.config
         self.embedding = layers.Embed(c.vocab_size, c.width, self.policy)
-        self.layers = _stack(c, self.policy, self.remat, self.unroll)
+        self.layers = _stack(c, self.policy, self.remat)
         self.final_norm = layers.RMSNorm(self.policy, c.norm_epsilon)
         if not c.tie_embeddings:
             self.head = layers.Embed(c.vocab_size, c.width, self.policy)
@@ -289,22 +306,23 @@ class Qwen3(nn.Module):
         zero = jnp.zeros((), self.policy.dtype)
         hidden = jnp.where(mask[:, :, None], self.policy.cast(embeddings), zero)
         c = self.config
+        if cache is None:
+            start, visible, stacks = None, attention.causal_mask(mask), None
+        else:
+            start, stacks = cache.length, (cache.keys, cache.values)
+            cache = kv_cache.extend(cache, mask)
+            visible = kv_cache.visible_slots(cache, mask.shape[1])
         angles = rotary.rotary_angles(positions, c.head_dim, c.rope_theta)
-        visible, past = attention.causal_mask(mask), None
+        numbers = jnp.arange(c.num_layers, dtype=jnp.int32)
+        (hidden, stacks), _ = self.layers(
+            (hidden, stacks), numbers, Context(angles, visible, start)
+        )
         if cache is not None:
-            # Every real slot lies before the new tokens (KVCache's invariant).
-            seen = (*visible.shape[:2], cache.slots)
-            earlier = jnp.broadcast_to(cache.mask[:, None, :], seen)
-            visible = jnp.concatenate([earlier, visible], axis=2)
-            past = (cache.keys, cache.values)
-        hidden, fresh = self.layers(hidden, past, angles, visible)
-        if cache is not None:
-            # Nothing reads the old cache after this point, so the write is in place.
-            hidden, fresh = jax.lax.optimization_barrier((hidden, fresh))
-            cache = kv_cache.write(cache, *fresh, mask)
+            # The stacks went through the scan as its carry, so they change in place.
+            cache = cache.replace(keys=stacks[0], values=stacks[1])
         return self.final_norm(hidden), cache
 
-    def unembed(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+    def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """float32 logits over the vocabulary."""
         table = self.embedding if self.config.tie_embeddings else self.head
         return table.attend(hidden)

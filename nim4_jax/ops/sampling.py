@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import numbers
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 HIDDEN = -1e30
 """Logit of a token that may not be drawn: its probability is exactly 0 in float32."""
+
+
+def check_settings(
+    temperature: float | Float[Array, ""],
+    rng: Key[Array, "*B"] | None,
+    top_p: float | Float[Array, ""] | None,
+    top_k: int | None,
+) -> None:
+    """Refuse settings that make no sense; traced values pass unseen.
+
+    Raises:
+        ValueError: negative temperature, no rng where one is needed, top_p outside
+            (0, 1], or top_k < 1.
+    """
+    known = isinstance(temperature, numbers.Real)
+    if known and not 0.0 <= temperature < float("inf"):
+        raise ValueError(f"temperature={temperature} must be ≥ 0 (0 is greedy).")
+    if rng is None and not (known and temperature == 0.0):
+        raise ValueError(f"temperature={temperature} samples: give an rng key.")
+    if isinstance(top_p, numbers.Real) and not 0.0 < top_p <= 1.0:
+        raise ValueError(f"top_p={top_p} must lie in (0, 1]; None means no limit.")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k={top_k} must be ≥ 1; None means no limit.")
 
 
 def row_keys(rng: Key[Array, "*B"], batch: int) -> Key[Array, " B"]:
@@ -51,14 +76,7 @@ def restrict(
 
     Returns:
         float32 logits, hidden tokens at −1e30.
-
-    Raises:
-        ValueError: top_k < 1, or a top_p that is a number outside (0, 1].
     """
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k} must be ≥ 1; None means no limit.")
-    if isinstance(top_p, int | float) and not 0.0 < top_p <= 1.0:
-        raise ValueError(f"top_p={top_p} must lie in (0, 1]; None means no limit.")
     logits = logits.astype(jnp.float32)
     hidden = jnp.float32(HIDDEN)
     if top_k is not None and top_k < logits.shape[1]:
@@ -100,16 +118,13 @@ def sample(
         (tokens int32, log_probs float32).
 
     Raises:
-        ValueError: negative temperature, or no rng where one is needed.
+        ValueError: see `check_settings`.
     """
+    check_settings(temperature, rng, top_p, top_k)
     logits = logits.astype(jnp.float32)
-    if isinstance(temperature, int | float) and temperature < 0.0:
-        raise ValueError(f"temperature={temperature} must be ≥ 0 (0 is greedy).")
-    if isinstance(temperature, int | float) and temperature == 0.0:
+    if isinstance(temperature, numbers.Real) and temperature == 0.0:
         tokens = jnp.argmax(logits, axis=1).astype(jnp.int32)
     else:
-        if rng is None:
-            raise ValueError(f"temperature={temperature} samples: give an rng key.")
         logits = logits / jnp.asarray(temperature, jnp.float32)
         logits = restrict(logits, top_p, top_k)
         keys = row_keys(rng, logits.shape[0])

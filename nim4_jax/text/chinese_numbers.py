@@ -66,9 +66,9 @@ def _write_arabic(match: re.Match[str]) -> str:
 def write_digits(text: str) -> str:
     """Text with every Chinese numeral in digits.
 
-    Rule: cardinals by their units (一百零五 → 105, 两万 → 20000, 三万五 → 35000), other
-    numerals one by one (二零二四 → 2024), 百分之五 → 5%, 三点一四 → 3.14. A lone numeral
-    inside a word becomes a digit too (一起 → 1起): the same on both sides of a comparison.
+    Rule: cardinals by their units (一百零五 → 105, 三万五 → 35000), other numerals one
+    by one (二零二四 → 2024), 百分之五 → 5%, 三点一四 → 3.14. A lone numeral inside a
+    word becomes a digit too (一起 → 1起), on both sides of a comparison.
     """
     text = _ARABIC.sub(_write_arabic, text)
     text = _CARDINAL.sub(_write_cardinal, text)

@@ -8,11 +8,10 @@ from decimal import Decimal
 
 from nim4_jax.text import numbers
 
-_SMALL = {" ".join(numbers.name_english(n)): n for n in (*range(20), *range(20, 100, 10))}
+_SIMPLE = (*range(20), *range(20, 100, 10))
+_SMALL = {" ".join(numbers.name_english(n)): n for n in _SIMPLE}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_ORDINALS = {
-    " ".join(numbers.name_ordinal(n)): n for n in (*range(1, 20), *range(20, 100, 10))
-}
+_ORDINALS = {" ".join(numbers.name_ordinal(n)): n for n in _SIMPLE[1:]}
 _NUMERAL = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _LONGEST = 18
 
@@ -49,7 +48,7 @@ def _read_cardinal(words: Sequence[str], index: int) -> tuple[str, int]:
         start = place + (place > index and _word(words, place) == "and")
         group, after = _read_group(words, start)
         inner = place > index
-        if group is None or (inner and (group != int(group) or not 0 < group)):
+        if group is None or (inner and (group != int(group) or group == 0)):
             break
         scale = _SCALES.get(_word(words, after))
         if scale and scale < ceiling and group * scale < ceiling:

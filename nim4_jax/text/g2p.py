@@ -1,9 +1,10 @@
-"""English words → ARPAbet: dictionary, then spelling of acronyms, then our own model."""
+"""English words → ARPAbet: acronyms by letters, the dictionary, then our own model."""
 
 from __future__ import annotations
 
 import lzma
 import re
+import string
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
@@ -11,29 +12,46 @@ from importlib import resources
 
 from nim4_jax.text import letter_to_sound
 
-ARPABET = tuple(
+_ARPABET_NAMES = (
     "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH "
-    "T TH UH UW V W Y Z ZH".split()
+    "T TH UH UW V W Y Z ZH"
+)
+ARPABET = tuple(_ARPABET_NAMES.split())
+"""The 39 phonemes of CMUdict, without stress."""
+_LETTER_NAMES = (
+    "EY,B IY,S IY,D IY,IY,EH F,JH IY,EY CH,AY,JH EY,K EY,EH L,EH M,EH N,OW,P IY,"
+    "K Y UW,AA R,EH S,T IY,Y UW,V IY,D AH B AH L Y UW,EH K S,W AY,Z IY"
 )
 LETTERS = {
-    letter: tuple(phonemes.split())
-    for letter, phonemes in (
-        row.split(":")
-        for row in (
-            "a:EY,b:B IY,c:S IY,d:D IY,e:IY,f:EH F,g:JH IY,h:EY CH,i:AY,j:JH EY,"
-            "k:K EY,l:EH L,m:EH M,n:EH N,o:OW,p:P IY,q:K Y UW,r:AA R,s:EH S,t:T IY,"
-            "u:Y UW,v:V IY,w:D AH B AH L Y UW,x:EH K S,y:W AY,z:Z IY"
-        ).split(",")
-    )
+    letter: tuple(name.split())
+    for letter, name in zip(string.ascii_lowercase, _LETTER_NAMES.split(","))
 }
-"""Names of the letters."""
+"""How the letters are called."""
 
-_SPELLED = frozenset("US IT AM PM UN EU AI OR UK TV PC ID IP GPS SUV".split())
+# Upper-case acronyms that are also words of the dictionary, or read like one.
+_SPELLED = frozenset(
+    [
+        "AI",
+        "AM",
+        "EU",
+        "GPS",
+        "ID",
+        "IP",
+        "IT",
+        "PC",
+        "PM",
+        "SUV",
+        "TV",
+        "UK",
+        "UN",
+        "US",
+    ]
+)
 _EXPANDED = {"mr": "mister", "mrs": "missus", "dr": "doctor", "vs": "versus"}
 _LONGEST_ACRONYM = 4
 _LONGEST_WORD = 64
-_VOICELESS = frozenset("P T K F TH".split())
-_SIBILANTS = frozenset("S Z SH ZH CH JH".split())
+_VOICELESS = frozenset(["P", "T", "K", "F", "TH"])
+_SIBILANTS = frozenset(["S", "Z", "SH", "ZH", "CH", "JH"])
 _RESOURCES = resources.files("nim4_jax.text") / "resources"
 _STRESS = re.compile(r"\d")
 _CASE_BORDER = re.compile(r"(?<=[a-z])(?=[A-Z])")

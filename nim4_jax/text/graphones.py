@@ -19,7 +19,6 @@ from nim4_jax.text.g2p import ARPABET
 LETTER_SET = "abcdefghijklmnopqrstuvwxyz"
 _PHONES = {name: i + 1 for i, name in enumerate(ARPABET)}
 _WIDTH = len(ARPABET) + 1
-START, END = "<s>", "</s>"
 
 Graphone = tuple[str, tuple[str, ...]]
 Pair = tuple[str, tuple[str, ...]]
@@ -167,9 +166,9 @@ def count_ngrams(
 ) -> list[dict[tuple[int, ...], float]]:
     """Discounted n-gram probabilities of interpolated modified Kneser–Ney.
 
-    P(g | h) = max(c(h g) − D(c), 0) / c(h ·) + λ(h) P(g | h'), where h' drops the oldest
-    graphone, c is the continuation count below the highest order, and λ(h) is the mass
-    that is left, so entries may be pruned freely.
+    P(g | h) = max(c(h g) − D(c), 0) / c(h ·) + λ(h) P(g | h'), where h' drops the
+    oldest graphone, c is the continuation count below the highest order, and λ(h) is
+    the mass that is left, so entries may be pruned freely.
 
     Args:
         rows: id sequences, with START in front and END behind.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import lzma
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,6 +22,12 @@ _STEPS_PER_NAT = 20.0
 _LEAST_BACKOFF = 1e-5
 END = "</s>"
 START = "<s>"
+
+
+def _add_logs(a: float, b: float) -> float:
+    """ln(e^a + e^b)."""
+    high, low = max(a, b), min(a, b)
+    return high + math.log1p(math.exp(low - high))
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class LetterToSound:
         return place if place < high and self.symbols[place] == symbol else -1
 
     def _distribution(self, contexts: tuple[int, ...]) -> np.ndarray:
-        """P(graphone | context): contexts are the nodes of its suffixes, short first."""
+        """ln P(graphone | context), the context as the nodes of its suffixes."""
         known = self._cache.get(contexts)
         if known is not None:
             return known
@@ -104,21 +111,21 @@ class LetterToSound:
                         spoken + self.phonemes[symbol],
                     )
                     value = score + float(logs[place])
-                    old = merged.get(key)
-                    merged[key] = value if old is None else float(np.logaddexp(old, value))
+                    merged[key] = _add_logs(merged.get(key, -math.inf), value)
             ranked = sorted(merged.items(), key=lambda item: -item[1])[:beam]
             hypotheses = [(value, *key) for key, value in ranked]
         totals: dict[tuple[str, ...], float] = {}
         for score, contexts, spoken in hypotheses:
             value = score + float(self._distribution(contexts)[1])
-            totals[spoken] = float(np.logaddexp(totals.get(spoken, -np.inf), value))
+            totals[spoken] = _add_logs(totals.get(spoken, -math.inf), value)
         return max(totals, key=lambda spoken: totals[spoken])
 
     def _graphones_by_letter(self) -> dict[str, np.ndarray]:
         known = self._cache.get("letters")
         if known is None:
+            owners = np.array(self.letters)
             known = {
-                letter: np.array([i for i, own in enumerate(self.letters) if own == letter])
+                letter: np.flatnonzero(owners == letter)
                 for letter in sorted(set(self.letters[2:]))
             }
             self._cache["letters"] = known

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-INITIALS = tuple("b p m f d t n l g k h j q x zh ch sh r z c s".split())
-FINALS = tuple(
+_INITIAL_NAMES = "b p m f d t n l g k h j q x zh ch sh r z c s"
+_FINAL_NAMES = (
     "a ai an ang ao e ei en eng er i ia ian iang iao ie in ing io iong iu o ong ou "
-    "u ua uai uan uang ueng ui un uo v van ve vn".split()
+    "u ua uai uan uang ueng ui un uo v van ve vn"
 )
+INITIALS = tuple(_INITIAL_NAMES.split())
+FINALS = tuple(_FINAL_NAMES.split())
 TONES = "12345"
 TONED_FINALS = tuple(final + tone for final in FINALS for tone in TONES)
 

@@ -16,7 +16,9 @@ _HAN = "\u3007\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
 _ANY_HAN = re.compile(f"[{_HAN}]")
 _BRACKETED = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\([^()]*\)")
 _FILLERS_ZH = re.compile("[嗯呃]")
-_FILLERS = frozenset("hmm hm mm mhm mmm uh uhm um umm er erm".split())
+_FILLERS = frozenset(
+    ["hmm", "hm", "mm", "mhm", "mmm", "uh", "uhm", "um", "umm", "er", "erm"]
+)
 _CONTRACTIONS = tuple(
     (re.compile(pattern), spoken)
     for pattern, spoken in (
@@ -45,26 +47,27 @@ _CONTRACTIONS = tuple(
     )
 )
 _TITLES = {"mr": "mister", "mrs": "missus", "dr": "doctor", "prof": "professor"}
-_AMERICAN = dict(
-    pair.split(":")
-    for pair in (
-        "colour:color colours:colors favourite:favorite favourites:favorites "
-        "centre:center centres:centers theatre:theater theatres:theaters "
-        "neighbour:neighbor neighbours:neighbors neighbourhood:neighborhood "
-        "honour:honor harbour:harbor labour:labor behaviour:behavior flavour:flavor "
-        "humour:humor rumour:rumor grey:gray travelling:traveling "
-        "travelled:traveled traveller:traveler cancelled:canceled "
-        "cancelling:canceling organise:organize organised:organized "
-        "organisation:organization realise:realize realised:realized "
-        "recognise:recognize recognised:recognized apologise:apologize "
-        "analyse:analyze defence:defense offence:offense licence:license "
-        "programme:program programmes:programs metre:meter metres:meters "
-        "litre:liter litres:liters kilometre:kilometer kilometres:kilometers "
-        "catalogue:catalog dialogue:dialog tyre:tire tyres:tires kerb:curb "
-        "jewellery:jewelry aluminium:aluminum cheque:check cheques:checks "
-        "mum:mom plough:plow pyjamas:pajamas storey:story fibre:fiber"
-    ).split()
+_SPELLINGS = (
+    "colour:color colours:colors favourite:favorite favourites:favorites "
+    "centre:center centres:centers theatre:theater theatres:theaters "
+    "neighbour:neighbor neighbours:neighbors neighbourhood:neighborhood "
+    "honour:honor harbour:harbor labour:labor behaviour:behavior flavour:flavor "
+    "humour:humor rumour:rumor grey:gray travelling:traveling "
+    "travelled:traveled traveller:traveler cancelled:canceled "
+    "cancelling:canceling organise:organize organised:organized "
+    "organisation:organization realise:realize realised:realized "
+    "recognise:recognize recognised:recognized apologise:apologize "
+    "analyse:analyze defence:defense offence:offense licence:license "
+    "programme:program programmes:programs metre:meter metres:meters "
+    "litre:liter litres:liters kilometre:kilometer kilometres:kilometers "
+    "catalogue:catalog dialogue:dialog tyre:tire tyres:tires kerb:curb "
+    "jewellery:jewelry aluminium:aluminum cheque:check cheques:checks "
+    "mum:mom plough:plow pyjamas:pajamas storey:story fibre:fiber"
 )
+_AMERICAN: dict[str, str] = {
+    british: american
+    for british, _, american in (pair.partition(":") for pair in _SPELLINGS.split())
+}
 _CURRENCY_WORDS = {"$": "dollars", "€": "euros", "£": "pounds", "¥": "yuan"}
 _CURRENCY_ZH = {"$": "美元", "€": "欧元", "£": "英镑", "¥": "元"}
 _PRICE = re.compile(r"([$€£¥]) ?([0-9]+(?:\.[0-9]+)?)")
@@ -80,7 +83,7 @@ def _strip_marks(text: str) -> str:
 
 
 def _strip_punctuation(text: str) -> str:
-    """Letters, marks, numbers, inner decimal points and % behind a digit; else space."""
+    """Letters, marks, numbers, decimal points and % behind a digit; else spaces."""
     text = re.sub(r"(?<=[0-9])[,](?=[0-9]{3}(?![0-9]))", "", text)
     text = re.sub(r"(?<=[a-z])['’](?=[a-z])", "", text)
     kept = []

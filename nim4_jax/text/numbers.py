@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
-_ONES = (
+_ONES_NAMES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen "
     "fourteen fifteen sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
+)
+_TENS_NAMES = "zero ten twenty thirty forty fifty sixty seventy eighty ninety"
+_ONES, _TENS = _ONES_NAMES.split(), _TENS_NAMES.split()
 _SCALES = ("", "thousand", "million", "billion", "trillion")
 _IRREGULAR_ORDINALS = {
     "one": "first",
@@ -26,17 +27,17 @@ _CURRENCIES = {  # sign: (English singular, plural, hundredth), Chinese
     "¥": (("yuan", "yuan", "fen"), "元"),
 }
 _DIGITS = "零一二三四五六七八九"
-_MEASURES = frozenset("个位只条件块元天年月周层次台辆份杯张首小点本碗千万亿")
+_MEASURES = tuple("个位只条件块元天年周层次台辆份杯张首小点本碗千万亿")
 
-NUMBER = re.compile(
+NUMBER = (
     r"(?P<sign>(?<!\S)-)?(?P<currency>[$€£¥])?"
-    r"(?:(?P<phone>\+?\d{2,4}(?:-\d{3,4}){1,3})(?![\d-])"
-    r"|(?P<hour>\d{1,2}):(?P<minute>[0-5]\d)(?!\d)"
-    r"|(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.(?P<decimals>\d+))?)"
-    r"(?P<suffix>%|(?:st|nd|rd|th|s)(?![A-Za-z]))?",
-    re.ASCII,
+    r"(?:(?P<phone>\+?[0-9]{2,4}(?:-[0-9]{3,4}){1,3})(?![0-9-])"
+    r"|(?P<hour>[0-9]{1,2}):(?P<minute>[0-5][0-9])(?![0-9])"
+    r"|(?P<digits>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.(?P<decimals>[0-9]+))?)"
+    r"(?P<suffix>%|(?:st|nd|rd|th|s)(?![A-Za-z]))?"
 )
-"""A number as written: sign, currency, phone or clock or digits, decimals, suffix."""
+"""Pattern of a number as written: sign, currency, phone or clock or digits,
+decimals, suffix; its groups are what the readers below need."""
 
 _LONGEST_CARDINAL = 12
 _PHONE_LENGTH = 7
@@ -59,7 +60,7 @@ def _name_below_thousand(value: int) -> list[str]:
 
 
 def name_english(value: int) -> list[str]:
-    """A cardinal below 10^15 in words, without "and": 123 → one hundred twenty three."""
+    """A cardinal below 10^15 in words: 123 → one hundred twenty three."""
     if value == 0:
         return ["zero"]
     words: list[str] = []
@@ -84,7 +85,7 @@ def name_ordinal(value: int) -> list[str]:
 def _name_year(value: int) -> list[str]:
     """1984 → nineteen eighty four, 1905 → nineteen oh five, 2005 → a cardinal."""
     century, rest = divmod(value, 100)
-    if 2000 <= value < 2010 or century % 10 == 0 and rest < 10:
+    if 2000 <= value < 2010 or (century % 10 == 0 and rest < 10):
         return name_english(value)
     if rest == 0:
         return [*name_english(century), "hundred"]
@@ -92,7 +93,7 @@ def _name_year(value: int) -> list[str]:
 
 
 def _name_integer(digits: str) -> list[str]:
-    """Plain digits: a long run or one that starts with 0 is spelled, 1100–2099 a year."""
+    """Plain digits: long runs and 0… are spelled, 1100–2099 are years."""
     if len(digits) >= _PHONE_LENGTH or (len(digits) > 1 and digits[0] == "0"):
         return spell_english_digits(digits)
     value = int(digits)
@@ -106,7 +107,7 @@ def _plural(word: str) -> str:
 
 
 def read_english(match: re.Match[str]) -> list[str]:
-    """English words of one NUMBER match."""
+    """English words of one match of NUMBER."""
     words = ["minus"] if match["sign"] else []
     if match["phone"]:
         return words + spell_english_digits(re.sub("[^0-9]", "", match["phone"]))
@@ -176,7 +177,7 @@ def spell_chinese_digits(digits: str) -> str:
 
 
 def read_chinese(match: re.Match[str], following: str = "") -> str:
-    """Chinese characters of one NUMBER match.
+    """Chinese characters of one match of NUMBER.
 
     Args:
         match: what NUMBER found.
@@ -190,8 +191,10 @@ def read_chinese(match: re.Match[str], following: str = "") -> str:
         minute = match["minute"]
         text = name_chinese(int(match["hour"])) + "点"
         if minute != "00":
-            text += "零" + _DIGITS[int(minute)] if minute[0] == "0" else name_chinese(
-                int(minute)
+            text += (
+                "零" + _DIGITS[int(minute)]
+                if minute[0] == "0"
+                else name_chinese(int(minute))
             )
         return sign + text
     digits, decimals = match["digits"].replace(",", ""), match["decimals"]
@@ -201,8 +204,8 @@ def read_chinese(match: re.Match[str], following: str = "") -> str:
         spelled = spelled or len(digits) >= _PHONE_LENGTH
     if spelled or len(digits) > _LONGEST_CARDINAL:
         text = spell_chinese_digits(digits)
-    elif digits == "2" and not decimals and following.lstrip()[:1] in _MEASURES:
-        text = "两" if following.strip() else "二"
+    elif digits == "2" and not decimals and following.lstrip().startswith(_MEASURES):
+        text = "两"
     else:
         text = name_chinese(int(digits))
     if decimals:

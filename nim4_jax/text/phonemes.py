@@ -6,7 +6,6 @@ import hashlib
 import re
 import unicodedata
 from functools import lru_cache
-from typing import NamedTuple
 
 from nim4_jax.text import g2p, mandarin, numbers
 
@@ -27,100 +26,91 @@ _LATIN = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f"
 _TOKEN = re.compile(
     rf"(?P<han>[{_HAN}])"
     rf"|(?P<word>(?:[A-Za-z]\.){{2,}}|[{_LATIN}]+(?:['’][{_LATIN}]+)*)"
-    rf"|(?P<number>{re.sub(r'[?]P<[a-z]+>', '?:', numbers.NUMBER.pattern)})"
+    rf"|(?P<number>{numbers.NUMBER})"
     r"|(?P<symbol>[&+@])"
 )
 _SYMBOLS = {"&": ("and", "和"), "+": ("plus", "加"), "@": ("at", "艾特")}
 
-
-class _Token(NamedTuple):
-    """A piece of written text: kind han, word, number or symbol, and its place."""
-
-    kind: str
-    text: str
-    start: int
+Phonemes = tuple[str, ...]
 
 
-def _tokenise(text: str) -> list[_Token]:
-    return [
-        _Token(str(match.lastgroup), match[0], match.start())
-        for match in _TOKEN.finditer(text)
-    ]
+def _kinds(tokens: list[re.Match[str]], start: int, end: int) -> list[str | None]:
+    return [token.lastgroup for token in tokens[max(start, 0) : end]]
 
 
-def _is_english(tokens: list[_Token], index: int) -> bool:
+def _is_english(tokens: list[re.Match[str]], index: int) -> bool:
     """Whether a number or symbol is read in English.
 
-    True in a text without Chinese; in a mixed text only between two English words or
-    behind at least two of them.
+    | text around it                    | read in |
+    | no Chinese character anywhere     | English |
+    | two English words before it       | English |
+    | an English word on either side    | English |
+    | anything else                     | Chinese |
     """
-    if all(token.kind != "han" for token in tokens):
+    if all(token.lastgroup != "han" for token in tokens):
         return True
-    kinds = [token.kind for token in tokens]
-    before = kinds[max(index - 2, 0) : index]
-    after = kinds[index + 1 : index + 2]
-    if after == ["han"] and before[-1:] != ["word"]:
-        return False
+    before = _kinds(tokens, index - 2, index)
+    after = _kinds(tokens, index + 1, index + 2)
     return before == ["word"] * 2 or (before[-1:] == ["word"] and after == ["word"])
 
 
 def _speak(
-    tokens: list[_Token], index: int, text: str, shouted: bool
-) -> tuple[str, tuple[str, ...]]:
+    tokens: list[re.Match[str]], index: int, shouted: bool
+) -> tuple[str, Phonemes]:
     """One token as (Chinese characters, ()) or ("", English phonemes)."""
     token = tokens[index]
-    if token.kind == "han":
-        return token.text, ()
-    if token.kind == "word":
-        article = (
-            token.text in ("A", "a")
-            and tokens[index + 1 : index + 2]
-            and tokens[index + 1].kind == "word"
-        )
-        if article:
-            return "", ("AH",)
-        return "", g2p.pronounce(token.text, shouted)
+    if token.lastgroup == "han":
+        return token[0], ()
+    if token.lastgroup == "word":
+        if token[0] in ("A", "a") and _kinds(tokens, index + 1, index + 2) == ["word"]:
+            return "", ("AH",)  # the article, not the letter
+        return "", g2p.pronounce(token[0], shouted)
     english = _is_english(tokens, index)
-    if token.kind == "symbol":
-        words = [_SYMBOLS[token.text][0]]
-        characters = _SYMBOLS[token.text][1]
+    if token.lastgroup == "symbol":
+        word, character = _SYMBOLS[token[0]]
+        words, characters = [word], character
+    elif english:
+        words, characters = numbers.read_english(token), ""
     else:
-        match = numbers.NUMBER.match(text, token.start)
-        assert match is not None
-        words = numbers.read_english(match) if english else []
-        characters = numbers.read_chinese(match, text[match.end() :])
+        words, characters = [], numbers.read_chinese(token, token.string[token.end() :])
     if not english:
         return characters, ()
     return "", tuple(p for word in words for p in g2p.pronounce(word))
 
 
+def _find_phrase_end(
+    tokens: list[re.Match[str]], spoken: list[tuple[str, Phonemes]], index: int
+) -> int:
+    """Where the Chinese phrase from `index` ends: at punctuation or English."""
+    end = index
+    while end < len(tokens) and spoken[end][0]:
+        if end > index:
+            gap = tokens[end].string[tokens[end - 1].end() : tokens[end].start()]
+            if gap.strip():
+                break
+        end += 1
+    return end
+
+
 @lru_cache(maxsize=65536)
-def _pronounce_units(text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    tokens = _tokenise(text)
-    words = [token.text for token in tokens if token.kind == "word"]
+def _pronounce_units(text: str) -> tuple[tuple[str, Phonemes], ...]:
+    tokens = list(_TOKEN.finditer(text))
+    words = [token[0] for token in tokens if token.lastgroup == "word"]
     shouted = len(words) > 1 and all(word.isupper() for word in words)
-    spoken = [_speak(tokens, i, text, shouted) for i in range(len(tokens))]
-    units: list[tuple[str, tuple[str, ...]]] = []
+    spoken = [_speak(tokens, i, shouted) for i in range(len(tokens))]
+    units: list[tuple[str, Phonemes]] = []
     index = 0
     while index < len(tokens):
-        end = index
-        while end < len(tokens) and spoken[end][0]:
-            behind = tokens[end - 1].start + len(tokens[end - 1].text)
-            if end > index and text[behind : tokens[end].start].strip():
-                break  # punctuation ends the phrase that pypinyin sees
-            end += 1
+        end = _find_phrase_end(tokens, spoken, index)
         if end == index:
-            units.append((tokens[index].text, spoken[index][1]))
+            units.append((tokens[index][0], spoken[index][1]))
             index += 1
             continue
-        run = mandarin.pronounce_characters(
-            "".join(characters for characters, _ in spoken[index:end])
-        )
-        offset = 0
+        phrase = "".join(characters for characters, _ in spoken[index:end])
+        readings = iter(mandarin.pronounce_characters(phrase))
         for token, (characters, _) in zip(tokens[index:end], spoken[index:end]):
-            readings = run[offset : offset + len(characters)]
-            units.append((token.text, tuple(p for reading in readings for p in reading)))
-            offset += len(characters)
+            own = tuple(p for _ in characters for p in next(readings))
+            units.append((token[0], own))
         index = end
     return tuple(unit for unit in units if unit[1])
 

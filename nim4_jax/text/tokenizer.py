@@ -54,8 +54,8 @@ class Tokenizer:
             )
         except Exception as error:
             raise ValueError(
-                f"expected the content of a Hugging Face tokenizer.json, got {len(content)}"
-                f" characters that do not load: {error}"
+                "expected the content of a Hugging Face tokenizer.json, got "
+                f"{len(content)} characters that do not load: {error}"
             ) from error
         missing = [name for name in SPECIALS if name not in self._specials]
         if missing:
@@ -140,8 +140,8 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     least = len(SPECIALS) + len(_BYTES) + len(characters)
     if vocab_size < least:
         raise ValueError(
-            f"vocab_size {vocab_size} is too small: 3 special tokens, 256 bytes and the "
-            f"texts' {len(characters)} characters need {least}"
+            f"vocab_size {vocab_size} is too small: 3 special tokens, 256 bytes and "
+            f"the texts' {len(characters)} characters need {least}"
         )
     engine = tokenizers.Tokenizer(models.BPE(byte_fallback=True))
     engine.pre_tokenizer = pre_tokenizers.Split(_PIECES, "isolated")

@@ -43,9 +43,8 @@ def corpus_path(tmp_path_factory) -> Path:
     for number in range(22):
         seconds = 0.5 + 0.05 * number
         name = f"{number:02d}.wav"
-        soundfile.write(
-            folder / name, _make_tone(seconds, RATE, 200 + 10 * number), RATE
-        )
+        tone = _make_tone(seconds, RATE, 200 + 10 * number)
+        soundfile.write(folder / name, tone, RATE)
         rows.append(
             {
                 "audio": name,

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -142,3 +143,10 @@ def test_evaluation_holds_each_example_once_by_length(seconds):
     assert sorted(order.tolist()) == list(range(len(seconds)))
     assert (np.diff(lengths.seconds[order]) >= 0).all()
     assert all(len(b.indices) == SHAPES[b.bucket].batch for b in plan)
+
+
+def test_a_plan_refuses_what_fits_no_bucket():
+    with pytest.raises(ValueError, match=r"1 of 2 examples fit no bucket.*first \[1\]"):
+        make_plan([1.0, 9.0])
+    with pytest.raises(ValueError, match="give at least one"):
+        make_plan([])

@@ -100,6 +100,11 @@ def test_what_cannot_be_opened(tmp_path):
             sources.open_source(spec)
 
 
+def test_an_unknown_bundled_set_lists_the_choices():
+    with pytest.raises(ValueError, match="commands, prompts"):
+        sources.open_source("bundled:songs:train")
+
+
 def test_a_corpus_joins_sources(corpus_path):
     train, test = f"{corpus_path}?split=train", f"{corpus_path}?split=test"
     corpus, weights = sources.open_sources([train, (test, 0.5)])

@@ -1,0 +1,42 @@
+r"""Warm-up of an LLM that has no pretrained weights: text only, phonemes → transcript.
+
+Only `nano` needs it; larger sizes start from Qwen3's weights.
+
+python launch/train.py --config=configs/warmup.py:nano --workdir=runs/warmup
+"""
+
+from ml_collections import ConfigDict
+
+from nim4_jax.configs import base
+
+
+def get_config(size: str = "") -> ConfigDict:
+    """Warm-up at `nano`."""
+    config = base.get_config(size)
+    if base.check_size(size) != "nano":
+        raise ValueError(
+            f"size {size!r} needs no warm-up: start stage 2 from a pretrained LLM."
+        )
+    config.stage = "warmup"
+    config.data = ConfigDict(
+        {
+            "kind": "text",
+            "sources": ("grammar:commands",),
+            "batch_size": 64,
+            "max_phonemes": (14, 20, 28, 44),
+            "max_tokens": 20,
+            "seed": 0,
+        }
+    )
+    config.loss = ConfigDict({"kind": "read_phonemes", "corrupt": 0.15})
+    config.rules = (("(llm|phoneme_reader)/.*", 1.0), (".*", None))
+    config.optimizer = ConfigDict(
+        {
+            "peak_rate": 2e-3,
+            "warmup_steps": 200,
+            "weight_decay": 1e-2,
+            "final_share": 0.05,
+        }
+    )
+    config.steps = 3_000
+    return config

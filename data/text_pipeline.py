@@ -1,0 +1,193 @@
+"""Batches of text without speech, for warming up an LLM that has no pretrained weights.
+
+Step s holds texts s·B … (s+1)·B − 1 of an endless sequence that (seed, index) determines,
+so a step number is the whole state, and hosts only divide the rows (laws 2 and 3). Texts
+are sorted by length within a window of steps, so that a batch is padded little.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import grain
+import numpy as np
+
+from nim4_jax.data import grammar, sources, transforms
+from nim4_jax.data.skips import EMPTY_TRANSCRIPT, NO_PHONEME, TOO_MANY_LABELS, SkipReport
+from nim4_jax.text import phonemes, prompt
+from nim4_jax.text.tokenizer import Tokenizer
+
+GRAMMAR = "grammar:commands"
+_TRIES = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """What is read, and in which shapes.
+
+    Attributes:
+        sources: "grammar:commands" for texts drawn from the command grammar, or
+            specifications of `sources.open_source`, whose texts are drawn at random.
+        tokenizer: path to a tokenizer.json.
+        batch_size: rows of a global batch.
+        max_phonemes: label width of each shape, growing; longer texts are skipped.
+        max_tokens: token width of every shape.
+        window: steps whose texts are sorted by length together.
+        seed: of all that is random.
+    """
+
+    sources: tuple[str, ...]
+    tokenizer: str
+    batch_size: int = 64
+    max_phonemes: tuple[int, ...] = (14, 20, 28, 44)
+    max_tokens: int = 20
+    window: int = 8
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Example:
+    index: int
+    phonemes: list[int]
+    tokens: list[int]
+
+
+class _Texts:
+    """Endless texts by index."""
+
+    def __init__(self, config: TextConfig):
+        self._seed = config.seed
+        named = [spec for spec in config.sources if spec != GRAMMAR]
+        self._opened = [sources.open_source(spec) for spec in named]
+        self._grammar = GRAMMAR in config.sources
+        if not self._opened and not self._grammar:
+            raise ValueError(
+                f"sources {config.sources} name no text; use {GRAMMAR!r} or a manifest."
+            )
+
+    def draw(self, rng: np.random.Generator) -> str:
+        """One text; every source is as likely as any other."""
+        choice = int(rng.integers(len(self._opened) + self._grammar))
+        if choice == len(self._opened):
+            langs, shares = zip(*grammar.LANGUAGE_MIX.items())
+            lang = str(rng.choice(langs, p=np.array(shares) / sum(shares)))
+            return grammar.sample(rng, lang, held_out=False).text
+        records = self._opened[choice]
+        return records[int(rng.integers(len(records)))]["text"]
+
+
+class TextLoader:
+    """Step → this host's rows of a batch of labels."""
+
+    def __init__(self, config: TextConfig, report: SkipReport, rank: int, hosts: int):
+        if config.batch_size % hosts:
+            raise ValueError(
+                f"batch_size {config.batch_size} does not divide over {hosts} hosts"
+            )
+        self._config, self._report = config, report
+        self._texts = _Texts(config)
+        self._tokenizer = Tokenizer.from_file(config.tokenizer)
+        share = config.batch_size // hosts
+        self._mine = slice(rank * share, (rank + 1) * share)
+        self._kept: tuple[int, list[_Example]] = (-1, [])
+
+    def _label(self, index: int) -> _Example:
+        """The text of an index; one that does not fit is counted and drawn again."""
+        for attempt in range(_TRIES):
+            rng = np.random.default_rng([self._config.seed, index, attempt])
+            text = self._texts.draw(rng)
+            spoken = phonemes.encode_phonemes(text)
+            tokens = prompt.encode_answer(self._tokenizer, text)
+            reason = self._refuse(text, spoken, tokens)
+            if reason is None:
+                return _Example(index, spoken, tokens)
+            self._report.add(reason, hash(text), "text", text[:80])
+        raise ValueError(
+            f"{_TRIES} texts in a row do not fit {max(self._config.max_phonemes)} "
+            f"phonemes and {self._config.max_tokens} tokens; raise max_phonemes or "
+            f"max_tokens, or look at the sources {self._config.sources}"
+        )
+
+    def _refuse(self, text: str, spoken: list[int], tokens: list[int]) -> str | None:
+        if not text.strip():
+            return EMPTY_TRANSCRIPT
+        if not spoken:
+            return NO_PHONEME
+        config = self._config
+        too_long = len(spoken) > config.max_phonemes[-1] or len(tokens) > config.max_tokens
+        return TOO_MANY_LABELS if too_long else None
+
+    def _window(self, number: int) -> list[_Example]:
+        """The sorted examples of one window of steps."""
+        if self._kept[0] != number:
+            size = self._config.window * self._config.batch_size
+            examples = [self._label(number * size + place) for place in range(size)]
+            examples.sort(key=lambda example: (len(example.phonemes), example.index))
+            self._kept = (number, examples)
+        return self._kept[1]
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        config = self._config
+        number, place = divmod(step, config.window)
+        order = np.random.default_rng([config.seed, number, _TRIES]).permutation(
+            config.window
+        )
+        first = int(order[place]) * config.batch_size
+        batch = self._window(number)[first : first + config.batch_size]
+        longest = max(len(example.phonemes) for example in batch)
+        width = next(size for size in config.max_phonemes if size >= longest)
+        mine = batch[self._mine]
+        spoken, spoken_mask = transforms.pad_rows(
+            [np.array(example.phonemes) for example in mine], width, np.int32
+        )
+        tokens, tokens_mask = transforms.pad_rows(
+            [np.array(example.tokens) for example in mine], config.max_tokens, np.int32
+        )
+        rows = len(mine)
+        return {
+            "audio": np.zeros((rows, 0), np.float32),
+            "audio_mask": np.zeros((rows, 0), bool),
+            "phonemes": spoken,
+            "phonemes_mask": spoken_mask,
+            "tokens": tokens,
+            "tokens_mask": tokens_mask,
+            "index": np.array([example.index for example in mine], np.int64),
+        }
+
+
+class TextIterator(grain.DatasetIterator):
+    """Text batches as a Grain iterator; its state is the step.
+
+    Attributes:
+        report: the `SkipReport`.
+        step: number of batches delivered.
+    """
+
+    def __init__(self, loader: TextLoader, report: SkipReport):
+        super().__init__()
+        self.report = report
+        self.step = 0
+        self._loader = loader
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch = self._loader(self.step)
+        self.step += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """The step to come."""
+        return {"step": self.step}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go to a saved step."""
+        self.step = int(state["step"])
+
+
+def make_text_iterator(
+    config: TextConfig, *, rank: int = 0, hosts: int = 1
+) -> TextIterator:
+    """Endless batches of this host: the keys of the speech pipeline, audio of width 0."""
+    report = SkipReport()
+    return TextIterator(TextLoader(config, report, rank, hosts), report)

@@ -1,0 +1,49 @@
+"""The console script: `nim4 COMMAND …` runs the launcher of the same name."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+COMMANDS = {
+    "train": "train one stage",
+    "pipeline": "train a list of stages, each from the last; skips what is finished",
+    "evaluate": "error rates of a model on test sets",
+    "transcribe": "recordings to text, JSON or subtitles",
+    "demo": "train, evaluate and try the nano model",
+    "snapshot": "pack a trained model into one .safetensors file",
+    "parameters": "count a model's parameters by part",
+    "cmvn": "measure mean and variance of features over a corpus",
+    "make_corpus": "synthesise a corpus of spoken commands",
+    "fetch_prompts": "fetch the human recordings",
+    "train_tokenizer": "train a small tokenizer",
+    "train_g2p": "train the letter-to-sound model",
+    "bench": "measure speed against peers",
+}
+
+
+def usage() -> str:
+    """What `nim4 --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        ["usage: nim4 COMMAND [FLAGS]", "", *lines, "", "nim4 COMMAND --help: its flags"]
+    )
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return
+    command = arguments[0].replace("-", "_")
+    if command not in COMMANDS:
+        print(f"error: nim4 has no command {arguments[0]!r}\n\n{usage()}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"nim4 {command}", *arguments[1:]]
+    runpy.run_module(f"nim4_jax.launch.{command}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

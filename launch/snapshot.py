@@ -1,0 +1,44 @@
+"""Pack a trained model into one file: nim4 snapshot --model=WORKDIR --out=FILE.
+
+The file can stand wherever a workdir can: --model, --config.init_from.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from nim4_jax.launch import assembly, runtime
+from nim4_jax.train import optim
+from nim4_jax.weights import snapshot
+
+_MODEL = flags.DEFINE_string("model", None, "Workdir or snapshot.", required=True)
+_OUT = flags.DEFINE_string("out", None, "File to write, *.safetensors.", required=True)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "bfloat16", ["bfloat16", "float32"], "Of matrices; vectors stay float32."
+)
+_PARTS = flags.DEFINE_list("parts", [], "Parts to keep, as encoder,ctc_head; [] = all.")
+
+
+def run(model: str, out: str, dtype: str, parts: list[str]) -> None:
+    """Write the chosen parts of a model.
+
+    Raises:
+        ValueError: a part that the model does not have.
+    """
+    if not out.endswith(".safetensors"):
+        raise ValueError(f"--out={out} must end in .safetensors.")
+    params, meta = assembly.load_model(model)
+    if unknown := sorted(set(parts) - set(params)):
+        raise ValueError(f"{model} has no part {unknown}; it has {sorted(params)}.")
+    kept = {name: params[name] for name in parts or sorted(params)}
+    snapshot.write(out, kept, meta, dtype)
+    print(f"{out}: {optim.count_parameters(kept) / 1e6:.2f} M parameters")
+
+
+def main(_) -> None:
+    """Entry point of `nim4 snapshot`."""
+    run(_MODEL.value, _OUT.value, _DTYPE.value, _PARTS.value)
+
+
+if __name__ == "__main__":
+    runtime.launch(main)

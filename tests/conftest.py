@@ -1,0 +1,80 @@
+"""What every test runs under: 8 CPU devices, loud ranks and dtypes, checked shapes."""
+
+import functools
+import inspect
+import os
+import sys
+from pathlib import Path
+
+import hypothesis
+import jax
+import jaxtyping
+import pytest
+
+
+
+def check_arrays(function):
+    """Decorator: every array argument and result has its annotated shape and dtype.
+
+    Only jaxtyping's annotations are checked, and not those of struct constructors: JAX
+    rebuilds structs with shapes, specs or sentinels in the places of arrays.
+    """
+    signature = inspect.signature(function)
+
+    def verify(annotation, value, place):
+        if not isinstance(annotation, type):
+            return
+        if issubclass(annotation, jaxtyping.AbstractArray):
+            if not isinstance(value, annotation):
+                raise TypeError(f"{place} is {value!r}, expected {annotation}")
+
+    @functools.wraps(function)
+    def checked(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            verify(signature.parameters[name].annotation, value, name)
+        result = function(*args, **kwargs)
+        verify(signature.return_annotation, result, "the result")
+        return result
+
+    return function if function.__name__ == "__init__" else checked
+
+
+# The hook finds its checker by a module's name. It must be set before the package is
+# imported anywhere.
+sys.modules["nim4_array_checks"] = sys.modules[__name__]
+jaxtyping.install_import_hook(
+    ["nim4_jax.features", "nim4_jax.ops", "nim4_jax.models", "nim4_jax.types"],
+    "nim4_array_checks.check_arrays",
+)
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile(
+    "laws",
+    deadline=None,
+    derandomize=True,
+    max_examples=int(os.environ.get("NIM4_EXAMPLES", "15")),
+    suppress_health_check=list(hypothesis.HealthCheck),
+    database=None,
+)
+hypothesis.settings.load_profile("laws")
+
+_STRICT_FOLDERS = ("ops", "models")
+
+
+@pytest.fixture(autouse=True)
+def strict_dtypes(request):
+    """No implicit dtype promotion in tests of pure functions and of models."""
+    folder = Path(request.node.path).parent.name
+    kind = "strict" if folder in _STRICT_FOLDERS else "standard"
+    with jax.numpy_dtype_promotion(kind):
+        yield
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory) -> str:
+    """A folder for compiled programs that processes of one test session may share."""
+    return str(tmp_path_factory.mktemp("compiled"))

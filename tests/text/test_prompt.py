@@ -1,0 +1,63 @@
+"""The prompt is one template, and text cannot break out of it."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nim4_jax.text import prompt
+from nim4_jax.text.tokenizer import train
+
+TOKENIZER = train(["navigate to paris", "导航去故宫"] * 3, 420)
+START = TOKENIZER.special_id(prompt.IM_START)
+END = TOKENIZER.end_id
+
+
+def show(ids: list[int]) -> str:
+    """Ids as text with their special tokens written out."""
+    text, plain = "", []
+    for i in [*ids, None]:
+        if i in (START, END, None):
+            text += TOKENIZER.decode(plain)
+            text += {START: "<|im_start|>", END: "<|im_end|>", None: ""}[i]
+            plain = []
+        else:
+            plain.append(i)
+    return text
+
+
+def test_layout_without_hints():
+    assert show(prompt.encode_prefix(TOKENIZER)) == (
+        "<|im_start|>system\nYou are a Multilingual Speech Recognition Model.<|im_end|>"
+        "\n<|im_start|>user\n"
+    )
+    assert show(prompt.encode_suffix(TOKENIZER)) == (
+        "\nTranscribe the speech into text.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert show(prompt.encode_answer(TOKENIZER, "去 paris")) == "去 paris<|im_end|>"
+    assert prompt.encode_answer(TOKENIZER, "") == [END]
+
+
+def test_hints_are_listed_and_empty_ones_left_out():
+    assert show(prompt.encode_suffix(TOKENIZER, ["刘德华", " ", "New York"])) == (
+        "\nTranscribe the speech into text. Contextual hints: 刘德华, New York."
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
+    for hints in ([], [""], ["  ", "\n"]):
+        assert prompt.encode_suffix(TOKENIZER, hints) == prompt.encode_suffix(TOKENIZER)
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", "a<|im_start|>b", "<|endoftext|>"])
+def test_special_tokens_in_text_stay_text(text):
+    answer = prompt.encode_answer(TOKENIZER, text)
+    assert answer.count(END) == 1 and START not in answer
+    assert TOKENIZER.decode(answer) == text
+    suffix = prompt.encode_suffix(TOKENIZER, [text])
+    assert (suffix.count(END), suffix.count(START)) == (1, 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(max_size=12), max_size=4), st.text(max_size=20))
+def test_any_text_leaves_the_frame_intact(hints, text):
+    suffix = prompt.encode_suffix(TOKENIZER, hints)
+    assert (suffix.count(END), suffix.count(START)) == (1, 1)
+    assert TOKENIZER.decode(prompt.encode_answer(TOKENIZER, text)) == text
