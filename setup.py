@@ -34,6 +34,7 @@ REQUIRES = [
     "matplotlib>=3.8",
     "ml-collections>=1.0",
     "numpy>=1.26",
+    "rapidfuzz>=3.9",
     "optax>=0.2.5,<0.3",
     "orbax-checkpoint>=0.11,<0.13",
     "pypinyin>=0.53",
@@ -63,7 +64,9 @@ TEST = [
     "kaldi-native-fbank>=1.20",
     "pytest>=8.0",
     "pytest-timeout>=2.3",
+    "setuptools>=77",
     "typeguard>=4.3",
+    "wheel>=0.45",
 ]
 
 setup(
@@ -79,7 +82,10 @@ setup(
         "nim4_jax": "nim4_jax",
         **{f"nim4_jax.{part}": part for part in PARTS},
     },
-    include_package_data=True,
+    package_data={
+        "nim4_jax": ["text/resources/*", "pretrained/*"],
+        "nim4_jax.data": ["wordlists/*", "bundled/*", "bundled/**/*"],
+    },
     install_requires=REQUIRES,
     extras_require={
         "corpus": CORPUS,

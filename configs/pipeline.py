@@ -12,13 +12,13 @@ from ml_collections import ConfigDict
 def entry(
     stage: str, *, name: str = "", init_from: str = "", overrides: dict | None = None
 ) -> ConfigDict:
-    """One stage: its config file, its folder, extra starting points, dotted overrides."""
+    """One stage: its config file, its folder, extra starting points, (dotted key, value) overrides."""
     return ConfigDict(
         {
             "stage": stage,
             "name": name or stage,
             "init_from": init_from,
-            "overrides": ConfigDict(overrides or {}),
+            "overrides": tuple((overrides or {}).items()),
         }
     )
 

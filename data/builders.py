@@ -65,9 +65,7 @@ class ManifestBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {split: self._generate_examples(split) for split in self.SPLIT_NAMES}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        manifest = self.manifests / f"{split}.jsonl"
-        for key, record in enumerate(read_manifest(manifest)):
-            yield key, record
+        yield from enumerate(read_manifest(self.manifests / f"{split}.jsonl"))
 
 
 class Commands(ManifestBuilder):
@@ -176,7 +174,9 @@ def open_bundled(name: str, split: str) -> Recordings:
         ValueError: unknown name or split; the message lists what there is.
     """
     if name not in SPLITS:
-        raise ValueError(f"no bundled data set {name!r}; there are: {', '.join(SPLITS)}")
+        raise ValueError(
+            f"no bundled data set {name!r}; there are: {', '.join(SPLITS)}"
+        )
     if split not in SPLITS[name]:
         raise ValueError(
             f"bundled data set {name!r} has no split {split!r}; "

@@ -67,7 +67,9 @@ def is_held_out(text: str) -> bool:
     return int.from_bytes(digest[:8], "big") % HELD_OUT_SHARE == 0
 
 
-def sample(rng: np.random.Generator, lang: str, held_out: bool | None = None) -> Command:
+def sample(
+    rng: np.random.Generator, lang: str, held_out: bool | None = None
+) -> Command:
     """Draw one command.
 
     Args:
@@ -152,9 +154,12 @@ def _fill_slot(rng: np.random.Generator, slot: str) -> str:
 
 # --- numbers as they are spoken
 
-ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen \
-fourteen fifteen sixteen seventeen eighteen nineteen".split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+ONES = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+    "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen",
+    "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 DIGITS_ZH = "零一二三四五六七八九"
 
 

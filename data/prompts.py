@@ -123,8 +123,8 @@ def parse_transcripts(content: str) -> dict[str, str]:
     for line in content.splitlines():
         name, colon, text = line.partition(":")
         if colon and not line.startswith(";"):
-            words = [MISSPELT.get(word, word) for word in text.split()]
-            transcripts[name.strip()] = " ".join(words)
+            mended = re.sub(r"\w+", lambda word: MISSPELT.get(word[0], word[0]), text)
+            transcripts[name.strip()] = " ".join(mended.split())
     return transcripts
 
 
@@ -165,7 +165,9 @@ def choose_prompts(prompts: list[Prompt], count: int) -> list[Prompt]:
         and len(p.text.split()) >= 3
     ]
     if len(suitable) < count:
-        raise ValueError(f"asked for {count} prompts, only {len(suitable)} are suitable")
+        raise ValueError(
+            f"asked for {count} prompts, only {len(suitable)} are suitable"
+        )
     suitable.sort(key=lambda p: (p.duration, p.name))
     picks = np.linspace(0, len(suitable) - 1, count).round().astype(int)
     return [suitable[i] for i in picks]

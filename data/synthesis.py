@@ -188,8 +188,8 @@ class Synthesizer:
 
     def __init__(self, model: Path, voices: Path) -> None:
         # Heavy, and only this command needs them: not at the top of the module.
-        import onnxruntime
-        from kokoro_onnx import Kokoro
+        import onnxruntime  # pyright: ignore[reportMissingImports]
+        from kokoro_onnx import Kokoro  # pyright: ignore[reportMissingImports]
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -263,7 +263,7 @@ def _chinese_speller() -> Any:
     import logging
 
     import jieba
-    from misaki.zh import ZHG2P
+    from misaki.zh import ZHG2P  # pyright: ignore[reportMissingImports]
 
     jieba.setLogLevel(logging.ERROR)  # it reports each load of its dictionary
     return ZHG2P()

@@ -15,7 +15,12 @@ import grain
 import numpy as np
 
 from nim4_jax.data import grammar, sources, transforms
-from nim4_jax.data.skips import EMPTY_TRANSCRIPT, NO_PHONEME, TOO_MANY_LABELS, SkipReport
+from nim4_jax.data.skips import (
+    EMPTY_TRANSCRIPT,
+    NO_PHONEME,
+    TOO_MANY_LABELS,
+    SkipReport,
+)
 from nim4_jax.text import phonemes, prompt
 from nim4_jax.text.tokenizer import Tokenizer
 
@@ -116,7 +121,9 @@ class TextLoader:
         if not spoken:
             return NO_PHONEME
         config = self._config
-        too_long = len(spoken) > config.max_phonemes[-1] or len(tokens) > config.max_tokens
+        too_long = (
+            len(spoken) > config.max_phonemes[-1] or len(tokens) > config.max_tokens
+        )
         return TOO_MANY_LABELS if too_long else None
 
     def _window(self, number: int) -> list[_Example]:

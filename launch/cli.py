@@ -27,7 +27,13 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
     return "\n".join(
-        ["usage: nim4 COMMAND [FLAGS]", "", *lines, "", "nim4 COMMAND --help: its flags"]
+        [
+            "usage: nim4 COMMAND [FLAGS]",
+            "",
+            *lines,
+            "",
+            "nim4 COMMAND --help: its flags",
+        ]
     )
 
 
@@ -39,7 +45,9 @@ def main() -> None:
         return
     command = arguments[0].replace("-", "_")
     if command not in COMMANDS:
-        print(f"error: nim4 has no command {arguments[0]!r}\n\n{usage()}", file=sys.stderr)
+        print(
+            f"error: nim4 has no command {arguments[0]!r}\n\n{usage()}", file=sys.stderr
+        )
         sys.exit(2)
     sys.argv = [f"nim4 {command}", *arguments[1:]]
     runpy.run_module(f"nim4_jax.launch.{command}", run_name="__main__", alter_sys=True)

@@ -17,10 +17,14 @@ from ml_collections import ConfigDict, config_flags
 from nim4_jax.launch import runtime, train
 from nim4_jax.train import checkpoint
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder; each stage gets a folder of its name inside."
-)
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_string(
+        "workdir", None, "Folder; each stage gets a folder of its name inside."
+    )
+    config_flags.DEFINE_config_file("config", lock_config=True)
+
 
 TIMES = "times.json"
 
@@ -29,7 +33,7 @@ def stage_config(entry: ConfigDict, size: str, previous: str | None) -> ConfigDi
     """The config of one stage: its file, its overrides, and where it starts from.
 
     Args:
-        entry: {"stage": file name in configs/, "init_from": …, "overrides": {dotted: …}}.
+        entry: {"stage": file name in configs/, "init_from": …, "overrides": pairs of a dotted key and its value}.
         size: size of the model.
         previous: workdir of the stage before; it wins over `init_from`.
 
@@ -39,7 +43,9 @@ def stage_config(entry: ConfigDict, size: str, previous: str | None) -> ConfigDi
     try:
         module = importlib.import_module(f"nim4_jax.configs.{entry.stage}")
     except ModuleNotFoundError as error:
-        raise ValueError(f"no stage {entry.stage!r}: no such file in configs/.") from error
+        raise ValueError(
+            f"no stage {entry.stage!r}: no such file in configs/."
+        ) from error
     config = module.get_config(size)
     try:
         config.update_from_flattened_dict(dict(entry.overrides))
@@ -92,10 +98,10 @@ def _write_times(workdir: str, seconds: dict[str, float]) -> None:
 
 def main(_) -> None:
     """Entry point of `launch/pipeline.py` and `nim4 pipeline`."""
-    if not _WORKDIR.value:
+    if not flags.FLAGS.workdir:
         raise app.UsageError("--workdir=DIR is needed: the stages' folders go there.")
-    run(_CONFIG.value, _WORKDIR.value)
+    run(flags.FLAGS.config, flags.FLAGS.workdir)
 
 
 if __name__ == "__main__":
-    runtime.launch(main)
+    runtime.launch(main, define_flags)

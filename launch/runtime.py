@@ -74,7 +74,10 @@ def _parse(arguments: list[str]) -> list[str]:
         sys.exit(2)
 
 
-def launch(main: Callable[[Any], None], argv: list[str] | None = None) -> None:
-    """Parse flags and run `main` as a program."""
+def launch(
+    main: Callable[[Any], None], define_flags: Callable[[], None] = lambda: None
+) -> None:
+    """Define and parse flags, then run `main` as a program."""
     prepare()
-    app.run(guard(main), argv=argv, flags_parser=_parse)
+    define_flags()
+    app.run(guard(main), flags_parser=_parse)

@@ -11,12 +11,15 @@ from nim4_jax.launch import assembly, runtime
 from nim4_jax.train import optim
 from nim4_jax.weights import snapshot
 
-_MODEL = flags.DEFINE_string("model", None, "Workdir or snapshot.", required=True)
-_OUT = flags.DEFINE_string("out", None, "File to write, *.safetensors.", required=True)
-_DTYPE = flags.DEFINE_enum(
-    "dtype", "bfloat16", ["bfloat16", "float32"], "Of matrices; vectors stay float32."
-)
-_PARTS = flags.DEFINE_list("parts", [], "Parts to keep, as encoder,ctc_head; [] = all.")
+
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_string("model", None, "Workdir or snapshot.", required=True)
+    flags.DEFINE_string("out", None, "File to write, *.safetensors.", required=True)
+    flags.DEFINE_enum(
+        "dtype", "bfloat16", ["bfloat16", "float32"], "Of matrices; vectors stay whole."
+    )
+    flags.DEFINE_list("parts", [], "Parts to keep, as encoder,ctc_head; all if empty.")
 
 
 def run(model: str, out: str, dtype: str, parts: list[str]) -> None:
@@ -37,8 +40,9 @@ def run(model: str, out: str, dtype: str, parts: list[str]) -> None:
 
 def main(_) -> None:
     """Entry point of `nim4 snapshot`."""
-    run(_MODEL.value, _OUT.value, _DTYPE.value, _PARTS.value)
+    given = flags.FLAGS
+    run(given.model, given.out, given.dtype, given.parts)
 
 
 if __name__ == "__main__":
-    runtime.launch(main)
+    runtime.launch(main, define_flags)

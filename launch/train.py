@@ -27,8 +27,11 @@ from nim4_jax.train.metrics import MetricWriter
 from nim4_jax.train.step import make_train_step
 from nim4_jax.types import Params
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints and metrics.")
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+
+def define_flags() -> None:
+    """The command's flags; not at import, because launchers import each other."""
+    flags.DEFINE_string("workdir", None, "Folder of checkpoints and metrics.")
+    config_flags.DEFINE_config_file("config", lock_config=True)
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -38,9 +41,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         _run(settings, config, workdir)
 
 
-def _run(
-    settings: assembly.TrainSettings, config: ConfigDict, workdir: str
-) -> None:
+def _run(settings: assembly.TrainSettings, config: ConfigDict, workdir: str) -> None:
     recipe = settings.recipe
     data = _open_data(settings.data)
     model = Asr(settings.model, deterministic=False)
@@ -88,9 +89,7 @@ def _open_data(config: DataConfig | TextConfig) -> Any:
     return pipeline.make_train_iterator(config, **place)
 
 
-def _first_params(
-    model: Asr, settings: assembly.TrainSettings, data: Any
-) -> Params:
+def _first_params(model: Asr, settings: assembly.TrainSettings, data: Any) -> Params:
     """Parameters at step 0: fresh ones, then what each of `init_from` gives."""
     position = data.get_state()
     batch = loop.to_batch(next(data))
@@ -135,10 +134,12 @@ def _report_skips(report: SkipReport, workdir: str) -> None:
 
 def main(_) -> None:
     """Entry point of `launch/train.py` and `nim4 train`."""
-    if not _WORKDIR.value:
-        raise app.UsageError("--workdir=DIR is needed: checkpoints and metrics go there.")
-    run(_CONFIG.value, _WORKDIR.value)
+    if not flags.FLAGS.workdir:
+        raise app.UsageError(
+            "--workdir=DIR is needed: checkpoints and metrics go there."
+        )
+    run(flags.FLAGS.config, flags.FLAGS.workdir)
 
 
 if __name__ == "__main__":
-    runtime.launch(main)
+    runtime.launch(main, define_flags)

@@ -71,7 +71,7 @@ def score(
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; argparse, so that commands may share names of options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Train letter-to-sound.")
     parser.add_argument("--out", required=True, help="file to write")
     parser.add_argument("--order", type=int, default=7, help="longest n-gram")
     parser.add_argument(

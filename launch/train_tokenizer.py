@@ -48,7 +48,7 @@ def collect_texts(
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains and writes a tokenizer; prints its figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Train a small tokenizer.")
     parser.add_argument("--out", required=True, help="tokenizer.json to write")
     parser.add_argument("--manifest", action="append", default=[], help="JSON lines")
     parser.add_argument("--domain", help="take only manifest lines of this domain")

@@ -12,7 +12,6 @@ import jaxtyping
 import pytest
 
 
-
 def check_arrays(function):
     """Decorator: every array argument and result has its annotated shape and dtype.
 
@@ -59,6 +58,8 @@ hypothesis.settings.register_profile(
     max_examples=int(os.environ.get("NIM4_EXAMPLES", "15")),
     suppress_health_check=list(hypothesis.HealthCheck),
     database=None,
+    # Shrinking a failing example recompiles for hours and rarely says more.
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
 )
 hypothesis.settings.load_profile("laws")
 

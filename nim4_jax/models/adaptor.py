@@ -40,7 +40,7 @@ class Adaptor(nn.Module):
         axes = ("embed", "mlp")
         x = linear(wide, self.width_hidden, axes, self.policy, name="up")(groups)
         axes = ("mlp", "embed")
-        x = linear(
-            self.width_hidden, self.width_out, axes, self.policy, name="down"
-        )(nn.relu(x))
+        x = linear(self.width_hidden, self.width_out, axes, self.policy, name="down")(
+            nn.relu(x)
+        )
         return Frames(x, frames.mask[:, ::STRIDE]).masked()

@@ -347,9 +347,9 @@ class ConformerStack(nn.Module):
             out_axes=0,
             length=self.config.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(self.config, self.policy, self.deterministic, name="blocks")(
-            frames.values, state.blocks, context
-        )
+        )(
+            self.config, self.policy, self.deterministic, name="blocks"
+        )(frames.values, state.blocks, context)
         state = StackState(blocks, known[:, known.shape[1] - cached :])
         return Frames(values, frames.mask), state
 

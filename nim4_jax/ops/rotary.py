@@ -28,8 +28,8 @@ def count_positions(
 
 def rotary_angles(
     positions: Int[Array, "B L"], head_dim: int, theta: float
-) -> tuple[Float[Array, "B L 1 H/2"], Float[Array, "B L 1 H/2"]]:
-    """Cosine and sine of position · theta^(−2i/H), i = 0 … H/2−1.
+) -> tuple[Float[Array, "B L 1 R"], Float[Array, "B L 1 R"]]:
+    """Cosine and sine of position · theta^(−2i/H), i = 0 … R−1.
 
     Args:
         positions: of the tokens.
@@ -37,7 +37,7 @@ def rotary_angles(
         theta: base of the geometric series of wavelengths.
 
     Returns:
-        (cosines, sines), float32, with an axis of 1 for the heads.
+        (cosines, sines) of the R = H / 2 pairs, float32, an axis of 1 for the heads.
 
     Raises:
         ValueError: head_dim is odd.
@@ -56,10 +56,10 @@ def rotary_angles(
 
 def rotate(
     heads: Float[Array, "B L N H"],
-    cosines: Float[Array, "B L 1 H/2"],
-    sines: Float[Array, "B L 1 H/2"],
+    cosines: Float[Array, "B L 1 R"],
+    sines: Float[Array, "B L 1 R"],
 ) -> Float[Array, "B L N H"]:
-    """Each pair (x_i, x_{i+H/2}) turned by its angle, in float32.
+    """Each pair (x_i, x_{i+R}) turned by its angle, in float32.
 
     Args:
         heads: queries or keys.

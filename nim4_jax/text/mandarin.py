@@ -8,7 +8,10 @@ are followed by v, never by u (ju = j v).
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
+from importlib import resources
+from typing import Any
 
 _INITIAL_NAMES = "b p m f d t n l g k h j q x zh ch sh r z c s"
 _FINAL_NAMES = (
@@ -92,13 +95,23 @@ def _keep_unknown(characters: str) -> list[str]:
     return [""] * len(characters)
 
 
+@lru_cache(maxsize=1)
+def load_corrections() -> tuple[re.Pattern[str], dict[str, list[str]]]:
+    """Our own phrase readings and a pattern that finds the longest of them first."""
+    file = resources.files("nim4_jax.text") / "resources" / "phrases.txt"
+    lines = file.read_text(encoding="utf8").splitlines()
+    rows = [line.split() for line in lines if not line.startswith("#")]
+    table = {phrase: syllables for phrase, *syllables in rows}
+    return re.compile("|".join(sorted(table, key=len, reverse=True))), table
+
+
 @lru_cache(maxsize=65536)
 def pronounce_characters(characters: str) -> tuple[tuple[str, ...], ...]:
     """Phonemes of each character of a run, read in the context of the whole run.
 
-    Readings come from pypinyin's phrase dictionary, longest match, then the
-    character's most frequent one. Tone sandhi is left to the acoustics, except where
-    the phrase dictionary itself writes it (一个 = yi2 ge4).
+    Readings come from our own few phrases, then pypinyin's phrase dictionary, longest
+    match, then the character's most frequent one. Tone sandhi is left to the acoustics,
+    except where the phrase dictionary itself writes it (一个 = yi2 ge4).
 
     Args:
         characters: Chinese characters only, no punctuation.
@@ -108,15 +121,16 @@ def pronounce_characters(characters: str) -> tuple[tuple[str, ...], ...]:
     """
     from pypinyin import Style, lazy_pinyin
 
+    unknown: Any = _keep_unknown  # pypinyin's annotation allows no lists
     syllables = lazy_pinyin(
-        characters,
-        style=Style.TONE3,
-        neutral_tone_with_five=True,
-        errors=_keep_unknown,
+        characters, style=Style.TONE3, neutral_tone_with_five=True, errors=unknown
     )
     if len(syllables) != len(characters):
         return tuple(
             pronounce_characters(one)[0] if len(characters) > 1 else ()
             for one in characters
         )
+    pattern, table = load_corrections()
+    for match in pattern.finditer(characters):
+        syllables[match.start() : match.end()] = table[match[0]]
     return tuple(split_syllable(s) if s else () for s in syllables)

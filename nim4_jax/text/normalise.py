@@ -71,6 +71,7 @@ _AMERICAN: dict[str, str] = {
 _CURRENCY_WORDS = {"$": "dollars", "€": "euros", "£": "pounds", "¥": "yuan"}
 _CURRENCY_ZH = {"$": "美元", "€": "欧元", "£": "英镑", "¥": "元"}
 _PRICE = re.compile(r"([$€£¥]) ?([0-9]+(?:\.[0-9]+)?)")
+_NUMERALS = "0123456789零〇一二两三四五六七八九十百千万亿"
 _MOST_PASSES = 64
 
 
@@ -92,7 +93,11 @@ def _strip_punctuation(text: str) -> str:
         digit_before = before.isascii() and before.isdigit()
         after = text[i + 1 : i + 2]
         point = c == "." and digit_before and after.isascii() and after.isdigit()
-        if unicodedata.category(c)[0] in "LNM" or point or (c == "%" and digit_before):
+        if (
+            unicodedata.category(c)[0] in "LNM"
+            or point
+            or (c == "%" and before and before in _NUMERALS)
+        ):
             kept.append(c)
         else:
             kept.append(" ")

@@ -87,7 +87,9 @@ def train(
     first = int(state.step)
     pending: tuple[int, Metrics, Arrays] | None = None
     waited, began = 0.0, time.perf_counter()
-    with tqdm(total=steps, initial=first, desc=label, unit="step", mininterval=2) as bar:
+    with tqdm(
+        total=steps, initial=first, desc=label, unit="step", mininterval=2
+    ) as bar:
         for step in range(first + 1, steps + 1):
             asked = time.perf_counter()
             arrays = next(data)

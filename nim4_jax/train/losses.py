@@ -220,7 +220,9 @@ class ReadPhonemes:
         ids = jnp.where(doubt < self.corrupt / 2, random_ids, phonemes.ids)
         ids = jnp.where(doubt > 1.0 - self.corrupt / 2, 0, ids) * phonemes.mask
         place = jnp.arange(length, dtype=jnp.float32)[None, None]
-        held = jnp.floor(starts + 1.0 + (lengths - 1.0) * jax.random.uniform(keys[4]))
+        held = jnp.floor(
+            starts + 1.0 + (lengths - 1.0) * jax.random.uniform(keys[4], shape)
+        )
         inside = (place >= starts[..., None]) & (place < held[..., None])
         inside = (inside & (ids > 0)[..., None]).astype(jnp.float32)
         strength = jax.random.uniform(keys[5], (*shape, 1), minval=0.5, maxval=1.0)

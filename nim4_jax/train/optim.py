@@ -89,7 +89,9 @@ def split_params(params: Params, rules: Rules) -> tuple[FlatParams, FlatParams]:
     flat = flatten(params)
     rates = match_rules(sorted(flat), rules)
     trainable = {path: leaf for path, leaf in flat.items() if rates[path] is not None}
-    return trainable, {path: leaf for path, leaf in flat.items() if path not in trainable}
+    return trainable, {
+        path: leaf for path, leaf in flat.items() if path not in trainable
+    }
 
 
 def make_optimizer(

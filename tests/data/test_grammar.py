@@ -40,7 +40,9 @@ def test_vocabulary_is_closed():
     words = {word for text in texts for word in re.findall("[a-z']+", text)}
     assert 200 < len(characters) <= 900
     assert 200 < len(words) <= 600
-    english = sum(len(grammar.load_wordlist(n)) for n in grammar.WORDLISTS if "_en" in n)
+    english = sum(
+        len(grammar.load_wordlist(n)) for n in grammar.WORDLISTS if "_en" in n
+    )
     mandarin = sum(
         len(grammar.load_wordlist(n)) for n in grammar.WORDLISTS if "_zh" in n
     )
@@ -130,15 +132,15 @@ def test_spelled_numbers():
     ]
     for spell in (grammar.spell_en, grammar.spell_zh):
         assert len({spell(n) for n in range(200)}) == 200
-        with pytest.raises(ValueError, match="0 to 199, got 200"):
+        with pytest.raises(ValueError, match=r"0 to 199, got 200"):
             spell(200)
 
 
 def test_unknown_choices_are_named():
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="'fr'.*'en', 'zh', 'mixed'"):
+    with pytest.raises(ValueError, match=r"'fr'.*'en', 'zh', 'mixed'"):
         grammar.sample(rng, "fr")
-    with pytest.raises(ValueError, match="'songs'.*places_en"):
+    with pytest.raises(ValueError, match=r"'songs'.*places_en"):
         grammar.load_wordlist("songs")
-    with pytest.raises(ValueError, match="lang_mix.*'fr'"):
+    with pytest.raises(ValueError, match=r"lang_mix.*'fr'"):
         next(grammar.iterate_texts(0, 1, {"fr": 1.0}))

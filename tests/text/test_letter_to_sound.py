@@ -62,9 +62,9 @@ def test_shipped_model_on_held_out_words():
     for word, reading in g2p.iterate_readings():
         if word.isascii() and word.isalpha() and train_g2p.is_held_out(word):
             held_out.setdefault(word, []).append(reading)
-    words = sorted(held_out)[::25]
+    words = sorted(held_out)[::40]
     figures = train_g2p.score(load_model(), {word: held_out[word] for word in words})
-    assert figures["words"] > 200
+    assert figures["words"] > 140
     assert figures["word_accuracy"] > 0.64
     assert figures["phoneme_error"] < 0.095
 

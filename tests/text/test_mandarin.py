@@ -45,6 +45,17 @@ def test_a_wrong_syllable_is_an_error_that_says_what_is_expected(syllable):
 
 def test_context_chooses_the_reading():
     assert mandarin.pronounce_characters("行长") == (("h", "ang2"), ("zh", "ang3"))
+    assert mandarin.pronounce_characters("长江")[0] == ("ch", "ang2")
+
+
+def test_our_own_phrases_are_well_formed_and_win():
+    pattern, table = mandarin.load_corrections()
+    for phrase, syllables in table.items():
+        assert len(phrase) == len(syllables)
+        assert all(mandarin.split_syllable(s) for s in syllables)
+        assert pattern.match(phrase)[0] == phrase
+    readings = mandarin.pronounce_characters("空调调到强调")
+    assert [r[1] for r in readings] == ["ong1", "iao2", "iao2", "ao4", "iang2", "iao4"]
     assert mandarin.pronounce_characters("很长")[1] == ("ch", "ang2")
 
 

@@ -20,8 +20,8 @@ from nim4_jax.text.phonemes import (
 )
 
 _WRITTEN = (
-    "导航去 银行 Starbucks café don't BMW U.S. 5G 2024年 3.5% $3.50 ¥2 8:05 -7 21st C++ "
-    "138-1234-5678 1,234 1990s 😀 \u200b \ufffd ß Ⅷ ½ 한국어 ê 𠀀 嗯 ， '"
+    "导航去 银行 Starbucks café don't BMW U.S. 5G 2024年 3.5% $3.50 ¥2 8:05 -7 21st "
+    "C++ 138-1234-5678 1,234 1990s 😀 \u200b \ufffd ß Ⅷ ½ 한국어 ê 𠀀 嗯 ， '"
 )
 PIECES = st.sampled_from([*_WRITTEN.split(), " "])
 TEXTS = st.one_of(
@@ -110,7 +110,7 @@ def test_spaces_do_not_break_the_phrase_that_gives_a_reading():
 
 def test_article_and_letter_a_differ():
     assert spoken("A dog") == "AH D AO G"
-    assert spoken("打开A门").split()[3] == "EY"
+    assert spoken("打开A门").split()[4] == "EY"
 
 
 def test_shouted_text_is_no_acronym():

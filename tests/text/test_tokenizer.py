@@ -16,7 +16,10 @@ from nim4_jax.text.tokenizer import SPECIALS, Tokenizer, train
 
 PACKAGED = resources.files("nim4_jax.text") / "resources" / "nano_tokenizer.json"
 TEXTS = ["navigate to paris", "导航去故宫", "play yellow by coldplay", "播放 hello"] * 5
-_HARD = "<|im_end|> <|im_start|> <|endoftext|> <0x41> ▁ Ġ \x00 导航 play 😀 é e\u0301 <think>"
+_HARD = (
+    "<|im_end|> <|im_start|> <|endoftext|> <0x41> <think> ▁ Ġ \x00 导航 play 😀 é "
+    "e\u0301"
+)
 PIECES = st.sampled_from([*_HARD.split(" "), " ", "\n", "\u3000", "\r\n"])
 ANYTHING = st.one_of(st.text(max_size=40), st.lists(PIECES, max_size=8).map("".join))
 
@@ -91,7 +94,8 @@ def test_every_chinese_character_of_the_texts_is_one_token():
 
 
 def test_template_words_are_learned_first():
-    assert len(SMALL.encode("\nTranscribe the speech into text.")) == 7
+    roomy = train(TEXTS, 600)
+    assert len(roomy.encode("\nTranscribe the speech into text.")) == 7
 
 
 def test_too_small_a_vocabulary_is_an_error():

@@ -1,0 +1,177 @@
+"""Results of an evaluation as a table: JSON, Markdown, and one line per utterance."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nim4_jax.eval import metrics
+from nim4_jax.eval.evaluation import SetResult, Utterance
+from nim4_jax.eval.metrics import Counts
+from nim4_jax.text import normalise
+
+Report = dict[str, Any]
+
+_COLUMNS = (
+    "set",
+    "language",
+    "utterances",
+    "audio s",
+    "metric",
+    "error %",
+    "S",
+    "D",
+    "I",
+    "units",
+    "RTF",
+)
+
+
+def build(model: str, results: Sequence[SetResult]) -> Report:
+    """The report of several sets, JSON-able.
+
+    Returns:
+        {"model", "sets": [{"set", "utterances", "audio_seconds", "processing_seconds",
+        "real_time_factor", "skipped", "scores": {kind: {"languages": {lang: row},
+        "mean_percent": mean over the languages}}}]} with kinds "text", "phonemes" and
+        "shuffled", where they were scored; a row has metric, percent, substitutions,
+        deletions, insertions, reference (units), utterances, audio_seconds.
+    """
+    sets = []
+    for result in results:
+        scores = {}
+        for kind in ("text", "phonemes", "shuffled"):
+            scored = _summarise(result.utterances, kind)
+            if scored is not None:
+                scores[kind] = scored
+        sets.append(
+            {
+                "set": result.name,
+                "utterances": len(result.utterances),
+                "audio_seconds": round(result.audio_seconds, 3),
+                "processing_seconds": round(result.processing_seconds, 3),
+                "real_time_factor": round(result.real_time_factor, 5),
+                "skipped": result.skipped,
+                "scores": scores,
+            }
+        )
+    return {"model": model, "sets": sets}
+
+
+def _summarise(rows: Sequence[Utterance], kind: str) -> Report | None:
+    """One kind of score by language, and the mean over the languages."""
+    languages = {}
+    for lang, metric in metrics.METRICS.items():
+        mine = [row for row in rows if row.lang == lang]
+        counted = [(row, getattr(row, kind)) for row in mine]
+        counted = [(row, counts) for row, counts in counted if counts is not None]
+        if not counted:
+            continue
+        total = metrics.add_up(counts for _, counts in counted)
+        languages[lang] = {
+            "metric": "PER" if kind == "phonemes" else metric,
+            "percent": round(total.percent, 3),
+            **dataclasses.asdict(total),
+            "utterances": len(counted),
+            "audio_seconds": round(sum(row.seconds for row, _ in counted), 3),
+        }
+    if not languages:
+        return None
+    rates = [row["percent"] for row in languages.values()]
+    return {"languages": languages, "mean_percent": round(sum(rates) / len(rates), 3)}
+
+
+def to_markdown(report: Report) -> str:
+    """The table that a person reads; skipped utterances are listed below it."""
+    lines = [
+        "| " + " | ".join(_COLUMNS) + " |",
+        "| --- | --- |" + " ---: |" * 2 + " --- |" + " ---: |" * (len(_COLUMNS) - 5),
+    ]
+    for part in report["sets"]:
+        for kind, scored in part["scores"].items():
+            lines.extend(_table_rows(part, kind, scored))
+    for part in report["sets"]:
+        for reason, count in sorted(part["skipped"].items()):
+            lines.append(f"\n{part['set']}: skipped {count}, {reason}")
+    return "\n".join(lines) + "\n"
+
+
+def _table_rows(part: Report, kind: str, scored: Report) -> list[str]:
+    """Rows of one set and one kind of score."""
+    mark = ", shuffled audio" if kind == "shuffled" else ""
+    rows = []
+    for lang, row in scored["languages"].items():
+        cells = (
+            part["set"],
+            lang,
+            row["utterances"],
+            f"{row['audio_seconds']:.1f}",
+            row["metric"] + mark,
+            f"{row['percent']:.2f}",
+            row["substitutions"],
+            row["deletions"],
+            row["insertions"],
+            row["reference"],
+            f"{part['real_time_factor']:.3f}",
+        )
+        rows.append(_join_cells(cells))
+    if len(scored["languages"]) > 1:
+        names = "/".join(
+            sorted({row["metric"] for row in scored["languages"].values()})
+        )
+        cells = (part["set"], "mean", "", "", names + mark)
+        cells += (f"**{scored['mean_percent']:.2f}**", "", "", "", "", "")
+        rows.append(_join_cells(cells))
+    return rows
+
+
+def _join_cells(cells: Sequence[object]) -> str:
+    """A table row; a selection such as lang=en|zh must not end its cell."""
+    return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |"
+
+
+def write(folder: str, report: Report, results: Sequence[SetResult]) -> None:
+    """Write report.json, report.md and hyps.jsonl, each whole or not at all."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
+    write_text(Path(folder, "report.json"), text)
+    write_text(Path(folder, "report.md"), to_markdown(report))
+    lines = [
+        json.dumps({"set": result.name, **_describe(row)}, ensure_ascii=False)
+        for result in results
+        for row in result.utterances
+    ]
+    write_text(Path(folder, "hyps.jsonl"), "\n".join(lines) + "\n")
+
+
+def _describe(row: Utterance) -> Report:
+    """An utterance as one JSON line, with the texts that were compared."""
+    described: Report = {
+        "id": row.name,
+        "lang": row.lang,
+        "seconds": round(row.seconds, 3),
+        "reference": row.reference,
+    }
+    if row.hypothesis is not None:
+        described |= {
+            "hypothesis": row.hypothesis,
+            "log_prob": round(row.log_prob or 0.0, 4),
+            "scored_reference": normalise.normalise(row.reference, row.lang),
+            "scored_hypothesis": normalise.normalise(row.hypothesis, row.lang),
+        }
+    for kind in ("text", "phonemes", "shuffled"):
+        counts: Counts | None = getattr(row, kind)
+        if counts is not None:
+            described[kind] = dataclasses.asdict(counts)
+    return described
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf8")
+    os.replace(temporary, path)

@@ -1,0 +1,121 @@
+"""Score a model on data sets.
+
+python launch/evaluate.py --model=runs/demo/stage4 --out=runs/demo/evaluation \
+    --sets=bundled:commands:test,bundled:prompts:test --shuffle_audio
+
+A model that has been through stage 1 only hears phonemes: add --phonemes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from absl import app, flags
+from tqdm import tqdm
+
+from nim4_jax.eval import evaluation, report
+from nim4_jax.launch import recognition, runtime
+
+# Launchers share flag names and may be imported together: each may redefine.
+_MODEL = flags.DEFINE_string(
+    "model", None, "Workdir or .safetensors file.", allow_override=True
+)
+_SETS = flags.DEFINE_list(
+    "sets", None, "Sources, by commas: manifest.jsonl, bundled:NAME:SPLIT, tfds:…"
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder for report.json, report.md, hyps.jsonl.", allow_override=True
+)
+_PHONEMES = flags.DEFINE_bool("phonemes", False, "Score the phoneme head too.")
+_SHUFFLE = flags.DEFINE_bool(
+    "shuffle_audio", False, "Also score with another utterance's audio (a control)."
+)
+_LIMIT = flags.DEFINE_integer(
+    "limit", 0, "Utterances per set, 0 for all.", lower_bound=0, allow_override=True
+)
+_CHUNK = flags.DEFINE_integer(
+    "chunk", 0, "Encoder frames per chunk, 0 for the full pass.", allow_override=True
+)
+_LEFT = flags.DEFINE_integer(
+    "left", 4, "Chunks seen to the left, with --chunk.", allow_override=True
+)
+
+
+def run(
+    model: str,
+    sets: Sequence[str],
+    out: str | None = None,
+    *,
+    phonemes: bool = False,
+    shuffle_audio: bool = False,
+    limit: int = 0,
+    chunk: int = 0,
+    left: int = 4,
+    show_progress: bool = True,
+) -> report.Report:
+    """Evaluate a model on sets.
+
+    Args:
+        model: workdir or .safetensors file. Without an LLM only phonemes are scored.
+        sets: source specifications.
+        out: folder for the files; None writes none.
+        phonemes: whether the phoneme head is scored too.
+        shuffle_audio: whether the control with other audio is scored too.
+        limit: utterances per set, 0 for all.
+        chunk: encoder frames per chunk, 0 for the full pass.
+        left: chunks seen to the left.
+        show_progress: whether a bar is drawn on stderr.
+
+    Returns:
+        What `report.build` makes.
+
+    Raises:
+        ValueError: no model, no LLM though text is asked for, or a set of no use.
+    """
+    loaded = recognition.load(model, chunk=chunk, left=left)
+    if not phonemes:
+        loaded.recogniser.check_writes()
+    config = evaluation.EvalConfig(
+        bucket_seconds=loaded.bucket_seconds,
+        rows=loaded.rows,
+        text=loaded.recogniser.writes,
+        phonemes=phonemes,
+        shuffle_audio=shuffle_audio,
+        limit=limit,
+    )
+    results = []
+    for spec in sets:
+        with tqdm(desc=spec, unit="utt", disable=not show_progress) as bar:
+
+            def advance(done: int, total: int, bar=bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            results.append(
+                evaluation.evaluate_set(loaded.recogniser, spec, config, advance)
+            )
+    made = report.build(model, results)
+    if out:
+        report.write(out, made, results)
+    return made
+
+
+def main(_) -> None:
+    """Entry point of `launch/evaluate.py` and `nim4 evaluate`."""
+    if not _MODEL.value or not _SETS.value:
+        raise app.UsageError("--model=WORKDIR|FILE and --sets=SOURCE,… are needed.")
+    made = run(
+        _MODEL.value,
+        _SETS.value,
+        _OUT.value,
+        phonemes=_PHONEMES.value,
+        shuffle_audio=_SHUFFLE.value,
+        limit=_LIMIT.value,
+        chunk=_CHUNK.value,
+        left=_LEFT.value,
+    )
+    print(report.to_markdown(made), end="")
+
+
+if __name__ == "__main__":
+    runtime.launch(main)

@@ -1,0 +1,68 @@
+"""From a checkpoint to a recogniser: what evaluating and transcribing share."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from nim4_jax.decode.recogniser import Recogniser
+from nim4_jax.launch import assembly
+from nim4_jax.ops.relative import Chunking
+from nim4_jax.text.tokenizer import Tokenizer
+
+_BUCKETS = (2.5, 4.0, 6.5)
+_ROWS = (32, 20, 12)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A recogniser and the batch shapes that its model was trained in.
+
+    Attributes:
+        recogniser: the model.
+        bucket_seconds: lengths of the shapes, growing.
+        rows: rows of each shape.
+    """
+
+    recogniser: Recogniser
+    bucket_seconds: tuple[float, ...]
+    rows: tuple[int, ...]
+
+
+def load(origin: str, *, chunk: int = 0, left: int = 4) -> Loaded:
+    """Load a workdir or a .safetensors file.
+
+    Args:
+        origin: folder of a training run, file, or "package:FILE".
+        chunk: encoder frames (40 ms) per chunk, as in streaming; 0 for the full pass.
+        left: chunks that a chunk sees to its left.
+
+    Raises:
+        ValueError: nothing to load, or parts that do not fit each other.
+    """
+    if chunk < 0 or left < 0:
+        raise ValueError(f"chunk {chunk} and left chunks {left} must be ≥ 0.")
+    params, meta = assembly.load_model(origin)
+    config = assembly.build_model_config(meta["model"])
+    tokenizer = Tokenizer.from_file(assembly.find_tokenizer(meta["tokenizer"]))
+    if "llm" in params:
+        assembly.check_vocabulary(tokenizer, config)
+    recogniser = Recogniser.create(
+        config,
+        params,
+        tokenizer,
+        assembly.make_prompt(tokenizer),
+        chunking=Chunking.of(chunk, left) if chunk else None,
+    )
+    seconds, rows = _find_shapes(meta)
+    return Loaded(recogniser, seconds, rows)
+
+
+def _find_shapes(meta: dict[str, Any]) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Batch shapes of the training data, defaults where a checkpoint does not say."""
+    data = json.loads(meta.get("config") or "{}").get("data") or {}
+    seconds = tuple(float(value) for value in data.get("bucket_seconds", _BUCKETS))
+    rows = data.get("batch_size", _ROWS)
+    rows = (rows,) * len(seconds) if isinstance(rows, int) else tuple(rows)
+    return (seconds, rows) if len(rows) == len(seconds) else (_BUCKETS, _ROWS)

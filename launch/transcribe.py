@@ -1,0 +1,343 @@
+"""Transcribe recordings of any length and format.
+
+python launch/transcribe.py --model=runs/demo/stage4 FILE…
+python launch/transcribe.py --model=runs/demo/stage4 --format=srt --out=DIR FILE…
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from absl import app, flags
+from tqdm import tqdm
+
+from nim4_jax.data import audio
+from nim4_jax.decode import segments, subtitles
+from nim4_jax.decode.recogniser import Recogniser, Transcript
+from nim4_jax.decode.segments import AudioBatch, Batcher
+from nim4_jax.decode.timing import Word
+from nim4_jax.eval import report
+from nim4_jax.launch import recognition, runtime
+
+FORMATS = ("text", "json", "srt", "vtt")
+_SUFFIXES = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
+_BLOCK_SECONDS = 10.0
+
+# Launchers share flag names and may be imported together: each may redefine.
+_MODEL = flags.DEFINE_string(
+    "model", None, "Workdir or .safetensors file.", allow_override=True
+)
+_FORMAT = flags.DEFINE_enum(
+    "format", "text", FORMATS, "What is written.", allow_override=True
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder for one file per recording, else stdout.", allow_override=True
+)
+_BATCH = flags.DEFINE_integer(
+    "batch", 8, "Most segments at once.", lower_bound=1, allow_override=True
+)
+_CHUNK = flags.DEFINE_integer(
+    "chunk", 0, "Encoder frames per chunk, 0 for the full pass.", allow_override=True
+)
+_LEFT = flags.DEFINE_integer(
+    "left", 4, "Chunks seen to the left, with --chunk.", allow_override=True
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """A segment of a recording with its transcript, in the recording's own time.
+
+    Attributes:
+        start: seconds.
+        end: seconds.
+        text: transcript.
+        log_prob: of the answer, nats.
+        words: with times and confidences.
+    """
+
+    start: float
+    end: float
+    text: str
+    log_prob: float
+    words: tuple[Word, ...]
+
+
+@dataclasses.dataclass
+class Recording:
+    """A file on its way to a transcript.
+
+    Attributes:
+        path: as given.
+        passages: what is done so far.
+        error: why there is no transcript, "" if all is well.
+        duration: seconds read so far.
+        waiting: segments not yet transcribed.
+        read: whether the whole file has been cut.
+    """
+
+    path: str
+    passages: list[Passage] = dataclasses.field(default_factory=list)
+    error: str = ""
+    duration: float = 0.0
+    waiting: int = 0
+    read: bool = False
+
+    @property
+    def text(self) -> str:
+        """The whole transcript."""
+        return subtitles.join_texts(passage.text for passage in self.passages)
+
+    def add(self, start: float, transcript: Transcript) -> None:
+        """Take the transcript of the segment that starts at `start`."""
+        words = tuple(
+            dataclasses.replace(word, start=word.start + start, end=word.end + start)
+            for word in transcript.words
+        )
+        self.passages.append(
+            Passage(
+                start,
+                start + transcript.duration,
+                transcript.text,
+                transcript.log_prob,
+                words,
+            )
+        )
+        self.waiting -= 1
+
+
+def transcribe_files(
+    loaded: recognition.Loaded,
+    paths: Sequence[str],
+    *,
+    batch: int = 8,
+    timings: bool = True,
+    show_progress: bool = False,
+) -> Iterator[Recording]:
+    """Transcribe files, segments of all of them together in batches.
+
+    Memory holds the segments that wait for a batch, never a whole recording.
+
+    Args:
+        loaded: the model and its shapes; segments are as long as the largest shape.
+        paths: audio files of any format, rate, channels and length.
+        batch: most segments at once.
+        timings: whether words get times and confidences.
+        show_progress: whether a bar is drawn on stderr.
+
+    Yields:
+        Recordings in the order of the paths; a file that cannot be read has `error` set
+        and does not stop the others.
+    """
+    limit = loaded.bucket_seconds[-1]
+    total, count = _survey(paths, limit)
+    rows = 1
+    while rows < min(batch, count):
+        rows *= 2
+    rows = min(rows, batch)
+    batcher = Batcher(loaded.bucket_seconds, (rows,) * len(loaded.bucket_seconds))
+    recordings = [Recording(path) for path in paths]
+    emitted = 0
+    bar = tqdm(total=round(total), unit="s", disable=None if show_progress else True)
+    with bar:
+        for ready in _iterate_batches(recordings, batcher, limit):
+            _finish(loaded.recogniser, ready, recordings, timings)
+            bar.update(ready.audio.mask.sum() / audio.SAMPLE_RATE)
+            while emitted < len(recordings) and _is_complete(recordings[emitted]):
+                yield recordings[emitted]
+                emitted += 1
+    yield from recordings[emitted:]
+
+
+def _is_complete(recording: Recording) -> bool:
+    return bool(recording.error) or (recording.read and recording.waiting == 0)
+
+
+def _survey(paths: Sequence[str], limit: float) -> tuple[float, int]:
+    """Seconds of audio in all files, and about how many segments that makes."""
+    total, count = 0.0, 0
+    for path in paths:
+        try:
+            seconds = audio.read_duration(path)
+        except audio.AudioError:
+            continue  # reported when its turn comes
+        total += seconds
+        # Cuts lie between half the limit and the limit.
+        count += 1 if seconds <= limit else int(seconds / (0.75 * limit)) + 1
+    return total, max(count, 1)
+
+
+def _iterate_batches(
+    recordings: list[Recording], batcher: Batcher, limit: float
+) -> Iterator[AudioBatch]:
+    """Full batches as the files are read, what is left at the end."""
+    for number, recording in enumerate(recordings):
+        try:
+            blocks = audio.read_blocks(recording.path, _BLOCK_SECONDS)
+            for segment in segments.cut(blocks, limit):
+                recording.waiting += 1
+                recording.duration += len(segment.samples) / audio.SAMPLE_RATE
+                yield from batcher.add((number, segment.start), segment.samples)
+            if not recording.duration:
+                recording.error = f"{recording.path}: zero length: it holds no sample"
+        except (audio.AudioError, OSError) as error:
+            recording.error = str(error)
+        recording.read = True
+    yield from batcher.flush()
+
+
+def _finish(
+    recogniser: Recogniser,
+    batch: AudioBatch,
+    recordings: list[Recording],
+    timings: bool,
+) -> None:
+    """Transcribe a batch and hand each transcript to its recording."""
+    transcripts = recogniser.transcribe(batch.audio, timings=timings)
+    for (number, start), transcript in zip(batch.keys, transcripts):
+        recording = recordings[number]
+        recording.add(start, transcript)
+        # Short and long segments come back in the order of their batches.
+        recording.passages.sort(key=lambda passage: passage.start)
+
+
+def render(recording: Recording, form: str) -> str:
+    """A recording's transcript in one of FORMATS, ending with a newline."""
+    if form == "text":
+        return recording.text + "\n"
+    if form == "json":
+        return json.dumps(_describe(recording), ensure_ascii=False) + "\n"
+    cues = subtitles.make_cues((p.text, p.words) for p in recording.passages)
+    return subtitles.to_srt(cues) if form == "srt" else subtitles.to_vtt(cues)
+
+
+def _describe(recording: Recording) -> dict:
+    """The JSON form; seconds to the millisecond."""
+    passages = [
+        {
+            "start": round(passage.start, 3),
+            "end": round(passage.end, 3),
+            "text": passage.text,
+            "log_prob": round(passage.log_prob, 4),
+            "words": [
+                {
+                    "text": word.text,
+                    "start": round(word.start, 3),
+                    "end": round(word.end, 3),
+                    "confidence": round(word.confidence, 4),
+                }
+                for word in passage.words
+            ],
+        }
+        for passage in recording.passages
+    ]
+    return {
+        "file": recording.path,
+        "duration": round(recording.duration, 3),
+        "text": recording.text,
+        "segments": passages,
+    }
+
+
+def plan_outputs(paths: Sequence[str], form: str, out: str | None) -> list[Path | None]:
+    """Where each transcript goes, None for stdout.
+
+    Raises:
+        ValueError: several subtitle files to one stdout, or two to one name.
+    """
+    if out is None:
+        if form in ("srt", "vtt") and len(paths) > 1:
+            raise ValueError(
+                f"{len(paths)} recordings cannot share one {form} on stdout; add "
+                "--out=DIR."
+            )
+        return [None] * len(paths)
+    targets: dict[Path, str] = {}
+    for path in paths:
+        target = Path(out) / (Path(path).stem + _SUFFIXES[form])
+        if target in targets:
+            raise ValueError(
+                f"{targets[target]} and {path} would both be written to {target}; "
+                "transcribe them into different folders."
+            )
+        targets[target] = path
+    return list(targets)
+
+
+def run(
+    model: str,
+    paths: Sequence[str],
+    *,
+    form: str = "text",
+    out: str | None = None,
+    batch: int = 8,
+    chunk: int = 0,
+    left: int = 4,
+) -> list[Recording]:
+    """Transcribe files and print or write what `form` asks for.
+
+    Args:
+        model: workdir or .safetensors file.
+        paths: audio files.
+        form: one of FORMATS.
+        out: folder; None prints.
+        batch: most segments at once.
+        chunk: encoder frames per chunk, 0 for the full pass.
+        left: chunks seen to the left.
+
+    Returns:
+        All recordings, those that could not be read with `error` set (also on stderr).
+
+    Raises:
+        ValueError: no usable model, an unknown format, or outputs that collide.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"format {form!r} is unknown; use one of {FORMATS}.")
+    targets = plan_outputs(paths, form, out)
+    loaded = recognition.load(model, chunk=chunk, left=left)
+    loaded.recogniser.check_writes()
+    if out:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    done = []
+    stream = transcribe_files(
+        loaded, paths, batch=batch, timings=form != "text", show_progress=True
+    )
+    for target, recording in zip(targets, stream, strict=True):
+        done.append(recording)
+        if recording.error:
+            print(f"error: {recording.error}", file=sys.stderr, flush=True)
+            continue
+        text = render(recording, form)
+        if target is not None:
+            report.write_text(target, text)
+        elif form == "text" and len(paths) > 1:
+            print(f"{recording.path}: {text}", end="", flush=True)
+        else:
+            print(text, end="", flush=True)
+    return done
+
+
+def main(argv: Sequence[str]) -> None:
+    """Entry point of `launch/transcribe.py` and `nim4 transcribe`."""
+    paths = list(argv[1:])
+    if not _MODEL.value or not paths:
+        raise app.UsageError("--model=WORKDIR|FILE and at least one audio file needed.")
+    done = run(
+        _MODEL.value,
+        paths,
+        form=_FORMAT.value,
+        out=_OUT.value,
+        batch=_BATCH.value,
+        chunk=_CHUNK.value,
+        left=_LEFT.value,
+    )
+    if any(recording.error for recording in done):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    runtime.launch(main)

@@ -1,0 +1,93 @@
+"""Error rates against hand-made tables, jiwer and a plain edit distance."""
+
+import jiwer
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nim4_jax.eval import metrics
+from nim4_jax.eval.metrics import Counts
+
+WORDS = st.lists(st.sampled_from(["alpha", "bravo", "delta", "echo"]), max_size=6)
+IDS = st.lists(st.integers(1, 4), max_size=8)
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "lang", "expected"),
+    [
+        ("Open the window.", "open the window", "en", Counts(0, 0, 0, 3)),
+        ("Open the window.", "open a big window", "en", Counts(1, 0, 1, 3)),
+        ("Don't go", "do not go", "en", Counts(0, 0, 0, 3)),
+        ("twenty five degrees", "25 degrees", "en", Counts(0, 0, 0, 2)),
+        ("打开窗户。", "打开 窗户", "zh", Counts(0, 0, 0, 4)),
+        ("打开窗户", "打窗护", "zh", Counts(1, 1, 0, 4)),
+        ("二十五度", "25度", "zh", Counts(0, 0, 0, 3)),
+        ("播放Hotel California", "播放 hotel california", "mixed", Counts(0, 0, 0, 4)),
+        ("播放Hotel California", "播 hotel carolina", "mixed", Counts(1, 1, 0, 4)),
+        ("", "", "en", Counts(0, 0, 0, 0)),
+        ("", "two words", "en", Counts(0, 0, 2, 0)),
+        ("", "两字", "zh", Counts(0, 0, 2, 0)),
+        ("two words", "", "en", Counts(0, 2, 0, 2)),
+        ("嗯", "", "zh", Counts(0, 0, 0, 0)),
+    ],
+)
+def test_counts(reference, hypothesis, lang, expected):
+    assert metrics.score_text(reference, hypothesis, lang) == expected
+
+
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=5))
+def test_a_set_is_what_jiwer_says(pairs):
+    references = [" ".join(reference) for reference, _ in pairs]
+    hypotheses = [" ".join(hypothesis) for _, hypothesis in pairs]
+    total = metrics.add_up(
+        metrics.score_text(reference, hypothesis, "en")
+        for reference, hypothesis in zip(references, hypotheses)
+    )
+    theirs = jiwer.process_words(references, hypotheses)
+    assert total.errors == (
+        theirs.substitutions + theirs.deletions + theirs.insertions
+    )
+    if total.reference:
+        assert total.percent == pytest.approx(100 * theirs.wer)
+
+
+@given(IDS, IDS)
+def test_phoneme_edits_are_the_edit_distance(reference, hypothesis):
+    row = list(range(len(hypothesis) + 1))
+    for i, one in enumerate(reference, start=1):
+        above, row = row, [i]
+        for j, other in enumerate(hypothesis, start=1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (one != other)))
+    counts = metrics.score_phonemes(reference, hypothesis)
+    assert counts.errors == row[-1]
+    assert counts.reference == len(reference)
+    length = len(reference) - counts.deletions + counts.insertions
+    assert length == len(hypothesis)
+
+
+def test_percent_without_reference_counts_what_was_written():
+    assert Counts().percent == 0.0
+    assert Counts(insertions=3).percent == 300.0
+    assert metrics.add_up([]) == Counts()
+
+
+@pytest.mark.parametrize(
+    ("text", "lang", "found"),
+    [
+        ("Open the window", "auto", "en"),
+        ("打开窗户", "auto", "zh"),
+        ("播放 Yesterday", "auto", "mixed"),
+        ("调到 25 度", "auto", "zh"),
+        ("", "auto", "en"),
+        ("打开 window", "zh", "zh"),
+    ],
+)
+def test_find_language(text, lang, found):
+    assert metrics.find_language(text, lang) == found
+
+
+@pytest.mark.parametrize("lang", ["de", ""])
+def test_an_unknown_language_lists_the_known(lang):
+    with pytest.raises(ValueError, match="mixed"):
+        metrics.find_language("x", lang)
+    with pytest.raises(ValueError, match="mixed"):
+        metrics.score_text("x", "x", lang)

@@ -1,0 +1,67 @@
+"""Tables from results made by hand."""
+
+import json
+
+import pytest
+from nim4_jax.eval import evaluation, report
+from nim4_jax.eval.evaluation import SetResult, Utterance
+from nim4_jax.eval.metrics import Counts
+
+
+def make_result() -> SetResult:
+    rows = (
+        Utterance("a", "en", "go home", 2.0, "go", -1.0, Counts(0, 1, 0, 2)),
+        Utterance("b", "en", "stop it", 1.0, "stop it", -1.0, Counts(0, 0, 0, 2)),
+        Utterance("c", "zh", "打开", 1.0, "开", -1.0, Counts(0, 1, 0, 2)),
+    )
+    return SetResult("m.jsonl?lang=en|zh", rows, 0.5, {"too long": 2}, {})
+
+
+def test_a_report_sums_by_language_and_averages_languages():
+    made = report.build("model", [make_result()])
+    (part,) = made["sets"]
+    assert part["utterances"] == 3 and part["real_time_factor"] == 0.125
+    scores = part["scores"]["text"]
+    assert scores["languages"]["en"]["percent"] == 25.0
+    assert scores["languages"]["zh"]["metric"] == "CER"
+    assert scores["mean_percent"] == 37.5
+    assert set(part["scores"]) == {"text"}
+
+
+def test_the_table_has_one_width_and_names_what_was_skipped():
+    table = report.to_markdown(report.build("model", [make_result()]))
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    cells = [row.replace(r"\|", "").count("|") for row in rows]
+    assert len(set(cells)) == 1 and len(rows) == 5
+    assert "25.00" in rows[2] and "**37.50**" in rows[4]
+    assert "skipped 2, too long" in table
+
+
+def test_files_are_written_whole(tmp_path):
+    result = make_result()
+    made = report.build("model", [result])
+    report.write(str(tmp_path / "out"), made, [result])
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"report.json", "report.md", "hyps.jsonl"}
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == made
+    lines = (tmp_path / "out" / "hyps.jsonl").read_text().splitlines()
+    row = json.loads(lines[2])
+    assert row["reference"] == "打开" and row["text"]["deletions"] == 1
+
+
+def test_shuffled_audio_is_another_utterance_with_another_text():
+    texts = [("en", "go"), ("en", "go"), ("en", "stop"), ("zh", "开")]
+    rows = [
+        Utterance(str(number), lang, text, 1.0, text, 0.0, Counts(reference=1))
+        for number, (lang, text) in enumerate(texts)
+    ]
+    shuffled = evaluation.shuffle(rows)
+    assert [row.shuffled for row in shuffled[:3]] == [Counts(1, 0, 0, 1)] * 3
+    assert shuffled[3].shuffled is None
+    assert [row.text for row in shuffled] == [row.text for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["text", "phonemes", "shuffled"])
+def test_a_report_without_scores_is_empty(kind):
+    result = SetResult("s", (Utterance("a", "en", "x", 1.0),), 1.0, {}, {})
+    assert kind not in report.build("m", [result])["sets"][0]["scores"]

@@ -1,0 +1,119 @@
+"""Evaluating manifests with a tiny random model."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from absl import flags
+from absl.testing import flagsaver
+from nim4_jax.data import sources
+from nim4_jax.launch import cmvn, evaluate
+from nim4_jax.text import phonemes
+from nim4_jax.train import cmvn as statistics
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory) -> str:
+    """Eight readable recordings, one too long, one missing, one with NaN."""
+    folder = tmp_path_factory.mktemp("set")
+    rows = []
+    for number in range(11):
+        seconds = 0.3 + 0.15 * number if number < 8 else 2.0 if number == 8 else 0.7
+        samples = np.random.default_rng(number).normal(0, 0.1, int(16_000 * seconds))
+        if number == 10:
+            samples[5] = np.nan
+        if number != 9:
+            soundfile.write(folder / f"{number}.wav", samples, 16_000, "FLOAT")
+        lang, text = [("en", f"open window {number}"), ("zh", "打开窗户")][number % 2]
+        rows.append(
+            {"audio": f"{number}.wav", "text": text, "lang": lang, "id": str(number)}
+        )
+    rows[7]["text"] = ""
+    path = folder / "set.jsonl"
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def report(model_files, manifest, tmp_path_factory):
+    """A report with everything, and the folder that it was written to."""
+    out = tmp_path_factory.mktemp("out")
+    made = evaluate.run(
+        model_files[0],
+        [manifest],
+        str(out),
+        phonemes=True,
+        shuffle_audio=True,
+        show_progress=False,
+    )
+    return made["sets"][0], out
+
+
+def test_every_usable_utterance_is_scored_once_and_skips_are_counted(report):
+    part, out = report
+    lines = (out / "hyps.jsonl").read_text(encoding="utf8").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == list("01234567")
+    assert part["utterances"] == 8
+    assert part["skipped"] == {"too long": 1, "missing file": 1, "not finite": 1}
+    assert part["audio_seconds"] == pytest.approx(
+        sum(int(16_000 * (0.3 + 0.15 * n)) / 16_000 for n in range(8)), abs=1e-3
+    )
+    assert part["real_time_factor"] > 0.0
+
+
+def test_scores_are_sums_over_the_utterances(report, manifest):
+    part, out = report
+    rows = [json.loads(line) for line in (out / "hyps.jsonl").open(encoding="utf8")]
+    for kind in ("text", "phonemes", "shuffled"):
+        for lang, row in part["scores"][kind]["languages"].items():
+            mine = [r[kind] for r in rows if r["lang"] == lang and kind in r]
+            for field in ("substitutions", "deletions", "insertions", "reference"):
+                assert row[field] == sum(counts[field] for counts in mine)
+    spoken = [phonemes.encode_phonemes(row["reference"]) for row in rows[::2]]
+    assert part["scores"]["phonemes"]["languages"]["en"]["reference"] == sum(
+        map(len, spoken)
+    )
+    assert len(sources.open_source(manifest)) == 11
+
+
+def test_a_limit_takes_utterances_evenly(model_files, manifest, tmp_path):
+    evaluate.run(
+        model_files[0], [manifest], str(tmp_path), limit=3, show_progress=False
+    )
+    rows = [json.loads(line) for line in (tmp_path / "hyps.jsonl").open()]
+    assert [row["id"] for row in rows] == ["0", "5"]  # the third, 10, is unreadable
+
+
+def test_stage_one_alone_is_scored_by_its_phonemes(model_files, manifest, report):
+    made = evaluate.run(model_files[1], [manifest], phonemes=True, show_progress=False)
+    scores = made["sets"][0]["scores"]
+    assert scores["phonemes"] == report[0]["scores"]["phonemes"]
+    assert set(scores) == {"phonemes"}
+    with pytest.raises(ValueError, match="no LLM: train stages 2 and 4"):
+        evaluate.run(model_files[1], [manifest], show_progress=False)
+
+
+def test_a_set_of_no_use_says_why(model_files, manifest, tmp_path):
+    rows = open(manifest, encoding="utf8").read().splitlines()[9:10]
+    path = tmp_path / "bad.jsonl"
+    path.write_text(rows[0] + "\n", encoding="utf8")
+    with pytest.raises(ValueError, match=r"(?s)bad\.jsonl:1: missing file"):
+        evaluate.run(model_files[0], [str(path)], show_progress=False)
+
+
+def test_the_program_prints_the_table(model_files, manifest, capsys):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["x", f"--model={model_files[0]}", f"--sets={manifest}"])
+        evaluate.main(["x"])
+    table = capsys.readouterr().out
+    assert "| WER |" in table and "| CER |" in table and "skipped 1, too long" in table
+
+
+def test_cmvn_of_a_set_is_written(manifest, tmp_path, capsys):
+    path = str(tmp_path / "cmvn.json")
+    made = cmvn.run([manifest], path)
+    assert statistics.read(path) == made
+    assert len(made["mean"]) == 80 and made["frames"] > 100
+    assert "skipped 1: missing file" in capsys.readouterr().out

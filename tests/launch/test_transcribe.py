@@ -1,0 +1,167 @@
+"""Transcribing files of all kinds with a tiny random model."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from absl import flags
+from absl.testing import flagsaver
+from nim4_jax.launch import recognition, transcribe
+
+
+def make_noise(seconds: float, rate: int = 16_000, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return random.normal(0, 0.1, round(seconds * rate)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Name → path of good and of bad recordings."""
+    folder = tmp_path_factory.mktemp("audio")
+
+    def write(name, samples, rate=16_000, **options):
+        soundfile.write(folder / name, samples, rate, **options)
+
+    write("short.wav", make_noise(0.5))
+    write("long.flac", make_noise(5.0))
+    noise = make_noise(1.0, 48_000)
+    write("stereo.wav", np.stack([noise, -0.5 * noise], axis=1), 48_000)
+    write("phone.wav", make_noise(0.7, 8_000), 8_000)
+    write("voice.ogg", make_noise(1.0), format="OGG", subtype="OPUS")
+    write("silence.wav", np.zeros(16_000, np.float32))
+    write("tiny.wav", make_noise(0.01))
+    write("nan.wav", np.full(8_000, np.nan, np.float32), subtype="FLOAT")
+    write("nothing.wav", np.zeros(0, np.float32))
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "text.wav").write_text("no audio", encoding="utf8")
+    (folder / "cut.wav").write_bytes((folder / "short.wav").read_bytes()[:9000])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(model_files):
+    return recognition.load(model_files[0])
+
+
+@pytest.fixture(scope="module")
+def done(loaded, files):
+    """All recordings, transcribed together."""
+    names = sorted(path.name for path in files.iterdir())
+    paths = [str(files / name) for name in [*names, "missing.wav"]]
+    stream = transcribe.transcribe_files(loaded, paths, batch=3)
+    return dict(zip([*names, "missing.wav"], stream, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    [
+        ("short.wav", 0.5),
+        ("long.flac", 5.0),
+        ("stereo.wav", 1.0),
+        ("phone.wav", 0.7),
+        ("voice.ogg", 1.0),
+    ],
+)
+def test_any_format_is_transcribed(done, name, seconds):
+    recording = done[name]
+    assert recording.error == "" and recording.text
+    assert recording.duration == pytest.approx(seconds, abs=0.02)
+    words = [word for passage in recording.passages for word in passage.words]
+    times = [time for word in words for time in (word.start, word.end)]
+    assert times == sorted(times) and 0.0 <= times[0] <= times[-1] <= seconds + 0.02
+
+
+@pytest.mark.parametrize("name", ["silence.wav", "tiny.wav"])
+def test_no_speech_is_the_empty_string(done, name):
+    assert (done[name].error, done[name].text) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nan.wav", "not finite"),
+        ("nothing.wav", "zero length"),
+        ("empty.wav", "zero length"),
+        ("text.wav", "unreadable audio"),
+        ("cut.wav", "truncated"),
+        ("missing.wav", "missing file"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_reason(done, name, reason):
+    assert name in done[name].error and reason in done[name].error
+
+
+def test_a_file_is_the_same_alone_and_among_others(loaded, files, done):
+    # Alone too it fills the rows of a batch: the shape is compiled already.
+    (alone,) = transcribe.transcribe_files(loaded, [str(files / "long.flac")], batch=3)
+    assert alone.text == done["long.flac"].text
+    assert len(alone.passages) >= 4
+    starts = [passage.start for passage in alone.passages]
+    ends = [passage.end for passage in alone.passages]
+    assert starts == sorted(starts) and starts[1:] == pytest.approx(ends[:-1])
+    assert all(end - start <= 1.6 + 1e-6 for start, end in zip(starts, ends))
+
+
+def test_json_holds_words_and_segments(done):
+    made = json.loads(transcribe.render(done["long.flac"], "json"))
+    assert made["text"] == done["long.flac"].text
+    assert made["duration"] == 5.0
+    (word, *_) = made["segments"][1]["words"]
+    assert set(word) == {"text", "start", "end", "confidence"}
+    assert made["segments"][1]["start"] <= word["start"] <= word["end"]
+
+
+@pytest.mark.parametrize("form", ["srt", "vtt"])
+def test_subtitles_of_silence_are_valid(done, form):
+    made = transcribe.render(done["silence.wav"], form)
+    assert made == ("" if form == "srt" else "WEBVTT\n")
+
+
+def run_program(*arguments: str) -> int:
+    """The exit code of `transcribe` with these arguments."""
+    with flagsaver.flagsaver():
+        paths = flags.FLAGS(["x", *arguments])
+        try:
+            transcribe.main(paths)
+        except SystemExit as left:
+            return left.code
+    return 0
+
+
+def test_the_program_goes_on_after_a_bad_file(model_files, files, capsys):
+    paths = [str(files / name) for name in ("cut.wav", "short.wav", "phone.wav")]
+    code = run_program(f"--model={model_files[0]}", "--batch=3", *paths)
+    printed = capsys.readouterr()
+    assert code == 1
+    assert "cut.wav: truncated" in printed.err
+    assert [line.split(": ")[0] for line in printed.out.splitlines()] == paths[1:]
+
+
+def test_files_are_written_beside_each_other(model_files, files, tmp_path, capsys):
+    paths = [str(files / name) for name in ("short.wav", "stereo.wav", "phone.wav")]
+    out = tmp_path / "made"
+    flag = [f"--model={model_files[0]}", f"--out={out}", "--format=srt", "--batch=3"]
+    assert run_program(*flag, *paths) == 0
+    assert {path.name for path in out.iterdir()} == {
+        "short.srt",
+        "stereo.srt",
+        "phone.srt",
+    }
+    assert (out / "short.srt").read_text().startswith("1\n00:00:00,")
+    assert capsys.readouterr().out == ""
+
+
+def test_outputs_that_collide_are_refused():
+    with pytest.raises(ValueError, match=r"a/x\.wav and b/x\.flac"):
+        transcribe.plan_outputs(["a/x.wav", "b/x.flac"], "text", "out")
+    with pytest.raises(ValueError, match="--out=DIR"):
+        transcribe.plan_outputs(["a.wav", "b.wav"], "vtt", None)
+
+
+def test_a_model_without_llm_or_an_unknown_format_is_refused(model_files, files):
+    path = [str(files / "short.wav")]
+    with pytest.raises(ValueError, match="no LLM: train stages 2 and 4"):
+        transcribe.run(model_files[1], path)
+    with pytest.raises(ValueError, match="'text', 'json', 'srt', 'vtt'"):
+        transcribe.run(model_files[0], path, form="xml")

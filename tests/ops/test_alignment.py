@@ -1,0 +1,70 @@
+"""Forced alignment against the enumeration of every path."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nim4_jax.ops import alignment
+
+
+def collapse(classes):
+    """CTC's collapsing: repeats merged, then blanks dropped."""
+    merged = [c for c, _ in itertools.groupby(classes)]
+    return [c for c in merged if c != 0]
+
+
+def make_log_probs(seed: int, frames: int, classes: int) -> np.ndarray:
+    logits = np.random.default_rng(seed).normal(0, 2, (frames, classes))
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    frames=st.integers(1, 6),
+    labels=st.lists(st.integers(1, 2), max_size=4),
+)
+def test_the_best_of_all_paths(seed, frames, labels):
+    log_probs = make_log_probs(seed, frames, 3)
+    scores = {
+        classes: sum(log_probs[t, c] for t, c in enumerate(classes))
+        for classes in itertools.product(range(3), repeat=frames)
+        if collapse(classes) == labels
+    }
+    if not scores:
+        assert frames < alignment.count_needed_frames(labels)
+        with pytest.raises(ValueError, match="frames"):
+            alignment.align(log_probs, labels)
+        return
+    path, score = alignment.align(log_probs, labels)
+    classes = tuple(labels[p] if p >= 0 else 0 for p in path)
+    assert collapse(classes) == labels
+    assert score == pytest.approx(max(scores.values()))
+    assert score == pytest.approx(scores[classes])
+
+
+@given(seed=st.integers(0, 2**31), frames=st.integers(0, 60), count=st.integers(0, 20))
+def test_a_path_visits_the_labels_in_order(seed, frames, count):
+    random = np.random.default_rng(seed)
+    labels = random.integers(1, 9, count).tolist()
+    if frames < alignment.count_needed_frames(labels):
+        return
+    path, score = alignment.align(make_log_probs(seed, frames, 9), labels)
+    visited = path[path != alignment.BLANK]
+    assert (np.diff(visited) >= 0).all() and set(visited) == set(range(count))
+    assert len(path) == frames and score <= 0.0
+
+
+def test_a_repeated_label_needs_a_blank_between():
+    # The repeated label is by far the best class of every frame.
+    log_probs = np.log(np.tile([[0.1, 0.9]], (3, 1)))
+    path, score = alignment.align(log_probs, [1, 1])
+    assert path.tolist() == [0, alignment.BLANK, 1]
+    assert score == pytest.approx(2 * np.log(0.9) + np.log(0.1))
+
+
+@pytest.mark.parametrize("label", [0, 5, -1])
+def test_a_label_out_of_range_is_named(label):
+    with pytest.raises(ValueError, match=r"1 … 4"):
+        alignment.align(make_log_probs(0, 4, 5), [1, label])
