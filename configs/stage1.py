@@ -20,6 +20,7 @@ def get_config(size: str = "") -> ConfigDict:
             "views": 2,
             "alpha": 0.2,
             "alpha_warmup": 500 if tiny else 10_000,
+            "flat_start": 0,
             "augment": base.augment(warp=40 if tiny else 80),
             "chunks": {"full_share": 0.5, "largest": 25, "unlimited_left": 0.5},
         }

@@ -133,7 +133,7 @@ def evaluate_set(
         start = time.perf_counter()
         rows = _recognise(recogniser, batch, config.text)
         spent += time.perf_counter() - start
-        lengths = np.sum(batch.audio.mask, axis=1) / 16_000
+        lengths = np.asarray(batch.audio.mask).sum(axis=1) / 16_000
         for key, row, length in zip(batch.keys, rows, lengths):
             heard[int(key)] = row
             seconds[int(key)] = float(length)

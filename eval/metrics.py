@@ -89,14 +89,18 @@ def score_text(reference: str, hypothesis: str, lang: str) -> Counts:
     """
     if lang not in METRICS:
         raise ValueError(f"unknown language {lang!r}; use one of {sorted(METRICS)}.")
-    pair = [normalise.normalise(text, lang) for text in (reference, hypothesis)]
+    said, written = (normalise.normalise(t, lang) for t in (reference, hypothesis))
     if lang == "zh":
-        pair = ["".join(text.split()) for text in pair]
-        output = jiwer.process_characters(*pair)
+        output = jiwer.process_characters(
+            "".join(said.split()), "".join(written.split())
+        )
+    elif lang == "mixed":
+        output = jiwer.process_words(
+            " ".join(normalise.split_units(said, lang)),
+            " ".join(normalise.split_units(written, lang)),
+        )
     else:
-        if lang == "mixed":
-            pair = [" ".join(normalise.split_units(text, lang)) for text in pair]
-        output = jiwer.process_words(*pair)
+        output = jiwer.process_words(said, written)
     return Counts(
         output.substitutions,
         output.deletions,

@@ -21,10 +21,12 @@ from nim4_jax.types import Frames
 _BUCKETS = (2.5, 4.0, 6.5, 15.0, 30.0)
 _ROWS = (32, 20, 12, 6, 3)
 
-_SOURCE = flags.DEFINE_list("source", None, "Sources, by commas: manifest.jsonl, …")
-# Launchers share flag names and may be imported together: each may redefine.
-_OUT = flags.DEFINE_string("out", None, "JSON file to write.", allow_override=True)
-_MELS = flags.DEFINE_integer("num_mels", 80, "Mel channels.", lower_bound=1)
+
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_list("source", None, "Sources, by commas: manifest.jsonl, …")
+    flags.DEFINE_string("out", None, "JSON file to write.")
+    flags.DEFINE_integer("num_mels", 80, "Mel channels.", lower_bound=1)
 
 
 def run(specs: Sequence[str], out: str, num_mels: int = 80) -> cmvn.Statistics:
@@ -59,11 +61,12 @@ def _read(specs: Sequence[str], report: SkipReport) -> Iterator[Frames]:
 
 def main(_) -> None:
     """Entry point of `launch/cmvn.py` and `nim4 cmvn`."""
-    if not _SOURCE.value or not _OUT.value:
+    given = flags.FLAGS
+    if not given.source or not given.out:
         raise app.UsageError("--source=SOURCE,… and --out=FILE are needed.")
-    statistics = run(_SOURCE.value, _OUT.value, _MELS.value)
-    print(f"{_OUT.value}: {statistics['frames']} frames of {_MELS.value} channels")
+    statistics = run(given.source, given.out, given.num_mels)
+    print(f"{given.out}: {statistics['frames']} frames of {given.num_mels} channels")
 
 
 if __name__ == "__main__":
-    runtime.launch(main)
+    runtime.launch(main, define_flags)

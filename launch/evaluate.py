@@ -16,29 +16,21 @@ from tqdm import tqdm
 from nim4_jax.eval import evaluation, report
 from nim4_jax.launch import recognition, runtime
 
-# Launchers share flag names and may be imported together: each may redefine.
-_MODEL = flags.DEFINE_string(
-    "model", None, "Workdir or .safetensors file.", allow_override=True
-)
-_SETS = flags.DEFINE_list(
-    "sets", None, "Sources, by commas: manifest.jsonl, bundled:NAME:SPLIT, tfds:…"
-)
-_OUT = flags.DEFINE_string(
-    "out", None, "Folder for report.json, report.md, hyps.jsonl.", allow_override=True
-)
-_PHONEMES = flags.DEFINE_bool("phonemes", False, "Score the phoneme head too.")
-_SHUFFLE = flags.DEFINE_bool(
-    "shuffle_audio", False, "Also score with another utterance's audio (a control)."
-)
-_LIMIT = flags.DEFINE_integer(
-    "limit", 0, "Utterances per set, 0 for all.", lower_bound=0, allow_override=True
-)
-_CHUNK = flags.DEFINE_integer(
-    "chunk", 0, "Encoder frames per chunk, 0 for the full pass.", allow_override=True
-)
-_LEFT = flags.DEFINE_integer(
-    "left", 4, "Chunks seen to the left, with --chunk.", allow_override=True
-)
+
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_string("model", None, "Workdir or .safetensors file.")
+    flags.DEFINE_list(
+        "sets", None, "Sources, by commas: manifest.jsonl, bundled:NAME:SPLIT, tfds:…"
+    )
+    flags.DEFINE_string("out", None, "Folder of report.json, report.md, hyps.jsonl.")
+    flags.DEFINE_bool("phonemes", False, "Score the phoneme head too.")
+    flags.DEFINE_bool(
+        "shuffle_audio", False, "Also score with another utterance's audio (a control)."
+    )
+    flags.DEFINE_integer("limit", 0, "Utterances per set, 0 for all.", lower_bound=0)
+    flags.DEFINE_integer("chunk", 0, "Encoder frames per chunk, 0 for the full pass.")
+    flags.DEFINE_integer("left", 4, "Chunks seen to the left, with --chunk.")
 
 
 def run(
@@ -102,20 +94,21 @@ def run(
 
 def main(_) -> None:
     """Entry point of `launch/evaluate.py` and `nim4 evaluate`."""
-    if not _MODEL.value or not _SETS.value:
+    given = flags.FLAGS
+    if not given.model or not given.sets:
         raise app.UsageError("--model=WORKDIR|FILE and --sets=SOURCE,… are needed.")
     made = run(
-        _MODEL.value,
-        _SETS.value,
-        _OUT.value,
-        phonemes=_PHONEMES.value,
-        shuffle_audio=_SHUFFLE.value,
-        limit=_LIMIT.value,
-        chunk=_CHUNK.value,
-        left=_LEFT.value,
+        given.model,
+        given.sets,
+        given.out,
+        phonemes=given.phonemes,
+        shuffle_audio=given.shuffle_audio,
+        limit=given.limit,
+        chunk=given.chunk,
+        left=given.left,
     )
     print(report.to_markdown(made), end="")
 
 
 if __name__ == "__main__":
-    runtime.launch(main)
+    runtime.launch(main, define_flags)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
@@ -27,25 +28,15 @@ FORMATS = ("text", "json", "srt", "vtt")
 _SUFFIXES = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
 _BLOCK_SECONDS = 10.0
 
-# Launchers share flag names and may be imported together: each may redefine.
-_MODEL = flags.DEFINE_string(
-    "model", None, "Workdir or .safetensors file.", allow_override=True
-)
-_FORMAT = flags.DEFINE_enum(
-    "format", "text", FORMATS, "What is written.", allow_override=True
-)
-_OUT = flags.DEFINE_string(
-    "out", None, "Folder for one file per recording, else stdout.", allow_override=True
-)
-_BATCH = flags.DEFINE_integer(
-    "batch", 8, "Most segments at once.", lower_bound=1, allow_override=True
-)
-_CHUNK = flags.DEFINE_integer(
-    "chunk", 0, "Encoder frames per chunk, 0 for the full pass.", allow_override=True
-)
-_LEFT = flags.DEFINE_integer(
-    "left", 4, "Chunks seen to the left, with --chunk.", allow_override=True
-)
+
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_string("model", None, "Workdir or .safetensors file.")
+    flags.DEFINE_enum("format", "text", FORMATS, "What is written.")
+    flags.DEFINE_string("out", None, "Folder for one file per recording, else stdout.")
+    flags.DEFINE_integer("batch", 8, "Most segments at once.", lower_bound=1)
+    flags.DEFINE_integer("chunk", 0, "Encoder frames per chunk, 0 for the full pass.")
+    flags.DEFINE_integer("left", 4, "Chunks seen to the left, with --chunk.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +66,7 @@ class Recording:
         path: as given.
         passages: what is done so far.
         error: why there is no transcript, "" if all is well.
-        duration: seconds read so far.
+        samples: read so far, at 16 kHz.
         waiting: segments not yet transcribed.
         read: whether the whole file has been cut.
     """
@@ -83,9 +74,14 @@ class Recording:
     path: str
     passages: list[Passage] = dataclasses.field(default_factory=list)
     error: str = ""
-    duration: float = 0.0
+    samples: int = 0
     waiting: int = 0
     read: bool = False
+
+    @property
+    def duration(self) -> float:
+        """Seconds read so far."""
+        return self.samples / audio.SAMPLE_RATE
 
     @property
     def text(self) -> str:
@@ -146,7 +142,7 @@ def transcribe_files(
     with bar:
         for ready in _iterate_batches(recordings, batcher, limit):
             _finish(loaded.recogniser, ready, recordings, timings)
-            bar.update(ready.audio.mask.sum() / audio.SAMPLE_RATE)
+            bar.update(np.asarray(ready.audio.mask).sum() / audio.SAMPLE_RATE)
             while emitted < len(recordings) and _is_complete(recordings[emitted]):
                 yield recordings[emitted]
                 emitted += 1
@@ -180,9 +176,9 @@ def _iterate_batches(
             blocks = audio.read_blocks(recording.path, _BLOCK_SECONDS)
             for segment in segments.cut(blocks, limit):
                 recording.waiting += 1
-                recording.duration += len(segment.samples) / audio.SAMPLE_RATE
+                recording.samples += len(segment.samples)
                 yield from batcher.add((number, segment.start), segment.samples)
-            if not recording.duration:
+            if not recording.samples:
                 recording.error = f"{recording.path}: zero length: it holds no sample"
         except (audio.AudioError, OSError) as error:
             recording.error = str(error)
@@ -323,21 +319,21 @@ def run(
 
 def main(argv: Sequence[str]) -> None:
     """Entry point of `launch/transcribe.py` and `nim4 transcribe`."""
-    paths = list(argv[1:])
-    if not _MODEL.value or not paths:
+    paths, given = list(argv[1:]), flags.FLAGS
+    if not given.model or not paths:
         raise app.UsageError("--model=WORKDIR|FILE and at least one audio file needed.")
     done = run(
-        _MODEL.value,
+        given.model,
         paths,
-        form=_FORMAT.value,
-        out=_OUT.value,
-        batch=_BATCH.value,
-        chunk=_CHUNK.value,
-        left=_LEFT.value,
+        form=given.format,
+        out=given.out,
+        batch=given.batch,
+        chunk=given.chunk,
+        left=given.left,
     )
     if any(recording.error for recording in done):
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    runtime.launch(main)
+    runtime.launch(main, define_flags)

@@ -76,6 +76,7 @@ class Einsum(nn.Module):
         axes: one logical axis name per kernel dimension.
         bias_axes: kernel dimensions that the bias spans, None for no bias.
         fan_in_dims: kernel dimensions that the equation contracts.
+        gain: variance of the outputs at initialisation, for inputs of unit variance.
     """
 
     equation: str
@@ -84,12 +85,13 @@ class Einsum(nn.Module):
     policy: Policy
     bias_dims: Sequence[int] | None = None
     fan_in_dims: Sequence[int] = (0,)
+    gain: float = 1.0
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
         fan_out = tuple(d for d in range(len(self.shape)) if d not in self.fan_in_dims)
         init = nn.initializers.variance_scaling(
-            1.0, "fan_in", "truncated_normal", tuple(self.fan_in_dims), fan_out
+            self.gain, "fan_in", "truncated_normal", tuple(self.fan_in_dims), fan_out
         )
         kernel = self.param(
             "kernel",
@@ -121,6 +123,7 @@ def linear(
     policy: Policy,
     *,
     bias: bool = True,
+    gain: float = 1.0,
     name: str | None = None,
 ) -> Einsum:
     """An `Einsum` over the last axis: [..., in] → [..., out]."""
@@ -130,6 +133,7 @@ def linear(
         axes,
         policy,
         bias_dims=(1,) if bias else None,
+        gain=gain,
         name=name,
     )
 

@@ -21,11 +21,11 @@ def check_arrays(function):
     signature = inspect.signature(function)
 
     def verify(annotation, value, place):
-        if not isinstance(annotation, type):
-            return
-        if issubclass(annotation, jaxtyping.AbstractArray):
-            if not isinstance(value, annotation):
-                raise TypeError(f"{place} is {value!r}, expected {annotation}")
+        is_array = isinstance(annotation, type) and issubclass(
+            annotation, jaxtyping.AbstractArray
+        )
+        if is_array and not isinstance(value, annotation):
+            raise TypeError(f"{place} is {value!r}, expected {annotation}")
 
     @functools.wraps(function)
     def checked(*args, **kwargs):

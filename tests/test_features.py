@@ -133,7 +133,7 @@ def test_only_whole_windows_count(samples, frames):
 def test_a_piece_must_be_whole_hops():
     """The error names the size and what to feed."""
     audio = Frames(jnp.zeros((1, 100)), jnp.ones((1, 100), bool))
-    with pytest.raises(ValueError, match="100 samples.*multiples of 160"):
+    with pytest.raises(ValueError, match=r"100 samples.*multiples of 160"):
         features.step(audio, features.init_state(1, CONFIG), CONFIG)
 
 

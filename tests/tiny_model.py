@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from nim4_jax.launch import assembly
 from nim4_jax.models.asr import Asr
 from nim4_jax.ops.relative import Chunking
@@ -52,9 +53,7 @@ def write(folder: Path) -> tuple[str, str]:
         return asr.score_phonemes(frames), asr.unembed(hidden)
 
     audio = Frames(jnp.zeros((1, 4000)), jnp.ones((1, 4000), bool))
-    shapes = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), audio, method=touch)
-    )
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), audio, method=touch))
     random = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: random.normal(0, 0.3, leaf.shape).astype(np.float32),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import cast
 
 import flax.struct
 import jax
@@ -96,7 +97,8 @@ def _listen(asr: Asr, audio: Frames, chunking: Chunking) -> _Heard:
 
 @functools.partial(jax.jit, static_argnums=(0,))
 def _hear(model: Asr, params: Params, audio: Frames, chunking: Chunking) -> _Heard:
-    return model.apply({"params": params}, audio, chunking, method=_listen)
+    heard = model.apply({"params": params}, audio, chunking, method=_listen)
+    return cast(_Heard, heard)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

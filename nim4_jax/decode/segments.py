@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from nim4_jax.features import SAMPLE_RATE
@@ -79,10 +81,10 @@ class AudioBatch:
 
     Attributes:
         keys: what each real row is; rows behind them are padding.
-        audio: Frames of float32 [B, S].
+        audio: Frames of float32 [B, S], on the device.
     """
 
-    keys: tuple[Hashable, ...]
+    keys: tuple[Any, ...]
     audio: Frames
 
 
@@ -98,9 +100,9 @@ class Batcher:
         self.bucket_seconds = tuple(bucket_seconds)
         self.rows = tuple(rows)
         self._sizes = [round(seconds * SAMPLE_RATE) for seconds in bucket_seconds]
-        self._pending: list[list[tuple[Hashable, np.ndarray]]] = [[] for _ in rows]
+        self._pending: list[list[tuple[Any, np.ndarray]]] = [[] for _ in rows]
 
-    def add(self, key: Hashable, samples: np.ndarray) -> Iterator[AudioBatch]:
+    def add(self, key: Any, samples: np.ndarray) -> Iterator[AudioBatch]:
         """Take a piece in; yields a batch when that fills one.
 
         Raises:
@@ -129,4 +131,5 @@ class Batcher:
         for row, (_, samples) in enumerate(waiting):
             values[row, : len(samples)] = samples
             mask[row, : len(samples)] = True
-        return AudioBatch(tuple(key for key, _ in waiting), Frames(values, mask))
+        audio = Frames(jnp.asarray(values), jnp.asarray(mask))
+        return AudioBatch(tuple(key for key, _ in waiting), audio)

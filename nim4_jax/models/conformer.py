@@ -30,6 +30,9 @@ from nim4_jax.types import Frames
 
 CONV_CONTEXTS = ("chunk", "causal")
 
+_BRANCH_GAIN = 1.0 / 3.0
+"""Sub-layers begin small beside their residual: at unit gain six blocks hide the input."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ConformerConfig:
@@ -157,7 +160,9 @@ class FeedForward(nn.Module):
         x = LayerNorm(self.policy, name="norm")(inputs)
         x = linear(width, wide, ("embed", "mlp"), self.policy, name="up")(x)
         x = drop(nn.swish(x))
-        x = linear(wide, width, ("mlp", "embed"), self.policy, name="down")(x)
+        x = linear(
+            wide, width, ("mlp", "embed"), self.policy, gain=_BRANCH_GAIN, name="down"
+        )(x)
         return inputs + drop(x)
 
 
@@ -217,6 +222,7 @@ class RelativeAttention(nn.Module):
             ("heads", "head_dim", "embed"),
             self.policy,
             fan_in_dims=(0, 1),
+            gain=_BRANCH_GAIN,
             name="output",
         )(mixed)
         drop = nn.Dropout(self.config.dropout, deterministic=deterministic)
@@ -265,10 +271,15 @@ class ConvModule(nn.Module):
             chunk_size=context.chunking.size,
         )
         x = nn.swish(LayerNorm(policy, name="depthwise_norm")(x))
-        axes = ("mlp", "embed")
-        x = linear(inner, config.width, axes, policy, bias=False, name="pointwise_out")(
-            x
-        )
+        x = linear(
+            inner,
+            config.width,
+            ("mlp", "embed"),
+            policy,
+            bias=False,
+            gain=_BRANCH_GAIN,
+            name="pointwise_out",
+        )(x)
         drop = nn.Dropout(config.dropout, deterministic=deterministic)
         return inputs + drop(x), history[:, history.shape[1] - config.conv_left :]
 

@@ -10,7 +10,10 @@ from nim4_jax.layers import Policy, linear
 
 
 class PhonemeHead(nn.Module):
-    """Three-layer MLP with ReLU; class 0 is the CTC blank.
+    """Three-layer MLP with Swish; class 0 is the CTC blank.
+
+    Not ReLU: CTC's first steps push every frame towards the blank, and units that die then
+    leave a head that no longer depends on its input.
 
     Attributes:
         width: encoder width D, also the width between the layers.
@@ -27,7 +30,10 @@ class PhonemeHead(nn.Module):
         axes = ("embed", "mlp")
         x = frames
         for name in ("hidden1", "hidden2"):
-            x = nn.relu(linear(self.width, self.width, axes, self.policy, name=name)(x))
+            hidden = linear(
+                self.width, self.width, axes, self.policy, gain=2.0, name=name
+            )
+            x = nn.swish(hidden(x))
         axes = ("embed", None)
         scores = linear(self.width, self.num_phonemes, axes, self.policy, name="output")
         return scores(x).astype(jnp.float32)

@@ -85,6 +85,8 @@ class CrCtc:
         views: 2 for CR-CTC, 1 for CTC.
         alpha: weight of the consistency term.
         alpha_warmup: steps over which α rises linearly from 0.
+        flat_start: steps over which CTC takes over from an even segmentation, 0 for none;
+            only for training from random weights.
         augment: SpecAugment amounts, drawn anew for each view after one common warp.
         chunks: distribution of the chunk masks.
 
@@ -94,6 +96,7 @@ class CrCtc:
     views: int = 2
     alpha: float = 0.2
     alpha_warmup: int = 2_000
+    flat_start: int = 0
     augment: SpecAugmentConfig = SpecAugmentConfig()
     chunks: DynamicChunks = DynamicChunks()
 
@@ -127,6 +130,11 @@ class CrCtc:
             "ctc_infeasible": (unusable.astype(jnp.float32), jnp.float32(1.0)),
             "length_error": _phoneme_errors(logits, frames, labels),
         }
+        if self.flat_start:
+            even = ctc.flat_start(logits, frames.mask, labels)
+            even = jnp.sum(jnp.where(feasible, even, 0.0)) / self.views
+            share = jnp.clip(1.0 - step / self.flat_start, 0.0, 1.0).astype(jnp.float32)
+            total = share * even + (1.0 - share) * total
         if self.views == 2:
             pair = jnp.split(logits, 2)
             mask = jnp.split(frames.mask, 2)[0]

@@ -26,6 +26,7 @@ CONFIG = qwen3.LLMConfig(
 )
 MODEL = qwen3.Qwen3(CONFIG, layers.Policy())
 LENGTH, NEW = 8, 6
+FULL = np.ones((3, LENGTH), bool)
 NEVER = 999
 """An end token that no row can write."""
 
@@ -41,12 +42,13 @@ def strict_dtypes():
 def params():
     """Large random weights: each token is decided clearly, and they differ."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    init = jax.jit(functools.partial(MODEL.init, method="logits"))
-    tree = nn.unbox(init(jax.random.key(3), tokens, tokens == 0))["params"]
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(4), len(leaves))
-    noisy = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
-    return jax.tree.unflatten(structure, noisy)
+    init = functools.partial(MODEL.init, method="logits")
+    shapes = jax.eval_shape(init, jax.random.key(0), tokens, tokens == 0)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0.1, 0.3, leaf.shape), leaf.dtype),
+        nn.unbox(shapes)["params"],
+    )
 
 
 def random_prompt(seed: int, mask):
@@ -119,7 +121,7 @@ def test_rows_together_are_rows_alone_without_their_padding(mask, seed, temperat
 
 
 def test_a_row_stops_after_its_end_token_and_keeps_it():
-    prompt = random_prompt(0, np.ones((2, LENGTH), bool))
+    prompt = random_prompt(0, FULL)
     free = generate(prompt)
     end = int(free.tokens[0, 2])
     first = free.tokens[0].tolist().index(end)
@@ -132,10 +134,12 @@ def test_a_row_stops_after_its_end_token_and_keeps_it():
 
 
 def test_limits_and_empty_prompts_bound_each_row():
-    mask = np.ones((4, LENGTH), bool)
+    mask = FULL.copy()
     mask[2] = False
-    out = generate(random_prompt(0, mask), limits=jnp.array([0, 3, 4, 50]))
-    assert out.lengths().tolist() == [0, 3, 0, NEW]
+    prompt = random_prompt(0, mask)
+    assert generate(prompt, limits=jnp.array([0, 3, 4])).lengths().tolist() == [0, 3, 0]
+    out = generate(prompt, limits=jnp.array([50, NEW, 1]))
+    assert out.lengths().tolist() == [NEW, NEW, 0]
     assert not jnp.any(jnp.where(out.mask, 0, out.tokens))
 
 
@@ -166,7 +170,7 @@ def test_repeated_calls_compile_once():
 
 
 def test_restricted_sampling_to_one_token_is_greedy():
-    prompt = random_prompt(1, np.ones((2, LENGTH), bool))
+    prompt = random_prompt(1, FULL)
     out = generate(prompt, temperature=1.0, top_k=1, rng=jax.random.key(0))
     np.testing.assert_array_equal(out.tokens, generate(prompt).tokens)
     np.testing.assert_allclose(out.log_probs, 0.0, atol=1e-6)
@@ -174,7 +178,7 @@ def test_restricted_sampling_to_one_token_is_greedy():
 
 def test_bfloat16_decodes():
     model = qwen3.Qwen3(CONFIG, layers.Policy(compute="bfloat16"))
-    prompt = random_prompt(0, np.ones((2, LENGTH), bool))
+    prompt = random_prompt(0, FULL)
     out = offline.generate(model, params(), *prompt, max_new_tokens=NEW, end_id=NEVER)
     assert out.log_probs.dtype == jnp.float32 and jnp.all(out.mask)
 
@@ -185,17 +189,17 @@ def test_bfloat16_decodes():
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be"),
         ({"temperature": 0.5}, "give an rng key"),
         ({"temperature": -0.5}, "temperature=-0.5 must be"),
-        ({"limits": jnp.array([1])}, "limits has shape \\(1,\\); need \\(2,\\)"),
+        ({"limits": jnp.array([1])}, "limits has shape \\(1,\\); need \\(3,\\)"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
-        generate(random_prompt(0, np.ones((2, LENGTH), bool)), **setting)
+        generate(random_prompt(0, FULL), **setting)
 
 
 def test_prompts_that_do_not_fit_are_refused():
-    embeddings, mask = random_prompt(0, np.ones((2, LENGTH), bool))
-    with pytest.raises(ValueError, match="prompt_mask has shape \\(2, 7\\)"):
+    embeddings, mask = random_prompt(0, FULL)
+    with pytest.raises(ValueError, match="prompt_mask has shape \\(3, 7\\)"):
         generate((embeddings, mask[:, 1:]))
     with pytest.raises(ValueError, match="are 8 wide, but the LLM is 16"):
         generate((embeddings[:, :, :8], mask))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from nim4_jax.decode import recogniser as module
 from nim4_jax.decode.recogniser import Budget, Recogniser
 from nim4_jax.launch import assembly, recognition
@@ -44,9 +45,7 @@ def assert_same(one, other):
 
 @settings(max_examples=6)
 @given(st.lists(st.integers(0, 12_800), min_size=3, max_size=3), st.integers(0, 99))
-def test_a_row_is_the_same_in_a_batch_alone_and_in_a_longer_shape(
-    whole, lengths, seed
-):
+def test_a_row_is_the_same_in_a_batch_alone_and_in_a_longer_shape(whole, lengths, seed):
     together = whole.transcribe(make_batch(lengths, 12_800, seed=seed))
     for row, length in enumerate(lengths):
         alone = make_batch([length], 25_600, rows=3, seed=seed, offset=row)

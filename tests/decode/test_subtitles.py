@@ -5,6 +5,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from nim4_jax.decode import subtitles, timing
 from nim4_jax.decode.timing import Word
 
@@ -81,10 +82,10 @@ def test_times_are_well_formed_and_do_not_overlap(parts):
         times = []
         for line in lines:
             for part in line.split(" --> "):
-                hours, minutes, whole, thousandths = map(int, TIME.fullmatch(part).groups())
-                times.append(
-                    (hours * 3600 + minutes * 60 + whole) * 1000 + thousandths
+                hours, minutes, whole, thousandths = map(
+                    int, TIME.fullmatch(part).groups()
                 )
+                times.append((hours * 3600 + minutes * 60 + whole) * 1000 + thousandths)
         assert times == sorted(times)
         assert all(end > begin for begin, end in zip(times[::2], times[1::2]))
 

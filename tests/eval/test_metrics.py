@@ -4,6 +4,7 @@ import jiwer
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from nim4_jax.eval import metrics
 from nim4_jax.eval.metrics import Counts
 
@@ -43,9 +44,7 @@ def test_a_set_is_what_jiwer_says(pairs):
         for reference, hypothesis in zip(references, hypotheses)
     )
     theirs = jiwer.process_words(references, hypotheses)
-    assert total.errors == (
-        theirs.substitutions + theirs.deletions + theirs.insertions
-    )
+    assert total.errors == (theirs.substitutions + theirs.deletions + theirs.insertions)
     if total.reference:
         assert total.percent == pytest.approx(100 * theirs.wer)
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from nim4_jax.eval import evaluation, report
 from nim4_jax.eval.evaluation import SetResult, Utterance
 from nim4_jax.eval.metrics import Counts

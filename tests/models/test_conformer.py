@@ -170,21 +170,27 @@ def test_conformer_in_pieces_equals_the_whole(context, seed, lengths, size, left
     assert_frames(join(pieces[1:]), expected)
 
 
+@functools.cache
+def make_grade(context: str):
+    """(parameters, features, chunking) → (score and outputs, parameter gradient)."""
+    _, apply, _, _ = make_conformer(context)
+
+    def grade(params, features, chunking):
+        got = apply(params, features, chunking)
+        return jnp.sum(jnp.square(got.masked().values - 0.3)), got.values
+
+    return jax.jit(jax.value_and_grad(grade, has_aux=True))
+
+
 @pytest.mark.parametrize("context", ["chunk", "causal"])
 @pytest.mark.parametrize("size", [4, UNLIMITED])
 def test_nan_behind_the_mask_is_harmless(context, size):
     """Outputs and parameter gradients are those of zeros behind the mask."""
-    _, apply, _, params = make_conformer(context)
+    _, _, _, params = make_conformer(context)
     dirty, chunking = make_frames(5, [0, 70], 96, MELS), Chunking.of(size, 2)
-
-    @jax.jit
-    @functools.partial(jax.value_and_grad, has_aux=True)
-    def grade(params, features):
-        got = apply(params, features, chunking)
-        return jnp.sum(jnp.square(got.masked().values - 0.3)), got.values
-
+    grade = make_grade(context)
     zeros = dirty.replace(values=np.nan_to_num(dirty.values))
-    poisoned, clean = grade(params, dirty), grade(params, zeros)
+    poisoned, clean = grade(params, dirty, chunking), grade(params, zeros, chunking)
     jax.tree.map(np.testing.assert_array_equal, poisoned, clean)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(poisoned[1]))
 

@@ -29,10 +29,18 @@ MODEL = qwen3.Qwen3(TINY, FLOAT32)
 LENGTH = 12
 
 
-def initialise(model: qwen3.Qwen3):
+def random_params(model: qwen3.Qwen3):
+    """Numbers without a compiled initialisation; no norm is hidden by scales of 1."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    init = jax.jit(functools.partial(model.init, method="logits"))
-    return nn.unbox(init(jax.random.key(0), tokens, tokens == 0))["params"]
+    init = functools.partial(model.init, method="logits")
+    shapes = jax.eval_shape(init, jax.random.key(0), tokens, tokens == 0)
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(rng.normal(mean, 0.3, leaf.shape), leaf.dtype)
+
+    return jax.tree.map_with_path(draw, nn.unbox(shapes)["params"])
 
 
 def logits_of(model: qwen3.Qwen3, params, tokens):
@@ -42,11 +50,7 @@ def logits_of(model: qwen3.Qwen3, params, tokens):
 
 @functools.cache
 def tiny_params():
-    """Random parameters, norms and all, so that nothing is hidden by a 1 or a 0."""
-    leaves, tree = jax.tree.flatten(initialise(MODEL))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
-    return jax.tree.unflatten(tree, noisy)
+    return random_params(MODEL)
 
 
 @jax.jit
@@ -69,7 +73,7 @@ def poison(embeddings, mask):
 masks = st.lists(
     st.lists(st.booleans(), min_size=LENGTH, max_size=LENGTH), min_size=2, max_size=2
 ).map(np.array)
-pieces = st.lists(st.integers(1, 4), min_size=LENGTH, max_size=LENGTH)
+pieces = st.lists(st.sampled_from([1, 3]), min_size=LENGTH, max_size=LENGTH)
 
 
 def cut(sizes):
@@ -129,29 +133,29 @@ def test_no_gradient_comes_from_behind_the_mask():
     assert not jnp.any(gradient[0, 2]) and jnp.any(gradient[0, 0])
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
-def test_remat_changes_no_gradient(remat):
+def test_remat_changes_no_gradient():
     tokens = jnp.arange(8).reshape(2, 4)
 
-    def gradients(model):
+    def gradients(remat):
+        model = MODEL.clone(remat=remat)
+
         def loss(params):
             logits = model.apply(
                 {"params": params}, tokens, tokens >= 0, method="logits"
             )
             return -jnp.mean(jax.nn.log_softmax(logits)[:, :, 3])
 
-        return jax.jit(jax.grad(loss))(tiny_params())
+        return jax.tree.leaves(jax.jit(jax.grad(loss))(tiny_params()))
 
-    for expected, got in zip(
-        jax.tree.leaves(gradients(MODEL)),
-        jax.tree.leaves(gradients(MODEL.clone(remat=remat))),
-    ):
-        np.testing.assert_allclose(got, expected, atol=1e-6)
+    expected = gradients("none")
+    for remat in ("full", "dots"):
+        for got, value in zip(gradients(remat), expected):
+            np.testing.assert_allclose(got, value, atol=1e-6)
 
 
 def test_an_unknown_remat_lists_the_choices():
     with pytest.raises(ValueError, match="'half' is unknown; use one of none, full"):
-        initialise(MODEL.clone(remat="half"))
+        random_params(MODEL.clone(remat="half"))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +169,7 @@ def test_an_unknown_remat_lists_the_choices():
 )
 def test_variants_have_their_parameters_and_run(changes, extra, missing):
     model = qwen3.Qwen3(dataclasses.replace(TINY, **changes), FLOAT32)
-    params = initialise(model)
+    params = random_params(model)
     names = {key.key for path, _ in jax.tree.leaves_with_path(params) for key in path}
     assert extra <= names and not missing & names
     tokens = jnp.arange(6).reshape(1, 6)
@@ -199,8 +203,11 @@ def test_full_size_has_the_published_parameter_count_and_axes():
 
 def test_parameters_initialise_under_a_mesh():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    init = jax.jit(functools.partial(MODEL.init, method="logits"))
     with jax.set_mesh(mesh):
-        params = initialise(MODEL)
+        params = nn.unbox(init(jax.random.key(0), tokens, tokens == 0))["params"]
+    assert jnp.std(params["layers"]["mlp"]["down"]["kernel"]) > 0.0
     assert params["layers"]["mlp"]["down"]["kernel"].shape == (2, 24, 16)
 
 

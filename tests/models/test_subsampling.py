@@ -118,5 +118,5 @@ def test_nan_behind_the_mask_is_harmless():
 
 def test_a_piece_must_be_whole_groups():
     """The error names the length and what to feed."""
-    with pytest.raises(ValueError, match="6 feature frames.*multiples of 4"):
+    with pytest.raises(ValueError, match=r"6 feature frames.*multiples of 4"):
         apply_step(make_params(), make_frames(0, [6], 6), init_subsampling(1, MELS))

@@ -1,0 +1,58 @@
+"""Measure speed against peers: python launch/bench.py NAME [--json] [--full].
+
+Medians of interleaved runs in one process, with the same threads, on the same data, warm.
+With --json the last line is one JSON object; ratio > 1 means that we are better.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from absl import flags
+
+from nim4_jax.launch import runtime
+from nim4_jax.launch.benchmarks import ctc, features, measure, train_step
+
+BENCHES: dict[str, Callable[[bool, int], list[measure.Row]]] = {
+    "features": features.run,
+    "ctc": ctc.run,
+    "train_step": train_step.run,
+}
+
+
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_bool("json", False, "One JSON object on the last line, no table.")
+    flags.DEFINE_bool("full", False, "More runs; the quick form ends within a minute.")
+    flags.DEFINE_integer("threads", 2, "Cores for each side.", lower_bound=1)
+
+
+def limit_cores(threads: int) -> int:
+    """Keep this process on that many cores; what it may use of them.
+
+    JAX and its peers size their thread pools by the cores they may use.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return min(threads, os.cpu_count() or 1)
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    os.sched_setaffinity(0, cores)
+    return len(cores)
+
+
+def main(arguments: list[str]) -> None:
+    """Entry point of `nim4 bench`."""
+    given = flags.FLAGS
+    names = arguments[1:]
+    if len(names) != 1 or names[0] not in BENCHES:
+        raise ValueError(f"name one of {', '.join(BENCHES)}; got {names or 'nothing'}.")
+    threads = limit_cores(given.threads)
+    rows = BENCHES[names[0]](given.full, threads)
+    if given.json:
+        print(measure.format_json(names[0], rows, threads))
+    else:
+        print(measure.format_table(rows))
+
+
+if __name__ == "__main__":
+    runtime.launch(main, define_flags)

@@ -1,0 +1,1 @@
+"""Measurements behind `launch/bench.py`, one module each."""
