@@ -4,6 +4,8 @@
 lands in site-packages.
 """
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 PARTS = ("configs", "data", "eval", "launch", "serving")
@@ -73,7 +75,7 @@ setup(
     name="nim4-jax",
     version="0.1.0",
     description="LLM-based speech recognition in JAX: NIM4-ASR, trained and streamed",
-    long_description=open("README.md", encoding="utf8").read(),
+    long_description=Path("README.md").read_text(encoding="utf8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

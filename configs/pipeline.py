@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 def entry(
     stage: str, *, name: str = "", init_from: str = "", overrides: dict | None = None
 ) -> ConfigDict:
-    """One stage: its config file, its folder, extra starting points, (dotted key, value) overrides."""
+    """One stage: config file, folder, extra starting points, dotted overrides."""
     return ConfigDict(
         {
             "stage": stage,

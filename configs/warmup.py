@@ -33,10 +33,10 @@ def get_config(size: str = "") -> ConfigDict:
     config.optimizer = ConfigDict(
         {
             "peak_rate": 2e-3,
-            "warmup_steps": 200,
+            "warmup_steps": 100,
             "weight_decay": 1e-2,
             "final_share": 0.05,
         }
     )
-    config.steps = 3_000
+    config.steps = 1_200
     return config

@@ -1,8 +1,9 @@
 """Batches of text without speech, for warming up an LLM that has no pretrained weights.
 
-Step s holds texts s·B … (s+1)·B − 1 of an endless sequence that (seed, index) determines,
-so a step number is the whole state, and hosts only divide the rows (laws 2 and 3). Texts
-are sorted by length within a window of steps, so that a batch is padded little.
+Step s holds texts s·B … (s+1)·B − 1 of an endless sequence that (seed, index)
+determines, so a step number is the whole state, and hosts only divide the rows (laws 2
+and 3). Texts are sorted by length within a window of steps, so that a batch is padded
+little.
 """
 
 from __future__ import annotations
@@ -195,6 +196,6 @@ class TextIterator(grain.DatasetIterator):
 def make_text_iterator(
     config: TextConfig, *, rank: int = 0, hosts: int = 1
 ) -> TextIterator:
-    """Endless batches of this host: the keys of the speech pipeline, audio of width 0."""
+    """Endless batches of this host: the speech pipeline's keys, audio of width 0."""
     report = SkipReport()
     return TextIterator(TextLoader(config, report, rank, hosts), report)

@@ -10,7 +10,7 @@ import matplotlib
 from nim4_jax.train.metrics import read_metrics
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402  (the backend has to be chosen first)
+from matplotlib import pyplot
 
 _LABELS = {
     "train/ctc": "CTC, nats per 40 ms frame",

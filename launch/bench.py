@@ -1,7 +1,7 @@
 """Measure speed against peers: python launch/bench.py NAME [--json] [--full].
 
-Medians of interleaved runs in one process, with the same threads, on the same data, warm.
-With --json the last line is one JSON object; ratio > 1 means that we are better.
+Medians of interleaved runs in one process, with the same threads, on the same data,
+warm. With --json the last line is one JSON object; ratio > 1 means that we are better.
 """
 
 from __future__ import annotations

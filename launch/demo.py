@@ -82,9 +82,8 @@ def show_transcripts(model: str, paths: list[str]) -> None:
     loaded = recognition.load(model)
     for recording in transcribe.transcribe_files(loaded, paths, timings=False):
         said = Path(recording.path).with_suffix(".txt").read_text(encoding="utf8")
-        print(
-            f"  {recording.path}\n    said:  {said.strip()}\n    heard: {recording.text}"
-        )
+        print(f"  {recording.path}\n    said:  {said.strip()}")
+        print(f"    heard: {recording.text}")
 
 
 def run(workdir: str, from_scratch: bool) -> None:

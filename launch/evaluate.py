@@ -1,4 +1,4 @@
-"""Score a model on data sets.
+r"""Score a model on data sets.
 
 python launch/evaluate.py --model=runs/demo/stage4 --out=runs/demo/evaluation \
     --sets=bundled:commands:test,bundled:prompts:test --shuffle_audio

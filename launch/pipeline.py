@@ -33,7 +33,8 @@ def stage_config(entry: ConfigDict, size: str, previous: str | None) -> ConfigDi
     """The config of one stage: its file, its overrides, and where it starts from.
 
     Args:
-        entry: {"stage": file name in configs/, "init_from": …, "overrides": pairs of a dotted key and its value}.
+        entry: {"stage": file name in configs/, "init_from": …, "overrides": pairs of a
+        dotted key and its value}.
         size: size of the model.
         previous: workdir of the stage before; it wins over `init_from`.
 

@@ -34,7 +34,7 @@ def _ours(record: Any) -> bool:
 
 
 def find_config(argument: str) -> str:
-    """--config=configs/X.py works anywhere: files that are not there are the package's."""
+    """--config=configs/X.py works anywhere: absent files are the package's."""
     name, equals, value = argument.partition("=")
     if name not in ("--config", "-config") or not equals:
         return argument

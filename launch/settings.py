@@ -1,4 +1,4 @@
-"""The border: a ConfigDict becomes frozen dataclasses here, and nothing below reads one."""
+"""The border: here ConfigDicts become frozen dataclasses; nothing below reads one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     """A (nested) frozen dataclass from a mapping.
 
     Raises:
-        ValueError: an unknown key (with the nearest known one), a missing one, or a value
+        ValueError: an unknown key (with the nearest known one), a missing one, or a
+        value
             of another kind, by its dotted path.
     """
     hints = typing.get_type_hints(cls)

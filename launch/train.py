@@ -1,4 +1,6 @@
-"""Train one stage: python launch/train.py --config=configs/stage2.py:nano --workdir=DIR.
+"""Train one stage.
+
+python launch/train.py --config=configs/stage2.py:nano --workdir=DIR
 
 Running the same command again resumes from the last checkpoint.
 """

@@ -1,9 +1,10 @@
 """Waveform → log-mel filterbanks under Kaldi's conventions, whole and piecewise.
 
-Frame t covers samples 160·t … 160·t + 399 (25 ms every 10 ms, "snip edges"): only frames
-that lie wholly inside the audio exist. Each frame has its mean removed, is pre-emphasised,
-windowed (povey) and transformed on its own, so frames cut from a stream equal frames cut
-from the whole; the piecewise form only has to keep the last 20 ms of audio.
+Frame t covers samples 160·t … 160·t + 399 (25 ms every 10 ms, "snip edges"): only
+frames that lie wholly inside the audio exist. Each frame has its mean removed, is
+pre-emphasised, windowed (povey) and transformed on its own, so frames cut from a stream
+equal frames cut from the whole; the piecewise form only has to keep the last 20 ms of
+audio.
 
 Source: Kaldi `feat/feature-fbank.cc`, conventions of SPEC §2.
 """
@@ -70,7 +71,7 @@ class FeatureState:
 
 
 def num_frames(num_samples: int, config: FeatureConfig) -> int:
-    """Frames in `num_samples` samples: 1 + (S − window) // hop, none when S < window."""
+    """Frames in S samples: 1 + (S − window) // hop, none when S < window."""
     return max(0, 1 + (num_samples - config.window) // config.hop)
 
 
@@ -128,8 +129,8 @@ def log_mel(audio: Frames, config: FeatureConfig) -> Frames:
         audio: samples in [-1, 1), Float [B, S] at 16 kHz, with their mask.
 
     Returns:
-        Frames of Float [B, T, M], natural log of mel energies at int16 scale; a frame is
-        valid when all of its samples are.
+        Frames of Float [B, T, M], natural log of mel energies at int16 scale; a frame
+        is valid when all of its samples are.
     """
     count = num_frames(audio.values.shape[1], config)
     last = config.window - 1

@@ -62,8 +62,8 @@ def put_batch(batch: Any) -> Any:
     rows = jax.tree.leaves(batch)[0].shape[0]
     if rows % local:
         raise ValueError(
-            f"{rows} rows do not divide over {local} local data shards; set a batch size "
-            f"that is a multiple of {mesh.shape['data']}."
+            f"{rows} rows do not divide over {local} local data shards; set a "
+            f"batch size that is a multiple of {mesh.shape['data']}."
         )
     placed = NamedSharding(mesh, PartitionSpec("data"))
 

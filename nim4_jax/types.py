@@ -34,7 +34,7 @@ class Frames:
     mask: Bool[Array, "B T"]
 
     def masked(self) -> Frames:
-        """The same frames with zeros behind the mask, whatever stood there (NaN too)."""
+        """The same frames with zeros behind the mask, whatever stood there."""
         mask = self.mask.reshape(self.mask.shape + (1,) * (self.values.ndim - 2))
         zero = jnp.zeros((), self.values.dtype)
         return self.replace(values=jnp.where(mask, self.values, zero))

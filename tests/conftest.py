@@ -1,6 +1,7 @@
 """What every test runs under: 8 CPU devices, loud ranks and dtypes, checked shapes."""
 
 import functools
+import importlib.util
 import inspect
 import os
 import sys
@@ -79,3 +80,13 @@ def strict_dtypes(request):
 def compilation_cache(tmp_path_factory) -> str:
     """A folder for compiled programs that processes of one test session may share."""
     return str(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The module tests/tiny_training.py; tests are no package, so loaded by path."""
+    path = Path(__file__).with_name("tiny_training.py")
+    spec = importlib.util.spec_from_file_location("tiny_training", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

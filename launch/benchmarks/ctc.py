@@ -19,7 +19,7 @@ def run(
     shape: tuple[int, int, int, int] = (16, 400, 80, 200),
     runs: int = 0,
 ) -> list[measure.Row]:
-    """Log-softmax, CTC forward and backward of B utterances of T frames, U labels, V ids.
+    """Log-softmax, CTC forward and backward: B × T frames, U labels, V ids.
 
     Raises:
         ValueError: the two do not give the same loss.

@@ -63,7 +63,9 @@ def run(full: bool, threads: int) -> list[measure.Row]:
             return np.stack(list(pool.map(extract_peer, waveforms)))
 
         if (gap := np.abs(ours() - peer()).max()) > 5e-3:
-            raise ValueError(f"features differ by {gap:.2g}; a ratio would mean nothing.")
+            raise ValueError(
+                f"features differ by {gap:.2g}; a ratio would mean nothing."
+            )
         return [
             measure.compare(
                 "features_ms_per_audio_second",

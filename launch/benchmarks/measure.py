@@ -134,7 +134,10 @@ def format_json(name: str, rows: list[Row], threads: int) -> str:
 
 def format_table(rows: list[Row]) -> str:
     """A Markdown table."""
-    lines = ["| figure | ours | peer | ratio | runs |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| figure | ours | peer | ratio | runs |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     for row in rows:
         peer = f"{row.peer:.3g} {row.unit} ({row.peer_name})" if row.peer else "none"
         ratio = f"{row.ratio:.2f}" if row.ratio else ""

@@ -1,2 +1,5 @@
 """placeholder"""
-def run(full, threads): return []
+
+
+def run(full, threads):
+    return []

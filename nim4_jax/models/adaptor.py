@@ -15,8 +15,8 @@ STRIDE = 4
 class Adaptor(nn.Module):
     """Concatenate 4 frames, then linear → ReLU → linear.
 
-    A last group that is not full is filled with zeros, so no speech is dropped. Groups do
-    not overlap: pieces of whole groups give what the whole gives, without a state.
+    A last group that is not full is filled with zeros, so no speech is dropped. Groups
+    do not overlap: pieces of whole groups give what the whole gives, without a state.
 
     Attributes:
         width_in: encoder width.

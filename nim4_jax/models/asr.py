@@ -156,7 +156,7 @@ class Asr(nn.Module):
     def answer_states(
         self, speech: Frames, prompt: Prompt, answer: Labels
     ) -> Float[Array, "B L D"]:
-        """Hidden state from which each token of `answer` is predicted (teacher forced)."""
+        """Hidden state that predicts each token of `answer` (teacher forced)."""
         sequence = self.assemble(speech, prompt, answer)
         hidden, _ = self.llm(sequence.embeddings, sequence.positions, sequence.mask)
         length = answer.ids.shape[1]

@@ -1,8 +1,8 @@
 """Streaming Conformer encoder: log-mel frames (10 ms) → encoder frames (40 ms).
 
 There is one code path. The full pass is a step from the empty state over the whole
-utterance with chunk masks; a streaming step is the same call over one or more chunks with
-the keys, values and convolution context of what came before.
+utterance with chunk masks; a streaming step is the same call over one or more chunks
+with the keys, values and convolution context of what came before.
 
 Source: FireRedASR-AED `conformer_encoder`; streaming form of SPEC §2.
 """
@@ -31,7 +31,7 @@ from nim4_jax.types import Frames
 CONV_CONTEXTS = ("chunk", "causal")
 
 _BRANCH_GAIN = 1.0 / 3.0
-"""Sub-layers begin small beside their residual: at unit gain six blocks hide the input."""
+"""Sub-layers begin small beside their residual, or six blocks hide the input."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,8 @@ class ConformerConfig:
         ffn_factor: feed-forward width over D.
         conv_kernel: odd number of taps of the depthwise convolution.
         conv_expansion: depthwise width over D (FireRed 2, standard Conformer 1).
-        conv_context: "chunk", symmetric taps that stop at the end of the frame's own chunk
+        conv_context: "chunk", symmetric taps that stop at the end of the frame's own
+        chunk
             (FireRed's weights fit), or "causal", all taps to the left.
         dropout: rate on every sub-layer's output.
     """
@@ -169,8 +170,8 @@ class FeedForward(nn.Module):
 class RelativeAttention(nn.Module):
     """Multi-head attention with Transformer-XL positions and its own residual.
 
-    score(i, j) = [(q_i + u)·k_j + (q_i + v)·W_p r_{i−j}] / √H, three separate LayerNorms
-    in front of the bias-free projections.
+    score(i, j) = [(q_i + u)·k_j + (q_i + v)·W_p r_{i−j}] / √H, three separate
+    LayerNorms in front of the bias-free projections.
 
     Source: FireRedASR `RelPosMultiHeadAttention`.
     """
@@ -230,7 +231,7 @@ class RelativeAttention(nn.Module):
 
 
 class ConvModule(nn.Module):
-    """x + W₂ · swish(LN(depthwise(GLU(W₁ · LN(x))))), bias-free, with its own residual."""
+    """x + W₂ · swish(LN(depthwise(GLU(W₁ · LN(x))))), bias-free, own residual."""
 
     config: ConformerConfig
     policy: Policy
@@ -322,7 +323,7 @@ class ConformerStack(nn.Module):
 
     @nn.nowrap
     def init_state(self, batch: int, cached: int) -> StackState:
-        """State before the first frame, with room for `cached` frames to look back on."""
+        """State before the first frame, with room for `cached` earlier frames."""
         config, dtype = self.config, self.policy.dtype
         heads = (batch, cached, config.num_heads, config.head_dim)
         shape = (config.num_layers, *heads)
@@ -368,10 +369,10 @@ class ConformerStack(nn.Module):
 class Conformer(nn.Module):
     """Subsampling by 4, then the stack of blocks.
 
-    A stream is fed in pieces of whole chunks (4·size feature frames). Its output lags one
-    encoder frame behind, because the subsampling looks 3 feature frames ahead: feed
-    `LATENCY` feature frames first (behind masked ones that fill the piece), so that each
-    later piece yields exactly one chunk.
+    A stream is fed in pieces of whole chunks (4·size feature frames). Its output lags
+    one encoder frame behind, because the subsampling looks 3 feature frames ahead: feed
+    `LATENCY` feature frames first (behind masked ones that fill the piece), so that
+    each later piece yields exactly one chunk.
     """
 
     config: ConformerConfig

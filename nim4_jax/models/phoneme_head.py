@@ -12,8 +12,8 @@ from nim4_jax.layers import Policy, linear
 class PhonemeHead(nn.Module):
     """Three-layer MLP with Swish; class 0 is the CTC blank.
 
-    Not ReLU: CTC's first steps push every frame towards the blank, and units that die then
-    leave a head that no longer depends on its input.
+    Not ReLU: CTC's first steps push every frame towards the blank, and units that die
+    then leave a head that no longer depends on its input.
 
     Attributes:
         width: encoder width D, also the width between the layers.

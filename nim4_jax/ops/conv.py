@@ -17,12 +17,12 @@ def depthwise(
     """Sum of shifted products: out[t] = Σ_w kernel[w] · x[t + w].
 
     `inputs` begins with W − 1 − right frames of left context; output t sits at input
-    t + W − 1 − right. Taps that would look beyond the end of the output's chunk see zeros,
-    as they do beyond the end of the audio; output 0 begins a chunk.
+    t + W − 1 − right. Taps that would look beyond the end of the output's chunk see
+    zeros, as they do beyond the end of the audio; output 0 begins a chunk.
 
     Written as W fused multiply-adds and not as `lax.conv`: the chunk's end differs from
-    frame to frame, and on CPU the gradient of a grouped convolution inside `lax.scan` is
-    two orders of magnitude slower.
+    frame to frame, and on CPU the gradient of a grouped convolution inside `lax.scan`
+    is two orders of magnitude slower.
 
     Args:
         inputs: frames with their left context, zero where invalid.

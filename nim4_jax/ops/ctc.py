@@ -1,11 +1,11 @@
 """CTC negative log-likelihood with an analytic gradient, and CR-CTC's consistency term.
 
-The usual trellis has 2·L + 1 states: blanks and labels in turn. Here they are kept as two
-arrays, blank[l] (after l labels) and label[l], because only labels need a gather and a
-three-way sum:
+The usual trellis has 2·L + 1 states: blanks and labels in turn. Here they are kept as
+two arrays, blank[l] (after l labels) and label[l], because only labels need a gather
+and a three-way sum:
 
     blank'[l] = (blank[l] ⊕ label[l−1]) + log p(blank)
-    label'[l] = (label[l] ⊕ blank[l] ⊕ label[l−1] unless it is the same label) + log p(y_l)
+    label'[l] = (label[l] ⊕ blank[l] ⊕ label[l−1] if another label) + log p(y_l)
 
 Sources: Graves et al. 2006; CR-CTC, arXiv 2410.05101.
 """
@@ -51,7 +51,7 @@ def _may_skip(labels: Labels) -> Array:
 
 
 def _forward(log_probs: Array, mask: Array, labels: Labels):
-    """Log forward variables (blank [T, B, L+1], label [T, B, L]) and log-likelihood [B]."""
+    """Log forward variables, blank [T, B, L+1] and label [T, B, L], and likelihood."""
     blank, emit = _emissions(log_probs, labels)
     skip = jnp.where(_may_skip(labels), 0.0, _NEVER)
     batch, width = labels.ids.shape
@@ -116,13 +116,14 @@ def ctc_loss(
     """−log p(labels | logits) of each row, summed over its frames, in nats.
 
     Args:
-        logits: unnormalised scores; class 0 is the blank. NaN behind the mask is harmless.
+        logits: unnormalised scores; class 0 is the blank. NaN behind the mask is
+        harmless.
         mask: valid frames, a prefix of each row.
         labels: targets without blanks; an empty row means "blank throughout".
 
     Returns:
-        Float [B]; inf, with a zero gradient, where there are fewer valid frames than labels
-        plus repeated neighbours.
+        Float [B]; inf, with a zero gradient, where there are fewer valid frames than
+        labels plus repeated neighbours.
     """
     return _ctc_forward(logits, mask, labels)[0]
 
@@ -189,8 +190,8 @@ def flat_start(
     """Cross-entropy with each row's labels laid evenly over its valid frames, in nats.
 
     CTC from random weights sits on a plateau where the scores ignore the audio. An even
-    segmentation is wrong by a few frames, yet right often enough to leave it. Source: the
-    equal alignment that HMM systems (HTK, Kaldi) begin with.
+    segmentation is wrong by a few frames, yet right often enough to leave it. Source:
+    the equal alignment that HMM systems (HTK, Kaldi) begin with.
     """
     count = labels.lengths()[:, None].astype(jnp.float32)
     frames = jnp.sum(mask, axis=1, keepdims=True).astype(jnp.float32)
@@ -212,8 +213,8 @@ def greedy(
 
     Returns:
         ids Int [B, U] (0 = blank, also behind the mask) and starts Bool [B, U], True
-        where a label begins: not blank, not the same as the frame before. `ids[starts]` is
-        the greedy CTC hypothesis.
+        where a label begins: not blank, not the same as the frame before. `ids[starts]`
+        is the greedy CTC hypothesis.
     """
     ids = jnp.where(mask, jnp.argmax(logits, axis=-1), 0).astype(jnp.int32)
     previous = jnp.pad(ids[:, :-1], ((0, 0), (1, 0)))

@@ -46,8 +46,8 @@ class Chunking:
 def chunk_mask(queries: int, cached: int, chunking: Chunking) -> Bool[Array, "U K"]:
     """Which keys a query may see: its own chunk and `left` chunks before it.
 
-    Keys are the `cached` frames just before the queries, then the queries themselves; query
-    0 begins a chunk. With chunks of 2 frames, one left chunk and no cache:
+    Keys are the `cached` frames just before the queries, then the queries themselves;
+    query 0 begins a chunk. With chunks of 2 frames, one left chunk and no cache:
 
         query\\key  0 1 2 3 4 5
         0, 1       x x . . . .

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: one bundle of train state, data iterator and facts about the run."""
+"""Checkpoints of a run: train state, data iterator and facts in one bundle."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _FOLDER = "checkpoints"
 class Checkpoints:
     """Saves and restores {state, data, meta} under WORKDIR/checkpoints/STEP.
 
-    Orbax writes each step under a temporary name and renames it when complete, so what was
-    cut off is never taken for whole.
+    Orbax writes each step under a temporary name and renames it when complete, so what
+    was cut off is never taken for whole.
 
     Attributes:
         every: steps between two saves.
@@ -37,7 +37,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, data: Any, meta: dict[str, Any]) -> None:
-        """Save the state together with the iterator that will deliver its next batch."""
+        """Save the state and the iterator that will deliver its next batch."""
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(

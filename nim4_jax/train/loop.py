@@ -17,7 +17,7 @@ from nim4_jax.train.checkpoint import Checkpoints
 from nim4_jax.train.metrics import MetricWriter
 from nim4_jax.train.state import TrainState
 from nim4_jax.train.step import Metrics, TrainStep
-from nim4_jax.types import AsrBatch, Labels, Frames
+from nim4_jax.types import AsrBatch, Frames, Labels
 
 Arrays = dict[str, np.ndarray]
 
@@ -35,15 +35,17 @@ def check_finite(step: int, values: dict[str, float], arrays: Arrays) -> None:
     """Stop a run whose numbers are lost.
 
     Raises:
-        FloatingPointError: the loss or the gradient norm is not finite; names the step and
+        FloatingPointError: the loss or the gradient norm is not finite; names the step
+        and
             the examples of its batch.
     """
     wrong = [n for n in ("loss", "gradient_norm") if not math.isfinite(values[n])]
     if wrong:
         examples = np.asarray(arrays.get("index", ())).tolist()
         raise FloatingPointError(
-            f"{' and '.join(wrong)} of step {step} not finite (examples {examples}); the "
-            "last checkpoint is intact. Lower the learning rate or look at these examples."
+            f"{' and '.join(wrong)} of step {step} not finite (examples {examples}); "
+            "the last checkpoint is intact. Lower the learning rate or look at these "
+            "examples."
         )
 
 

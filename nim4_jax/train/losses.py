@@ -1,7 +1,7 @@
 """What each stage minimises: callable dataclasses over a bound model and a batch.
 
-A loss returns sums and their denominators, never means, so that shards and micro-batches
-add up; the train step divides once.
+A loss returns sums and their denominators, never means, so that shards and
+micro-batches add up; the train step divides once.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class DynamicChunks:
 
 
 def _phoneme_errors(logits: Array, frames: Frames, labels: Labels) -> Ratio:
-    """A cheap proxy of the error rate: |hypothesis length − label length| over labels."""
+    """A cheap proxy of the error rate: |hypothesis − label length| over labels."""
     _, starts = ctc.greedy(logits, frames.mask)
     count = jnp.sum(starts, axis=1)
     difference = jnp.abs(count - labels.lengths()).astype(jnp.float32)
@@ -85,7 +85,8 @@ class CrCtc:
         views: 2 for CR-CTC, 1 for CTC.
         alpha: weight of the consistency term.
         alpha_warmup: steps over which α rises linearly from 0.
-        flat_start: steps over which CTC takes over from an even segmentation, 0 for none;
+        flat_start: steps over which CTC takes over from an even segmentation, 0 for
+        none;
             only for training from random weights.
         augment: SpecAugment amounts, drawn anew for each view after one common warp.
         chunks: distribution of the chunk masks.
@@ -212,7 +213,7 @@ class ReadPhonemes:
     vocab_chunk: int = 128
 
     def imitate(self, rng: Array, phonemes: Labels) -> Frames:
-        """Phoneme weights at frame rate, Float [B, U, P], as if a CTC head had heard."""
+        """Phoneme weights at frame rate, [B, U, P], as if a CTC head had heard."""
         keys = jax.random.split(rng, 6)
         batch, count = phonemes.ids.shape
         shape = (batch, count)

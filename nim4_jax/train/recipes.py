@@ -21,7 +21,8 @@ class Recipe:
 
     Attributes:
         loss: callable (bound model, batch, step) → Loss.
-        rules: regex over parameter paths → multiple of the learning rate, None = frozen.
+        rules: regex over parameter paths → multiple of the learning rate, None =
+        frozen.
         optimizer: rates and moments.
         steps: length of the stage.
         seed: root of all randomness; step s draws from fold_in(seed, s).

@@ -24,7 +24,7 @@ TrainStep = Callable[[TrainState, AsrBatch], tuple[TrainState, Metrics]]
 def make_train_step(
     model: Asr, recipe: Recipe, tx: optax.GradientTransformation
 ) -> TrainStep:
-    """(state, batch) → (state, metrics), pure; the caller jits it and donates the state.
+    """(state, batch) → (state, metrics), pure; the caller jits and donates.
 
     The loss is divided by its weight once, after the sum over the whole (global) batch.
     Randomness is fold_in(seed, step): nothing of it is kept in checkpoints.

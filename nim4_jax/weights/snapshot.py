@@ -64,6 +64,6 @@ def read(path: str) -> tuple[Params, dict[str, Any]]:
                 place[leaf] = array.astype(np.float32) if whole else array
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(
-            f"{path} cannot be read as .safetensors ({error}); it is missing or cut off."
+            f"{path} cannot be read as .safetensors ({error}): missing or cut off."
         ) from error
     return params, meta

@@ -1,0 +1,184 @@
+"""Losses are sums that add up, over what they say they are sums of."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nim4_jax.models.asr import Asr
+from nim4_jax.ops import ctc
+from nim4_jax.ops.relative import UNLIMITED
+from nim4_jax.train.losses import CrCtc, DynamicChunks, ReadPhonemes
+from nim4_jax.types import Labels
+
+
+@functools.cache
+def make_evaluate(tiny, loss):
+    """Jitted (parameters, batch, step) → Loss."""
+
+    def run(params, batch, step):
+        return nn.apply(lambda m, b: loss(m, b, step), Asr(tiny.CONFIG))(
+            {"params": params}, batch, rngs={"augment": jax.random.key(0)}
+        )
+
+    return jax.jit(run)
+
+
+def evaluate(tiny, loss, batch, step=0):
+    """The loss of a batch under fixed random parameters."""
+    params = make_params(tiny, type(loss))
+    return make_evaluate(tiny, loss)(params, batch, np.int32(step))
+
+
+@functools.cache
+def make_params(tiny, kind):
+    """Parameters of what a kind of loss reaches."""
+    losses = {
+        CrCtc: tiny.PLAIN_CTC,
+        ReadPhonemes: ReadPhonemes(tiny.PROMPT, tiny.CONFIG.num_phonemes),
+    }
+    loss = losses.get(kind, tiny.PLAIN_TRANSCRIBE)
+    return tiny.make_params(tiny.make_recipe(loss))
+
+
+def take(batch, rows):
+    """Some rows of a batch."""
+    return jax.tree.map(lambda leaf: leaf[rows], batch)
+
+
+@pytest.mark.parametrize("name", ["PLAIN_CTC", "PLAIN_TRANSCRIBE"])
+def test_micro_batches_add_up(tiny, name):
+    """Totals, weights and metrics of two halves sum to those of the whole batch."""
+    loss, batch = getattr(tiny, name), tiny.make_batch(3)
+    whole = evaluate(tiny, loss, batch)
+    halves = [evaluate(tiny, loss, take(batch, rows)) for rows in ([0, 1], [2, 3])]
+    parts = jax.tree.map(lambda a, b: a + b, *halves)
+    assert float(whole.weight) > 0
+    for got, expected in (
+        (parts.total, whole.total),
+        (parts.weight, whole.weight),
+        (parts.metrics, whole.metrics),
+    ):
+        expected = dict(expected) if isinstance(expected, dict) else expected
+        if isinstance(expected, dict):
+            # A count per batch: its denominator is 1 each time.
+            for side in (got, expected):
+                side.pop("ctc_infeasible", None)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=2e-5), got, expected
+        )
+
+
+@pytest.mark.parametrize("name", ["PLAIN_CTC", "PLAIN_TRANSCRIBE"])
+def test_rows_without_audio_weigh_nothing(tiny, name):
+    """A masked row, as of an unreadable file, changes neither total nor weight."""
+    loss, batch = getattr(tiny, name), tiny.make_batch(3)
+    blank = jax.tree.map(np.copy, batch)
+    blank.audio.mask[2:] = False
+    blank.audio.values[2:] = np.nan
+    got = evaluate(tiny, loss, blank)
+    expected = evaluate(tiny, loss, take(batch, [0, 1]))
+    np.testing.assert_allclose(got.total, expected.total, rtol=2e-5)
+    assert float(got.weight) == float(expected.weight)
+
+
+def test_impossible_labels_are_counted_and_left_out(tiny):
+    """More repeated labels than frames: no weight, no loss, one on the metric."""
+    batch = tiny.make_batch(3)
+    long = np.ones((4, 60), np.int32)
+    mask = np.zeros((4, 60), bool)
+    long[:, : tiny.PHONEMES], mask[:, : tiny.PHONEMES] = (
+        batch.phonemes.ids,
+        batch.phonemes.mask,
+    )
+    mask[1] = True
+    wide = batch.replace(phonemes=Labels(long * mask, mask))
+    got = evaluate(tiny, tiny.PLAIN_CTC, wide)
+    expected = evaluate(tiny, tiny.PLAIN_CTC, take(batch, [0, 2, 3]))
+    np.testing.assert_allclose(got.total, expected.total, rtol=2e-5)
+    assert float(got.weight) == float(expected.weight)
+    assert float(got.metrics["ctc_infeasible"][0]) == 1.0
+
+
+def test_two_equal_views_are_one(tiny):
+    """Without augmentation CR-CTC is CTC, and its views agree."""
+    batch = tiny.make_batch(3)
+    single = evaluate(tiny, tiny.PLAIN_CTC, batch)
+    double = evaluate(tiny, dataclasses.replace(tiny.PLAIN_CTC, views=2), batch, 10**6)
+    np.testing.assert_allclose(double.total, single.total, rtol=2e-5)
+    assert float(double.weight) == float(single.weight)
+    np.testing.assert_allclose(double.metrics["consistency"][0], 0.0, atol=1e-4)
+
+
+def test_consistency_rises_over_its_warmup(tiny):
+    """total = CTC + α · min(step / warm-up, 1) · agreement."""
+    batch = tiny.make_batch(3)
+    loss = CrCtc(alpha=0.2, alpha_warmup=10)
+    for step, share in ((0, 0.0), (5, 0.5), (30, 1.0)):
+        got = evaluate(tiny, loss, batch, step)
+        agreement = got.metrics["consistency"][0]
+        assert float(agreement) > 0
+        expected = got.metrics["ctc"][0] + 0.2 * share * agreement
+        np.testing.assert_allclose(got.total, expected, rtol=1e-5)
+
+
+def test_views_are_one_or_two():
+    """The error says what each means."""
+    with pytest.raises(
+        ValueError, match=r"loss\.views=3 must be 1 .CTC. or 2 .CR-CTC."
+    ):
+        CrCtc(views=3)
+
+
+def test_dynamic_chunks_follow_wenet():
+    """10,000 draws: half full, else 1 … 25 evenly, left chunks all or 0 … all."""
+    chunks, length = DynamicChunks(), 100
+    keys = jax.random.split(jax.random.key(0), 10_000)
+    drawn = jax.jit(jax.vmap(lambda key: chunks.draw(key, length)))(keys)
+    size, left = np.asarray(drawn.size), np.asarray(drawn.left)
+    full = size == UNLIMITED
+    assert abs(full.mean() - 0.5) < 0.02 and (left[full] == UNLIMITED).all()
+    size, left = size[~full], left[~full]
+    counts = np.bincount(size, minlength=26)
+    assert counts[0] == 0 and len(counts) == 26
+    assert abs(counts[1:] / len(size) - 1 / 25).max() < 0.012
+    unlimited = left == UNLIMITED
+    assert abs(unlimited.mean() - 0.5) < 0.02
+    most = (length - 1) // size[~unlimited]
+    left = left[~unlimited]
+    assert (left >= 0).all() and (left <= most).all()
+    assert abs(np.mean(left / np.maximum(most, 1)) - 0.5) < 0.03
+    assert (left == 0).any() and (left == most).any()
+
+
+def test_imitated_phonemes_read_as_they_are(tiny):
+    """Without corruption the greedy path of the imitation is the phonemes again."""
+    phonemes = tiny.make_batch(3, rows=16).phonemes
+    mask = phonemes.mask & (np.arange(tiny.PHONEMES) < 2)
+    # Half of the width stays free, so that slow speech fits on the grid.
+    phonemes = Labels(jnp.asarray(phonemes.ids * mask), jnp.asarray(mask))
+    loss = ReadPhonemes(tiny.PROMPT, tiny.CONFIG.num_phonemes, corrupt=0.0)
+    classes = jax.jit(loss.imitate)(jax.random.key(0), phonemes)
+    assert (classes.values >= 0).all()
+    np.testing.assert_allclose(np.sum(classes.values, axis=-1), 1.0, rtol=1e-5)
+    ids, starts = jax.jit(ctc.greedy)(classes.values, classes.mask)
+    for row in range(16):
+        heard = np.asarray(ids)[row][np.asarray(starts)[row]]
+        assert heard.tolist() == phonemes.ids[row][mask[row]].tolist()
+
+
+def test_reading_is_learnt_from_text_alone(tiny):
+    """The warm-up's loss weighs the answer's tokens and never looks at the audio."""
+    batch = tiny.make_batch(3)
+    loss = ReadPhonemes(tiny.PROMPT, tiny.CONFIG.num_phonemes)
+    got = evaluate(tiny, loss, batch)
+    assert float(got.weight) == batch.tokens.mask.sum()
+    silent = batch.replace(
+        audio=batch.audio.replace(values=batch.audio.values * np.nan)
+    )
+    assert float(evaluate(tiny, loss, silent).total) == float(got.total)
+    assert np.isfinite(float(got.total))
