@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as py_logging
 import os
 import sys
 from collections.abc import Callable
@@ -11,26 +12,32 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
+import nim4_jax
 import nim4_jax.configs
+
+_FOLDERS = (
+    os.path.dirname(os.path.abspath(__file__)),
+    os.path.dirname(os.path.abspath(nim4_jax.__file__)),
+)
 
 
 def prepare() -> None:
     """Quiet libraries, our own log lines, and compilations kept between processes."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    # Orbax and JAX log each file they write through absl's logger; keep what is ours.
+    # Libraries log each file they write through absl's logger; keep what is ours.
     logging.get_absl_handler().addFilter(
-        lambda record: record.levelno > 20 or "nim4" in record.pathname or _ours(record)
+        lambda record: record.levelno >= py_logging.ERROR or _ours(record)
     )
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "nim4-jax"))
 
 
-def _ours(record: Any) -> bool:
-    """Whether a log record was written by a module of this project's folders."""
-    folder = os.path.dirname(os.path.abspath(record.pathname))
-    return folder == os.path.dirname(os.path.abspath(__file__))
+def _ours(record: py_logging.LogRecord) -> bool:
+    """Whether a log record was written by a module of this project."""
+    path = os.path.abspath(record.pathname)
+    return any(path.startswith(folder + os.sep) for folder in _FOLDERS)
 
 
 def find_config(argument: str) -> str:

@@ -11,6 +11,9 @@ from nim4_jax.types import Frames
 STRIDE = 4
 """Encoder frames per speech token."""
 
+_EMBEDDING_VARIANCE = 2.5e-3
+"""Speech tokens begin as small as text embeddings, or they drown the LLM's layers."""
+
 
 class Adaptor(nn.Module):
     """Concatenate 4 frames, then linear → ReLU → linear.
@@ -36,11 +39,21 @@ class Adaptor(nn.Module):
         batch, length, width = values.shape
         values = jnp.pad(values, ((0, 0), (0, -length % STRIDE), (0, 0)))
         groups = values.reshape(batch, -1, STRIDE * width)
-        wide = STRIDE * self.width_in
-        axes = ("embed", "mlp")
-        x = linear(wide, self.width_hidden, axes, self.policy, name="up")(groups)
-        axes = ("mlp", "embed")
-        x = linear(self.width_hidden, self.width_out, axes, self.policy, name="down")(
-            nn.relu(x)
+        up = linear(
+            STRIDE * self.width_in,
+            self.width_hidden,
+            ("embed", "mlp"),
+            self.policy,
+            gain=2.0,
+            name="up",
         )
+        down = linear(
+            self.width_hidden,
+            self.width_out,
+            ("mlp", "embed"),
+            self.policy,
+            gain=_EMBEDDING_VARIANCE,
+            name="down",
+        )
+        x = down(nn.relu(up(groups)))
         return Frames(x, frames.mask[:, ::STRIDE]).masked()

@@ -6,6 +6,7 @@ from typing import Any
 
 import grain.checkpoint
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -71,12 +72,16 @@ class Checkpoints:
 
 
 def latest_step(workdir: str) -> int | None:
-    """The last complete checkpoint of a run, None when there is none."""
+    """The last complete checkpoint of a run, None when there is none.
+
+    Only looks: a training run may be writing there. Orbax renames a step's folder to
+    its bare number when it is complete.
+    """
     folder = epath.Path(workdir) / _FOLDER
     if not folder.exists():
         return None
-    with ocp.CheckpointManager(folder.absolute()) as manager:
-        return manager.latest_step()
+    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    return max(steps, default=None)
 
 
 def load_params(workdir: str) -> tuple[Params, dict[str, Any]]:
@@ -85,18 +90,20 @@ def load_params(workdir: str) -> tuple[Params, dict[str, Any]]:
     Raises:
         ValueError: there is no complete checkpoint in the folder.
     """
-    folder = epath.Path(workdir) / _FOLDER
-    if latest_step(workdir) is None:
+    step = latest_step(workdir)
+    if step is None:
         raise ValueError(
             f"{workdir} holds no complete checkpoint; name the --workdir of a training "
             "run, or a .safetensors file that `nim4 snapshot` wrote."
         )
-    with ocp.CheckpointManager(folder.absolute()) as manager:
-        step = manager.latest_step()
-        meta = manager.restore(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-        )["meta"]
-    with ocp.PyTreeCheckpointer() as reader:
-        path = folder.absolute() / str(step) / "state"
-        state = reader.restore(path)
-    return jax.device_get(state["params"]), meta
+    folder = (epath.Path(workdir) / _FOLDER / str(step)).absolute()
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        meta = reader.restore(folder / "meta")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        shapes = reader.metadata(folder / "state").item_metadata.tree
+        on_host = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes
+        )
+        arguments = ocp.args.PyTreeRestore(restore_args=on_host)
+        state = reader.restore(folder / "state", args=arguments)
+    return state["params"], meta

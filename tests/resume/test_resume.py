@@ -28,7 +28,6 @@ OVERRIDES = {
     "optimizer.warmup_steps": 5,
     "data.batch_size": (4, 3),
     "data.bucket_seconds": (0.7, 1.1),
-    "model.features.num_mels": 16,
     "model.encoder.num_layers": 2,
     "model.encoder.width": 16,
     "model.encoder.num_heads": 2,
@@ -61,7 +60,6 @@ def start(manifest: Path, workdir: Path, cache: str) -> subprocess.Popen:
         str(ROOT / "launch" / "train.py"),
         f"--config={ROOT / 'configs' / 'stage1.py'}:nano",
         f"--workdir={workdir}",
-        "--config.model.encoder.num_mels=16",
         *[f"--config.{key}={value!r}" for key, value in overrides.items()],
     ]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}

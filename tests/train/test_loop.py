@@ -1,0 +1,96 @@
+"""The one loop: where it begins, when it saves, and how it stops."""
+
+import jax
+import numpy as np
+import pytest
+
+from nim4_jax.models.asr import Asr
+from nim4_jax.train import loop
+from nim4_jax.train.checkpoint import Checkpoints
+from nim4_jax.train.metrics import MetricWriter, read_metrics
+from nim4_jax.train.step import make_train_step
+
+
+@pytest.fixture(scope="module")
+def parts(tiny):
+    """(recipe, optimizer, jitted step): one compilation for all tests here."""
+    recipe = tiny.make_recipe(tiny.PLAIN_CTC, (("ctc_head/.*", 1.0), (".*", None)), 8)
+    tx, _ = tiny.make_state(recipe)
+    return recipe, tx, jax.jit(make_train_step(Asr(tiny.CONFIG), recipe, tx))
+
+
+def run(tiny, parts, folder, steps, data=None, every=3):
+    """Train in a folder up to `steps`, from its checkpoint where there is one."""
+    recipe, _, step = parts
+    _, state = tiny.make_state(recipe)
+    data = data or tiny.make_data()
+    checkpoints = Checkpoints(str(folder), every)
+    if checkpoints.latest_step() is not None:
+        state = checkpoints.restore(state, data)
+    writer = MetricWriter(str(folder), int(state.step))
+    try:
+        return loop.train(
+            state, step, data, checkpoints, writer, steps=steps, meta={}, log_every=2
+        )
+    finally:
+        checkpoints.close()
+        writer.close()
+
+
+def test_stopping_anywhere_changes_nothing(tiny, parts, tmp_path):
+    """Law 2 inside one process: 5 steps and then 3 more are 8 steps."""
+    whole = run(tiny, parts, tmp_path / "whole", 8)
+    run(tiny, parts, tmp_path / "parts", 5)
+    resumed = run(tiny, parts, tmp_path / "parts", 8)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert int(whole.step) == 8
+    steps = [row["step"] for row in read_metrics(str(tmp_path / "whole"))]
+    assert sorted(set(steps)) == [1, 2, 4, 6, 8]
+
+
+def test_a_finished_run_stays_as_it_is(tiny, parts, tmp_path):
+    """The same command after the last step trains nothing and reads no data."""
+    whole = run(tiny, parts, tmp_path, 4)
+    again = run(tiny, parts, tmp_path, 4, data=tiny.make_data())
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+
+
+def test_nan_stops_with_the_step_and_the_examples(tiny, parts, tmp_path):
+    """The fifth batch is broken; the checkpoint of step 3 stays good."""
+
+    class Broken:
+        """Batches of which the fifth has lost its numbers."""
+
+        def __init__(self):
+            self.inner, self.count = tiny.make_data(), 0
+
+        def __next__(self):
+            self.count += 1
+            arrays = next(self.inner)
+            if self.count == 5:
+                arrays = {**arrays, "audio": arrays["audio"] * np.nan}
+            return arrays
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    with pytest.raises(FloatingPointError, match=r"step 5 not finite.*\[400, 401, 402"):
+        run(tiny, parts, tmp_path, 8, data=Broken())
+    resumed = run(tiny, parts, tmp_path, 8)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(resumed))
+
+
+def test_metrics_are_those_of_the_steps_kept(tmp_path):
+    """A resumed run drops the rows that it will write again; a torn line is ignored."""
+    writer = MetricWriter(str(tmp_path))
+    for step in (1, 2, 3):
+        writer.write(step, {"train/loss": 1.0 / step, "nan": float("nan")})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "train/lo')
+    assert [row["step"] for row in read_metrics(str(tmp_path))] == [1, 2, 3]
+    writer = MetricWriter(str(tmp_path), first_step=2)
+    writer.write(3, {"train/loss": 9.0})
+    writer.close()
+    rows = read_metrics(str(tmp_path))
+    assert [row["train/loss"] for row in rows] == [1.0, 0.5, 9.0]

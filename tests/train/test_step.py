@@ -1,0 +1,104 @@
+"""The train step: what it moves, what it leaves alone, and how often it compiles."""
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nim4_jax.models.asr import Asr
+from nim4_jax.train import optim
+from nim4_jax.train import state as train_state
+from nim4_jax.train.losses import CrCtc
+from nim4_jax.train.step import make_train_step
+
+RULES = (("encoder/stack/.*", 1.0), ("ctc_head/.*", 0.5), (".*", None))
+
+
+def test_frozen_parameters_keep_their_bits(tiny):
+    """Three steps with weight decay: frozen leaves are the same, all others moved."""
+    recipe = tiny.make_recipe(CrCtc(), RULES)
+    tx, state = tiny.make_state(recipe)
+    before = jax.tree.map(np.array, state.params)
+    step = jax.jit(make_train_step(Asr(tiny.CONFIG), recipe, tx))
+    for seed in range(3):
+        state, metrics = step(state, tiny.make_batch(seed))
+    rates = optim.match_rules(sorted(optim.flatten(before)), RULES)
+    after = optim.flatten(state.params)
+    for path, leaf in optim.flatten(before).items():
+        same = np.array_equal(leaf, after[path])
+        assert same == (rates[path] is None), path
+    assert int(state.step) == 3
+    assert all(np.isfinite(value) for value in metrics.values())
+    slots = [np.shape(leaf) for leaf in jax.tree.leaves(state.opt_state)]
+    trainable, _ = optim.split_params(before, RULES)
+    shapes = [leaf.shape for leaf in trainable.values()]
+    assert sorted(s for s in slots if s) == sorted(2 * shapes)
+
+
+def test_randomness_is_of_the_step_alone(tiny):
+    """The same step gives the same bits; another step draws another augmentation."""
+    recipe = tiny.make_recipe(CrCtc(), RULES)
+    tx, state = tiny.make_state(recipe)
+    step = jax.jit(make_train_step(Asr(tiny.CONFIG), recipe, tx))
+    batch = tiny.make_batch(0)
+    first, again = step(state, batch), step(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    later = state.replace(step=jnp.asarray(5, jnp.int32))
+    other = step(later, batch)[1]
+    assert float(other["ctc"]) != float(first[1]["ctc"])
+
+
+def test_one_trace_for_each_bucket_shape(tiny):
+    """Law 8: after each shape was seen once, nothing is traced or compiled again."""
+    recipe = tiny.make_recipe(tiny.PLAIN_CTC, RULES)
+    tx, state = tiny.make_state(recipe)
+    inner = make_train_step(Asr(tiny.CONFIG), recipe, tx)
+    traces, compiled = [], []
+
+    def count(state, batch):
+        traces.append(batch.audio.values.shape)
+        return inner(state, batch)
+
+    step = jax.jit(count, donate_argnums=0)
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: (
+            compiled.append(name) if "backend_compile" in name else None
+        )
+    )
+    lengths = (4_800, 3_200)
+    for seed in range(4):
+        state, _ = step(state, tiny.make_batch(seed, samples=lengths[seed % 2]))
+    seen = len(compiled)
+    for seed in range(4, 10):
+        state, _ = step(state, tiny.make_batch(seed, samples=lengths[seed % 3 % 2]))
+    assert traces == [(4, 4_800), (4, 3_200)]
+    assert len(compiled) == seen
+
+
+def test_fresh_parameters_are_of_the_parts_that_the_loss_reaches(tiny):
+    """Stage 1 makes no LLM, transcription no phoneme head; both share the encoder."""
+    batch = tiny.make_batch(0)
+    made = {}
+    for name, loss in (("ctc", tiny.PLAIN_CTC), ("text", tiny.PLAIN_TRANSCRIBE)):
+        recipe = tiny.make_recipe(loss)
+        made[name] = jax.eval_shape(
+            lambda r=recipe: train_state.init_params(Asr(tiny.CONFIG), r, batch, 0)
+        )
+    assert set(made["ctc"]) == {"cmvn", "encoder", "ctc_head"}
+    assert set(made["text"]) == {"cmvn", "encoder", "adaptor", "llm"}
+    assert made["ctc"]["encoder"] == made["text"]["encoder"]
+
+
+def test_fresh_parameters_come_from_the_seed(tiny):
+    """The same seed gives the same bits, another seed others; all are finite."""
+    recipe = tiny.make_recipe(tiny.PLAIN_CTC)
+    made = [
+        flax.traverse_util.flatten_dict(
+            train_state.init_params(Asr(tiny.CONFIG), recipe, tiny.make_batch(0), seed)
+        )
+        for seed in (0, 0, 1)
+    ]
+    assert all(np.isfinite(leaf).all() for leaf in made[0].values())
+    assert all(np.array_equal(made[0][path], made[1][path]) for path in made[0])
+    kernels = [path for path in made[0] if path[-1] == "kernel"]
+    assert all(not np.array_equal(made[0][path], made[2][path]) for path in kernels)
