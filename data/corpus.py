@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from nim4_jax.data import grammar, synthesis
 
-TEST_PER_HOUR = 170  # test utterances for each hour of corpus: about a tenth of it
+TEST_COUNT = 170  # utterances, whatever the corpus's size: figures stay comparable
 MAX_REPEATS = 3  # training utterances of one text: short commands are few
 
 
@@ -52,18 +51,18 @@ class Utterance:
         }
 
 
-def plan_utterances(seed: int, hours: float) -> Iterator[Utterance]:
+def plan_utterances(seed: int) -> Iterator[Utterance]:
     """The endless list of utterances: the test split first, then training.
 
+    A longer corpus of the same seed begins with the shorter one.
     Languages are dealt so that any stretch of the list has about the right shares.
     Test texts do not repeat; a training text is spoken at most MAX_REPEATS times.
     """
-    test_count = math.ceil(TEST_PER_HOUR * hours)
     langs = _deal_languages()
     spoken: dict[str, int] = {}
     index = 0
     while True:
-        split = "test" if index < test_count else "train"
+        split = "test" if index < TEST_COUNT else "train"
         lang = next(langs)
         rng = np.random.default_rng([seed, index])
         limit = 1 if split == "test" else MAX_REPEATS
@@ -91,21 +90,22 @@ class Journal:
 
     The first line names the plan; each further line is a manifest record. The corpus
     is the shortest gapless prefix of the plan that lasts long enough, so it does not
-    depend on the number of processes or on where a run was killed.
+    depend on the number of processes or on where a run was killed; with more hours
+    the same journal goes on to a longer corpus.
     """
 
     def __init__(self, out: Path, seed: int, hours: float) -> None:
         """Open or begin the journal of a corpus folder.
 
         Raises:
-            ValueError: the journal belongs to another seed or another size.
+            ValueError: the journal belongs to another seed.
         """
         self.path = out / "journal.jsonl"
         self.wanted = hours * 3600
         self.spoken: dict[int, dict[str, Any]] = {}
         self.prefix: list[dict[str, Any]] = []
         self.prefix_seconds = 0.0
-        plan = {"seed": seed, "hours": hours}
+        plan = {"seed": seed}
         out.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
             content = json.dumps(plan) + "\n"
@@ -116,7 +116,7 @@ class Journal:
         if found != plan:
             raise ValueError(
                 f"{self.path} belongs to the plan {found}, asked for {plan}: pass the "
-                "same flags, or another --out"
+                "same --seed, or another --out"
             )
         if cut:  # the line that a kill cut short
             content = "".join(f"{line}\n" for line in lines)

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -57,8 +58,12 @@ def stage_config(entry: ConfigDict, size: str, previous: str | None) -> ConfigDi
     return config.lock()
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, float]:
+def run(config: Any, workdir: str) -> dict[str, float]:
     """Train what is not finished yet.
+
+    Args:
+        config: what `configs/pipeline.py` makes, a ConfigDict.
+        workdir: folder of the stages' folders.
 
     Returns:
         Seconds spent in each stage, over all runs of this pipeline.

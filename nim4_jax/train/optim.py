@@ -54,7 +54,7 @@ class OptimizerConfig:
 
 def flatten(params: Params) -> FlatParams:
     """Nested dict → {"a/b/c": leaf}."""
-    return flax.traverse_util.flatten_dict(params, sep="/")
+    return dict(flax.traverse_util.flatten_dict(params, sep="/"))
 
 
 def unflatten(flat: FlatParams) -> Params:
@@ -101,7 +101,7 @@ def make_optimizer(
 
     def scale_by_rule(updates: FlatParams, params: FlatParams | None) -> FlatParams:
         rates = match_rules(sorted(updates), rules)
-        return {path: update * rates[path] for path, update in updates.items()}
+        return {path: update * (rates[path] or 0.0) for path, update in updates.items()}
 
     def is_matrix(params: FlatParams) -> dict[str, bool]:
         return {path: path.endswith(("kernel", "table")) for path in params}

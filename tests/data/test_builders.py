@@ -38,8 +38,8 @@ def decode(record) -> np.ndarray:
 
 def test_commands_have_the_promised_amount(records):
     hours = {s: sum(r["duration"] for r in rs) / 3600 for s, rs in records.items()}
-    assert hours["train"] > 0.85
-    assert hours["test"] > 0.09
+    assert hours["train"] > 0.69
+    assert hours["test"] > 0.1
     assert len(records["test"]) >= 150
     counts = {la: sum(r["lang"] == la for r in records["test"]) for la in
               grammar.LANGUAGES}  # fmt: skip
