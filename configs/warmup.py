@@ -28,7 +28,7 @@ def get_config(size: str = "") -> ConfigDict:
             "seed": 0,
         }
     )
-    config.loss = ConfigDict({"kind": "read_phonemes", "corrupt": 0.15})
+    config.loss = ConfigDict({"kind": "read_phonemes", "corrupt": 0.12})
     config.rules = (("(llm|phoneme_reader)/.*", 1.0), (".*", None))
     config.optimizer = ConfigDict(
         {

@@ -202,27 +202,30 @@ class ReadPhonemes:
         prompt: token ids around the speech.
         num_phonemes: P.
         frames_per_phoneme: length of the grid over the largest number of phonemes.
+        lead: most frames of silence before the first phoneme.
         corrupt: share of phonemes replaced by a random one or dropped.
         vocab_chunk: answer places whose logits exist at once.
     """
 
     prompt: Prompt
     num_phonemes: int
-    frames_per_phoneme: int = 3
+    frames_per_phoneme: int = 4
+    lead: int = 12
     corrupt: float = 0.1
     vocab_chunk: int = 128
 
     def imitate(self, rng: Array, phonemes: Labels) -> Frames:
         """Phoneme weights at frame rate, [B, U, P], as if a CTC head had heard."""
-        keys = jax.random.split(rng, 6)
+        keys = jax.random.split(rng, 7)
         batch, count = phonemes.ids.shape
         shape = (batch, count)
-        pace = jax.random.uniform(keys[0], (batch, 1), minval=1.2, maxval=3.0)
+        pace = jax.random.uniform(keys[0], (batch, 1), minval=1.5, maxval=3.6)
         spread = jax.random.uniform(keys[1], shape, minval=0.4, maxval=1.6)
         lengths = jnp.maximum(pace * spread, 1.0) * phonemes.mask
-        ends = jnp.cumsum(lengths, axis=1)
+        silence = jax.random.uniform(keys[6], (batch, 1), maxval=self.lead)
+        ends = silence + jnp.cumsum(lengths, axis=1)
         starts = jnp.floor(ends - lengths)
-        length = self.frames_per_phoneme * count
+        length = self.frames_per_phoneme * count + self.lead
         total = jnp.minimum(jnp.ceil(ends[:, -1:]) + 2.0, length)
         random_ids = jax.random.randint(keys[2], shape, 1, self.num_phonemes)
         doubt = jax.random.uniform(keys[3], shape)

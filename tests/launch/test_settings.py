@@ -1,0 +1,150 @@
+"""The border of a run: what a config may say, and how errors of input look."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nim4_jax.configs import base, stage1
+from nim4_jax.launch import assembly, settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """A part with a default."""
+
+    rate: float = 1.0
+    name: str = "a"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    """All kinds of fields that settings have."""
+
+    steps: int
+    inner: Inner
+    sizes: tuple[int, ...] = ()
+    pairs: tuple[str | tuple[str, float], ...] = ()
+    limit: int | None = None
+
+
+def test_nested_values_become_frozen_dataclasses():
+    """Lists become tuples, whole numbers become floats where floats are wanted."""
+    got = settings.build(
+        Outer,
+        {
+            "steps": 3,
+            "inner": {"rate": 2},
+            "sizes": [1, 2],
+            "pairs": ["x", ["y", 0.5]],
+            "limit": None,
+        },
+    )
+    assert got == Outer(3, Inner(2.0), (1, 2), ("x", ("y", 0.5)), None)
+    assert isinstance(got.inner.rate, float)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"step": 1, "inner": {}}, r"config\.step is unknown; did you mean 'steps'\?"),
+        (
+            {"steps": 1, "inner": {"rats": 1}},
+            r"config\.inner\.rats.*did you mean 'rate'",
+        ),
+        (
+            {"steps": 1, "inner": {}, "zzz": 1},
+            r"config\.zzz is unknown; known: \['inner'",
+        ),
+        ({"inner": {}}, r"config\.steps is missing; Outer needs it"),
+        ({"steps": "3", "inner": {}}, r"config\.steps='3' must be of type int"),
+        ({"steps": 1.5, "inner": {}}, r"config\.steps=1\.5 must be of type int"),
+        ({"steps": True, "inner": {}}, r"config\.steps=True must be of type int"),
+        ({"steps": 1, "inner": 5}, r"config\.inner=5 must be of type Inner"),
+        ({"steps": 1, "inner": {"name": 2}}, r"config\.inner\.name=2 must be .* str"),
+        ({"steps": 1, "inner": {}, "sizes": 3}, r"config\.sizes=3 must be a list"),
+        (
+            {"steps": 1, "inner": {}, "sizes": [1, "b"]},
+            r"config\.sizes\[1\]='b' must be",
+        ),
+        (
+            {"steps": 1, "inner": {}, "pairs": [["y"]]},
+            r"config\.pairs\[0\]=.* is none of",
+        ),
+        ({"steps": 1, "inner": {}, "limit": "all"}, r"config\.limit='all' is none of"),
+    ],
+)
+def test_what_does_not_fit_is_named_by_its_path(values, message):
+    """Unknown keys with the nearest known one, missing ones, values of another kind."""
+    with pytest.raises(ValueError, match=message):
+        settings.build(Outer, values)
+
+
+@pytest.mark.parametrize(
+    "path, value, message",
+    [
+        ("loss.kind", "ctc", r"config\.loss\.kind='ctc'.*'cr_ctc', 'read_phonemes'"),
+        ("data.kind", "video", r"config\.data\.kind='video'.*'speech', 'text'"),
+        ("model.remat", "some", r"remat='some' is unknown.*none.*dots.*full"),
+        ("model.policy.compute", "int8", r"policy\.compute='int8'.*bfloat16.*float32"),
+        ("model.encoder.num_heads", 5, r"width 144.*num_heads 5"),
+        ("optimizer.warmup_steps", "ten", r"config\.optimizer\.warmup_steps='ten'"),
+    ],
+)
+def test_impossible_configs_are_refused(path, value, message):
+    """Before any data is read or any parameter made."""
+    config = stage1.get_config("nano")
+    config.unlock()
+    *folders, leaf = path.split(".")
+    place = config
+    for folder in folders:
+        place = place[folder]
+    with place.ignore_type():
+        place[leaf] = value
+    with pytest.raises(ValueError, match=message):
+        assembly.build_settings(config)
+
+
+def test_an_unknown_size_lists_the_sizes():
+    """configs/STAGE.py:SIZE."""
+    with pytest.raises(ValueError, match=r"size 'huge' is unknown.*nano, small, 2b3"):
+        base.get_config("huge")
+
+
+def run_train(*arguments: str) -> subprocess.CompletedProcess:
+    """launch/train.py as a user starts it."""
+    environment = {
+        name: v for name, v in os.environ.items() if name != "NIM4_TRACEBACK"
+    }
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch" / "train.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config.stepz=3"], "stepz"),
+        (["--config.optimizer.peak_rat=1.0"], "peak_rate"),
+        (["--config.steps=many"], "steps"),
+        (["--config.data.sources=('missing.jsonl',)"], "missing.jsonl"),
+    ],
+)
+def test_errors_of_input_are_one_line(tmp_path, arguments, message):
+    """Exit code 2, the culprit by name, no traceback."""
+    config = f"--config={ROOT / 'configs' / 'stage1.py'}:nano"
+    done = run_train(config, f"--workdir={tmp_path}", *arguments)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(lines) == 1 and message in lines[0], done.stderr

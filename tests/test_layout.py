@@ -1,0 +1,73 @@
+"""The plan of the house: namespaced imports, small files, and the size of the model."""
+
+import ast
+from pathlib import Path
+
+from nim4_jax.configs import stage4
+from nim4_jax.launch import assembly, parameters
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("nim4_jax", "configs", "data", "eval", "launch", "serving", "tests")
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+PARTS = {"configs", "data", "eval", "launch", "serving", "tests"}
+GENERIC = {"utils.py", "helpers.py", "common.py", "misc.py"}
+
+
+def find_imports(path: Path) -> set[str]:
+    """First parts of all absolute imports of a file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def test_imports_are_namespaced():
+    """`import data` would load a module a second time under another name."""
+    wrong = {
+        f"{path.relative_to(ROOT)}: {sorted(found)}"
+        for path in FILES
+        if (found := find_imports(path) & PARTS)
+    }
+    assert not wrong
+
+
+def test_files_are_small_and_named():
+    """At most 500 lines; a file is one noun, not a drawer."""
+    long = {
+        str(path.relative_to(ROOT)): count
+        for path in FILES
+        if (count := len(path.read_text(encoding="utf8").splitlines())) > 500
+    }
+    assert not long
+    assert not [path for path in FILES if path.name in GENERIC]
+
+
+def test_the_core_imports_nothing_above_it():
+    """nim4_jax/ knows neither launchers nor evaluation; text needs no JAX."""
+    for path in (ROOT / "nim4_jax").rglob("*.py"):
+        text = path.read_text(encoding="utf8")
+        for part in ("launch", "eval", "serving"):
+            assert f"nim4_jax.{part}" not in text, path
+            assert f"from nim4_jax import {part}" not in text, path
+    for path in (ROOT / "nim4_jax" / "text").rglob("*.py"):
+        assert not find_imports(path) & {"jax", "flax"}, path
+
+
+def test_the_full_model_counts_as_published():
+    """`2b3` initialises abstractly with 2.2 to 2.4 billion parameters."""
+    values = stage4.get_config("2b3").model.to_dict()
+    counts = parameters.count_parts(
+        parameters.trace_params(assembly.build_model_config(values))
+    )
+    assert 2.2e9 <= sum(counts.values()) <= 2.4e9
+    assert 0.55e9 < counts["encoder: Conformer blocks"] < 0.65e9
+    assert all(counts.values())
+
+
+def test_the_table_adds_up():
+    """Markdown rows with shares and the sum."""
+    table = parameters.format_table({"a": 4_000, "b": 6_000})
+    assert "| a | 4,000 | 40.0 % |" in table and "**10,000**" in table

@@ -1,0 +1,41 @@
+"""Each stage of each size: its config builds, and its rules say what trains."""
+
+import pytest
+
+from nim4_jax.configs import stage1, stage2, stage4, warmup
+from nim4_jax.launch import assembly, parameters
+from nim4_jax.train import optim
+from nim4_jax.train.losses import CrCtc, ReadPhonemes, Transcribe
+
+STAGES = {
+    "stage1": (stage1, CrCtc, {"encoder", "ctc_head"}),
+    "warmup": (warmup, ReadPhonemes, {"phoneme_reader", "llm"}),
+    "stage2": (stage2, Transcribe, {"adaptor"}),
+    "stage4": (stage4, Transcribe, {"encoder", "adaptor", "llm"}),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_builds_at_nano(stage):
+    """The frozen dataclasses of a run, without reading any audio."""
+    module, loss, _ = STAGES[stage]
+    made = assembly.build_settings(module.get_config("nano"))
+    assert made.stage == stage and isinstance(made.recipe.loss, loss)
+    assert made.recipe.steps > made.recipe.optimizer.warmup_steps
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("size", ["nano", "small"])
+def test_rules_train_what_the_stage_is_for(stage, size):
+    """Every parameter of the whole model has a rule; the trained parts are these."""
+    module, _, trained = STAGES[stage]
+    config = module.get_config(size)
+    params = parameters.trace_params(
+        assembly.build_model_config(config.model.to_dict())
+    )
+    params["phoneme_reader"] = {
+        "project": {"kernel": params["adaptor"]["up"]["kernel"]}
+    }
+    trainable, frozen = optim.split_params(params, config.rules)
+    assert {path.split("/")[0] for path in trainable} == trained
+    assert not trained & {path.split("/")[0] for path in frozen}

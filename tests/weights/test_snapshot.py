@@ -1,0 +1,59 @@
+"""Snapshots: one file that keeps parameters and what they are."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from nim4_jax.weights import snapshot
+
+RNG = np.random.default_rng(0)
+PARAMS = {
+    "encoder": {"layer": {"kernel": RNG.normal(size=(3, 4)).astype(np.float32)}},
+    "cmvn": {"mean": RNG.normal(size=(2, 2)).astype(np.float32)},
+    "head": {"bias": RNG.normal(size=4).astype(np.float32)},
+}
+META = {"stage": "stage1", "steps": 3, "text": "好"}
+
+
+def test_full_precision_comes_back_bit_for_bit(tmp_path):
+    """Nested parameters and facts, as they were."""
+    path = str(tmp_path / "deep" / "model.safetensors")
+    snapshot.write(path, PARAMS, META)
+    params, meta = snapshot.read(path)
+    assert meta == META
+    assert set(params) == set(PARAMS)
+    kernel = params["encoder"]["layer"]["kernel"]
+    np.testing.assert_array_equal(kernel, PARAMS["encoder"]["layer"]["kernel"])
+    np.testing.assert_array_equal(params["head"]["bias"], PARAMS["head"]["bias"])
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_bfloat16_halves_matrices_only(tmp_path):
+    """Kernels are rounded; vectors and feature statistics keep every bit."""
+    path = str(tmp_path / "model.safetensors")
+    snapshot.write(path, PARAMS, META, dtype="bfloat16")
+    params, _ = snapshot.read(path)
+    kernel = PARAMS["encoder"]["layer"]["kernel"]
+    rounded = kernel.astype(ml_dtypes.bfloat16).astype(np.float32)
+    got = params["encoder"]["layer"]["kernel"]
+    np.testing.assert_array_equal(got, rounded)
+    assert got.dtype == np.float32 and not np.array_equal(got, kernel)
+    np.testing.assert_array_equal(params["cmvn"]["mean"], PARAMS["cmvn"]["mean"])
+    np.testing.assert_array_equal(params["head"]["bias"], PARAMS["head"]["bias"])
+
+
+def test_missing_cut_off_and_foreign_files_are_named(tmp_path):
+    """Each error begins with the path."""
+    missing = str(tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match=r"none\.safetensors.*missing or cut off"):
+        snapshot.read(missing)
+    path = tmp_path / "model.safetensors"
+    snapshot.write(str(path), PARAMS, META)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=r"model\.safetensors.*missing or cut off"):
+        snapshot.read(str(path))
+    foreign = str(tmp_path / "other.safetensors")
+    safetensors.numpy.save_file({"a": np.zeros(2)}, foreign)
+    with pytest.raises(ValueError, match=r"other\.safetensors is no snapshot"):
+        snapshot.read(foreign)
