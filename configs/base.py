@@ -129,8 +129,8 @@ def get_config(size: str = "") -> ConfigDict:
         {
             "kind": "speech",
             "sources": ("bundled:commands:train",),
-            "batch_size": (32, 20, 12) if tiny else (32, 20, 12, 8, 4),
-            "bucket_seconds": (2.5, 4.0, 6.5) if tiny else (2.5, 4.0, 6.5, 15.0, 30.0),
+            "batch_size": (16, 10, 6) if tiny else (32, 20, 12, 8, 4),
+            "bucket_seconds": (2.5, 5.0, 9.0) if tiny else (2.5, 4.0, 6.5, 15.0, 30.0),
             "speed_perturb": (0.9, 1.0, 1.1),
             "seed": 0,
             "threads": 1 if tiny else 16,

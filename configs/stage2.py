@@ -15,7 +15,7 @@ def get_config(size: str = "") -> ConfigDict:
     tiny = base.check_size(size) == "nano"
     config.stage = "stage2"
     config.data.needs = ("tokens",)
-    config.data.max_tokens = (16, 20, 24) if tiny else (48, 80, 128, 256, 512)
+    config.data.max_tokens = (16, 24, 40) if tiny else (48, 80, 128, 256, 512)
     config.loss = ConfigDict(
         {
             "kind": "transcribe",

@@ -11,8 +11,8 @@ from nim4_jax.launch import assembly
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.text.tokenizer import Tokenizer
 
-_BUCKETS = (2.5, 4.0, 6.5)
-_ROWS = (32, 20, 12)
+_BUCKETS = (2.5, 5.0, 9.0)
+_ROWS = (16, 10, 6)
 
 
 @dataclasses.dataclass(frozen=True)

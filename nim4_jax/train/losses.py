@@ -58,7 +58,8 @@ class DynamicChunks:
         full = jax.random.bernoulli(keys[0], self.full_share)
         size = jax.random.randint(keys[1], (), 1, self.largest + 1)
         most = (length - 1) // size
-        left = jnp.floor(jax.random.uniform(keys[2]) * (most + 1)).astype(jnp.int32)
+        share = jax.random.uniform(keys[2])
+        left = jnp.floor(share * (most + 1).astype(jnp.float32)).astype(jnp.int32)
         unlimited = jax.random.bernoulli(keys[3], self.unlimited_left)
         endless = jnp.asarray(relative.UNLIMITED, jnp.int32)
         return Chunking(

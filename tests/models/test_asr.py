@@ -1,4 +1,4 @@
-"""The whole recogniser: a row means the same alone, in a batch, and with NaN padding."""
+"""The whole recogniser: a row means the same alone, in a batch and with NaN padding."""
 
 import functools
 

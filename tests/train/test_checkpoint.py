@@ -1,5 +1,8 @@
 """Checkpoints: what was saved comes back, and what does not fit is named."""
 
+import time
+
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +42,36 @@ def test_saved_state_survives_the_donation_of_its_buffers(tiny, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, make_state(3))
     jax.tree.map(np.testing.assert_array_equal, next(data), expected)
     checkpoints.close()
+
+
+class SlowIterator(grain.DatasetIterator):
+    """Counts; looking up where it stands takes a while."""
+
+    def __init__(self):
+        super().__init__()
+        self.place = 0
+
+    def __next__(self):
+        self.place += 1
+        return self.place
+
+    def get_state(self):
+        time.sleep(0.2)
+        return {"place": self.place}
+
+    def set_state(self, state):
+        self.place = state["place"]
+
+
+def test_the_iterator_is_saved_where_it_stood(tmp_path):
+    """Orbax saves in the background; the loop asks for the next batch at once."""
+    checkpoints, data = Checkpoints(str(tmp_path), every=1), SlowIterator()
+    next(data)
+    checkpoints.save(make_state(1), data, {})
+    next(data)
+    checkpoints.restore(jax.eval_shape(make_state, 1), data)
+    checkpoints.close()
+    assert next(data) == 2
 
 
 def test_only_whole_checkpoints_count(tiny, tmp_path):

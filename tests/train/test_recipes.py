@@ -24,8 +24,10 @@ def test_stage_builds_at_nano(stage):
     assert made.recipe.steps > made.recipe.optimizer.warmup_steps
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("size", ["nano", "small"])
+@pytest.mark.parametrize(
+    "stage, size",
+    [*((stage, "nano") for stage in STAGES), ("stage1", "2b3"), ("stage4", "2b3")],
+)
 def test_rules_train_what_the_stage_is_for(stage, size):
     """Every parameter of the whole model has a rule; the trained parts are these."""
     module, _, trained = STAGES[stage]
@@ -39,3 +41,9 @@ def test_rules_train_what_the_stage_is_for(stage, size):
     trainable, frozen = optim.split_params(params, config.rules)
     assert {path.split("/")[0] for path in trainable} == trained
     assert not trained & {path.split("/")[0] for path in frozen}
+
+
+def test_a_size_with_a_pretrained_llm_needs_no_warm_up():
+    """The error says what to do instead."""
+    with pytest.raises(ValueError, match="'2b3' needs no warm-up: start stage 2"):
+        warmup.get_config("2b3")
