@@ -32,5 +32,5 @@ def get_config(size: str = "") -> ConfigDict:
             "final_share": 0.1,
         }
     )
-    config.steps = 250 if tiny else 1_300_000
+    config.steps = 200 if tiny else 1_300_000
     return config

@@ -77,7 +77,10 @@ def _parse(arguments: list[str]) -> list[str]:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         if os.environ.get("NIM4_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        reason = str(error)
+        if isinstance(error, KeyError):  # str() of one is a repr, with \\n and quotes
+            reason = f"the config has no key {' '.join(str(error.args[0]).split())}"
+        print(f"error: {reason}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -66,6 +66,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in pairs)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and not isinstance(value, hint):
+    wrong_bool = isinstance(value, bool) and hint is not bool
+    if isinstance(hint, type) and (wrong_bool or not isinstance(value, hint)):
         raise ValueError(f"{where}={value!r} must be of type {hint.__name__}.")
     return value

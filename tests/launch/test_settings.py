@@ -90,7 +90,6 @@ def test_what_does_not_fit_is_named_by_its_path(values, message):
     [
         ("loss.kind", "ctc", r"config\.loss\.kind='ctc'.*'cr_ctc', 'read_phonemes'"),
         ("data.kind", "video", r"config\.data\.kind='video'.*'speech', 'text'"),
-        ("model.remat", "some", r"remat='some' is unknown.*none.*dots.*full"),
         ("model.policy.compute", "int8", r"policy\.compute='int8'.*bfloat16.*float32"),
         ("model.encoder.num_heads", 5, r"width 144.*num_heads 5"),
         ("optimizer.warmup_steps", "ten", r"config\.optimizer\.warmup_steps='ten'"),
@@ -136,6 +135,7 @@ def run_train(*arguments: str) -> subprocess.CompletedProcess:
     [
         (["--config.stepz=3"], "stepz"),
         (["--config.optimizer.peak_rat=1.0"], "peak_rate"),
+        (["--config.model.encoder.widht=16"], "widht"),
         (["--config.steps=many"], "steps"),
         (["--config.data.sources=('missing.jsonl',)"], "missing.jsonl"),
     ],

@@ -10,8 +10,13 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.layers import Policy
-from nim4_jax.models.conformer import Conformer, ConformerConfig, ConformerStack
+from nim4_jax.layers import Policy, rematerialise
+from nim4_jax.models.conformer import (
+    Block,
+    Conformer,
+    ConformerConfig,
+    ConformerStack,
+)
 from nim4_jax.ops.relative import UNLIMITED, Chunking
 from nim4_jax.types import Frames
 
@@ -259,3 +264,30 @@ def test_impossible_shapes_are_refused(change, message):
     shape = {"width": WIDTH, "num_heads": 2, **change}
     with pytest.raises(ValueError, match=message):
         ConformerConfig(**shape)
+
+
+def test_an_unknown_recomputation_rule_lists_the_rules():
+    """remat is none, dots or full."""
+    with pytest.raises(ValueError, match=r"remat='some' is unknown.*none.*dots.*full"):
+        rematerialise(Block, "some")
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_recomputation_changes_no_gradient(remat):
+    """What is saved for the backward pass is a matter of memory alone."""
+    _, _, params = make_stack("chunk", 2)
+    frames, chunking = make_frames(2, [12, 5], 12, WIDTH), Chunking.of(4, 1)
+
+    def slope(kind):
+        module = ConformerStack(make_config("chunk"), Policy(), kind)
+
+        def grade(params):
+            return jnp.sum(jnp.square(module.apply(params, frames, chunking)[0].values))
+
+        return jax.jit(jax.grad(grade))(params)
+
+    jax.tree.map(
+        lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4),
+        slope(remat),
+        slope("none"),
+    )
