@@ -78,8 +78,9 @@ def _parse(arguments: list[str]) -> list[str]:
         if os.environ.get("NIM4_TRACEBACK"):
             raise
         reason = str(error)
-        if isinstance(error, KeyError):  # str() of one is a repr, with \\n and quotes
-            reason = f"the config has no key {' '.join(str(error.args[0]).split())}"
+        # ml_collections hands a KeyError on, of which str() shows quotes and escapes.
+        if error.args and isinstance(inner := error.args[0], KeyError):
+            reason = f"the config has no key {' '.join(str(inner.args[0]).split())}"
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(2)
 

@@ -133,9 +133,8 @@ def run_train(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--config.stepz=3"], "stepz"),
-        (["--config.optimizer.peak_rat=1.0"], "peak_rate"),
-        (["--config.model.encoder.widht=16"], "widht"),
+        (["--config.stepz=3"], "no key 'stepz' Did you mean \"steps\""),
+        (["--config.optimizer.peak_rat=1.0"], 'Did you mean "peak_rate"'),
         (["--config.steps=many"], "steps"),
         (["--config.data.sources=('missing.jsonl',)"], "missing.jsonl"),
     ],
