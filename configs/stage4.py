@@ -14,6 +14,7 @@ def get_config(size: str = "") -> ConfigDict:
     config = stage2.get_config(size)
     tiny = base.check_size(size) == "nano"
     config.stage = "stage4"
+    config.loss.imitate = 0.0
     config.rules = (
         # The phoneme head and the feature statistics stay as stage 1 left them.
         ("(ctc_head|cmvn|phoneme_reader)/.*", None),

@@ -40,16 +40,25 @@ def limit_cores(threads: int) -> int:
     return len(cores)
 
 
+def find_bench(names: list[str]) -> str:
+    """The one name given.
+
+    Raises:
+        ValueError: none, several or an unknown one.
+    """
+    if len(names) != 1 or names[0] not in BENCHES:
+        raise ValueError(f"name one of {', '.join(BENCHES)}; got {names or 'nothing'}.")
+    return names[0]
+
+
 def main(arguments: list[str]) -> None:
     """Entry point of `nim4 bench`."""
     given = flags.FLAGS
-    names = arguments[1:]
-    if len(names) != 1 or names[0] not in BENCHES:
-        raise ValueError(f"name one of {', '.join(BENCHES)}; got {names or 'nothing'}.")
+    name = find_bench(arguments[1:])
     threads = limit_cores(given.threads)
-    rows = BENCHES[names[0]](given.full, threads)
+    rows = BENCHES[name](given.full, threads)
     if given.json:
-        print(measure.format_json(names[0], rows, threads))
+        print(measure.format_json(name, rows, threads))
     else:
         print(measure.format_table(rows))
 

@@ -172,12 +172,15 @@ class Transcribe:
         prompt: token ids around the speech.
         augment: SpecAugment amounts.
         chunks: distribution of the chunk masks.
+        imitate: weight of the adaptor's distance from what the phoneme reader makes of
+            the CTC head's posteriors, for an LLM that was warmed up on phonemes.
         vocab_chunk: answer places whose logits exist at once.
     """
 
     prompt: Prompt
     augment: SpecAugmentConfig = SpecAugmentConfig()
     chunks: DynamicChunks = DynamicChunks()
+    imitate: float = 0.0
     vocab_chunk: int = 128
 
     def __call__(self, model: Asr, batch: AsrBatch, step: Int[Array, ""]) -> Loss:
@@ -188,7 +191,22 @@ class Transcribe:
         length = -(-features.mask.shape[1] // 4)
         frames = model.encode(features, self.chunks.draw(rngs[2], length))
         speech = model.adapt(frames)
-        return _answer_loss(model, speech, self.prompt, batch.tokens, self.vocab_chunk)
+        loss = _answer_loss(model, speech, self.prompt, batch.tokens, self.vocab_chunk)
+        if not self.imitate:
+            return loss
+        distance = _distance_from_reader(model, frames, speech)
+        metrics = {**loss.metrics, "distance": (distance * loss.weight, loss.weight)}
+        total = loss.total + self.imitate * distance * loss.weight
+        return loss.replace(total=total, metrics=metrics)
+
+
+def _distance_from_reader(model: Asr, frames: Frames, speech: Frames) -> Array:
+    """Σ|adaptor − reader|² / Σ|reader|² over valid speech tokens of the batch."""
+    posteriors = jax.nn.softmax(model.score_phonemes(frames))
+    target = model.read_phonemes(frames.replace(values=posteriors))
+    target = jax.lax.stop_gradient(target.masked().values)
+    error = jnp.sum(jnp.square(speech.masked().values - target))
+    return error / jnp.maximum(jnp.sum(jnp.square(target)), 1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
