@@ -34,5 +34,5 @@ def get_config(size: str = "") -> ConfigDict:
             "final_share": 0.1,
         }
     )
-    config.steps = 200 if tiny else 1_300_000
+    config.steps = 450 if tiny else 1_300_000
     return config

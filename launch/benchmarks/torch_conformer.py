@@ -23,6 +23,9 @@ from nim4_jax.ops.spec_augment import SpecAugmentConfig
 class FrontEnd(nn.Module):
     """Samples [B, S] → log-mel [B, T, M]."""
 
+    filters: Tensor
+    window: Tensor
+
     def __init__(self, config: features.FeatureConfig):
         super().__init__()
         self.config = config

@@ -111,6 +111,7 @@ def read_losses(workdir: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
 
 
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_killed_and_restarted_equals_uninterrupted(
     manifest, tmp_path, compilation_cache
 ):
