@@ -112,7 +112,12 @@ def get_config(size: str = "") -> ConfigDict:
     config.model = ConfigDict(
         {
             "features": {"num_mels": 80},
-            "encoder": _ENCODERS[size],
+            "encoder": {
+                "subsampling_channels": 32,
+                "ffn_factor": 4,
+                "conv_context": "chunk",
+                **_ENCODERS[size],
+            },
             "adaptor_width": _ADAPTOR_WIDTHS[size],
             "llm": _LLMS[size],
             "policy": {"compute": "float32" if tiny else "bfloat16"},

@@ -49,13 +49,19 @@ def stage_config(entry: ConfigDict, size: str, previous: str | None) -> ConfigDi
             f"no stage {entry.stage!r}: no such file in configs/."
         ) from error
     config = module.get_config(size)
-    try:
-        config.update_from_flattened_dict(dict(entry.overrides))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"overrides of {entry.stage}: {error}") from error
+    config.lock()
+    for key, value in entry.overrides:
+        *folders, leaf = key.split(".")
+        place = config
+        try:
+            for folder in folders:
+                place = place[folder]
+            place[leaf] = value
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"override {key} of {entry.stage}: {error}") from error
     origins = [entry.init_from, previous]
     config.init_from = ",".join(origin for origin in origins if origin)
-    return config.lock()
+    return config
 
 
 def run(config: Any, workdir: str) -> dict[str, float]:

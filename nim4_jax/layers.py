@@ -77,6 +77,7 @@ class Einsum(nn.Module):
         bias_axes: kernel dimensions that the bias spans, None for no bias.
         fan_in_dims: kernel dimensions that the equation contracts.
         gain: variance of the outputs at initialisation, for inputs of unit variance.
+        bias_init: initialiser of the bias.
     """
 
     equation: str
@@ -86,6 +87,7 @@ class Einsum(nn.Module):
     bias_dims: Sequence[int] | None = None
     fan_in_dims: Sequence[int] = (0,)
     gain: float = 1.0
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
@@ -107,7 +109,7 @@ class Einsum(nn.Module):
         bias = self.param(
             "bias",
             nn.with_logical_partitioning(
-                nn.initializers.zeros, tuple(self.axes[d] for d in self.bias_dims)
+                self.bias_init, tuple(self.axes[d] for d in self.bias_dims)
             ),
             tuple(self.shape[d] for d in self.bias_dims),
             self.policy.param_dtype,

@@ -87,6 +87,9 @@ class Subsampling(nn.Module):
             self.policy,
             bias_dims=(2,),
             fan_in_dims=(0, 1),
+            # Masked features are exact zeros; a LayerNorm multiplies the gradient of a
+            # zero vector by 300, and a stack of them overflows.
+            bias_init=nn.initializers.normal(0.1),
         )
 
     def _convolve(self, values: Array) -> Array:
