@@ -20,15 +20,15 @@ def get_config(size: str = "") -> ConfigDict:
         ("(ctc_head|cmvn|phoneme_reader)/.*", None),
         ("(encoder|adaptor)/.*", 1.0),
         # An hour of commands is soon learnt by heart; nano's LLM should not.
-        ("llm/.*", 0.5 if tiny else 1.0),
+        ("llm/.*", 0.2 if tiny else 1.0),
     )
     config.optimizer = ConfigDict(
         {
-            "peak_rate": 2.5e-4 if tiny else 1e-5,
+            "peak_rate": 7e-4 if tiny else 1e-5,
             "warmup_steps": 30 if tiny else 10_000,
             "weight_decay": 1e-2,
             "final_share": 0.05,
         }
     )
-    config.steps = 320 if tiny else 1_000_000
+    config.steps = 420 if tiny else 1_000_000
     return config
