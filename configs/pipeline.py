@@ -41,10 +41,21 @@ def _from_package() -> tuple[ConfigDict, ...]:
 
 
 def _from_scratch() -> tuple[ConfigDict, ...]:
+    # CTC from random weights needs an even segmentation and an easy beginning.
+    easy = {
+        "steps": 600,
+        "loss.views": 1,
+        "loss.flat_start": 400,
+        "loss.chunks.full_share": 1.0,
+        "loss.augment.warp": 0,
+        "loss.augment.time_masks": 0,
+        "optimizer.peak_rate": 1e-3,
+    }
     return (
         entry("warmup"),
+        entry("stage1", name="stage1_start", overrides=easy),
         entry("stage1"),
-        entry("stage2", init_from=""),
+        entry("stage2"),
         entry("stage4"),
     )
 
