@@ -14,7 +14,7 @@ from nim4_jax.data.config import DataConfig
 from nim4_jax.data.text_pipeline import TextConfig
 from nim4_jax.launch import settings
 from nim4_jax.models.asr import AsrConfig, Prompt
-from nim4_jax.text import phonemes, prompt
+from nim4_jax.text import articulation, phonemes, prompt
 from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.train import checkpoint
 from nim4_jax.train.losses import CrCtc, ReadPhonemes, Transcribe
@@ -88,8 +88,8 @@ def _build_loss(values: dict[str, Any], tokenizer_path: str, model: AsrConfig) -
         check_vocabulary(tokenizer, model)
         made = make_prompt(tokenizer)
         values["prompt"] = {"prefix": made.prefix, "suffix": made.suffix}
-    if "num_phonemes" in names:
-        values["num_phonemes"] = model.num_phonemes
+    if "confusions" in names:
+        values["confusions"] = articulation.confusions()
     return settings.build(cls, values, "config.loss")
 
 

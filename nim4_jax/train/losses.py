@@ -11,6 +11,7 @@ import dataclasses
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nim4_jax.models.asr import Asr, Prompt
@@ -209,33 +210,37 @@ def _distance_from_reader(model: Asr, frames: Frames, speech: Frames) -> Array:
     return error / jnp.maximum(jnp.sum(jnp.square(target)), 1e-6)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ReadPhonemes:
     """Text-only warm-up of an LLM without pretrained weights: phonemes → transcript.
 
     Phonemes are laid on a 40 ms grid as a CTC head emits them: each one held for one or
-    more frames, then blanks, with random weights, deletions and confusions, so that the
-    LLM learns to read uncertain phonemes and to use its knowledge of the text.
+    more frames, then blanks, with random weights, deletions and confusions of what
+    sounds alike, so that the LLM learns to read uncertain phonemes and to use its
+    knowledge of the text.
 
     Attributes:
         prompt: token ids around the speech.
-        num_phonemes: P.
+        confusions: [P, P], how likely each phoneme is taken for each other one; rows
+            sum to 1 but for the blank's.
         frames_per_phoneme: length of the grid over the largest number of phonemes.
         lead: most frames of silence before the first phoneme.
-        corrupt: share of phonemes replaced by a random one or dropped.
+        corrupt: share of phonemes that are dropped or heard as another one.
+        hesitate: share of phonemes that yield part of their weight to another one.
         vocab_chunk: answer places whose logits exist at once.
     """
 
     prompt: Prompt
-    num_phonemes: int
+    confusions: np.ndarray
     frames_per_phoneme: int = 4
     lead: int = 12
     corrupt: float = 0.1
+    hesitate: float = 0.3
     vocab_chunk: int = 128
 
     def imitate(self, rng: Array, phonemes: Labels) -> Frames:
         """Phoneme weights at frame rate, [B, U, P], as if a CTC head had heard."""
-        keys = jax.random.split(rng, 7)
+        keys = jax.random.split(rng, 9)
         batch, count = phonemes.ids.shape
         shape = (batch, count)
         pace = jax.random.uniform(keys[0], (batch, 1), minval=1.5, maxval=3.6)
@@ -246,10 +251,16 @@ class ReadPhonemes:
         starts = jnp.floor(ends - lengths)
         length = self.frames_per_phoneme * count + self.lead
         total = jnp.minimum(jnp.ceil(ends[:, -1:]) + 2.0, length)
-        random_ids = jax.random.randint(keys[2], shape, 1, self.num_phonemes)
+        likely = jnp.cumsum(jnp.asarray(self.confusions), axis=-1)[phonemes.ids]
+        draw = jax.random.uniform(keys[2], (*shape, 1)) * likely[..., -1:]
+        others = jnp.argmax(likely > draw, axis=-1)
         doubt = jax.random.uniform(keys[3], shape)
-        ids = jnp.where(doubt < self.corrupt / 2, random_ids, phonemes.ids)
-        ids = jnp.where(doubt > 1.0 - self.corrupt / 2, 0, ids) * phonemes.mask
+        wrong = doubt < 0.75 * self.corrupt
+        ids = jnp.where(wrong, others, phonemes.ids)
+        ids = jnp.where(doubt > 1.0 - 0.25 * self.corrupt, 0, ids) * phonemes.mask
+        others = jnp.where(wrong, phonemes.ids, others)
+        torn = jax.random.uniform(keys[7], shape) < self.hesitate
+        yielded = jnp.where(torn, 0.6 * jax.random.uniform(keys[8], shape), 0.0)
         place = jnp.arange(length, dtype=jnp.float32)[None, None]
         held = jnp.floor(
             starts + 1.0 + (lengths - 1.0) * jax.random.uniform(keys[4], shape)
@@ -257,7 +268,10 @@ class ReadPhonemes:
         inside = (place >= starts[..., None]) & (place < held[..., None])
         inside = (inside & (ids > 0)[..., None]).astype(jnp.float32)
         strength = jax.random.uniform(keys[5], (*shape, 1), minval=0.5, maxval=1.0)
-        classes = jax.nn.one_hot(ids, self.num_phonemes)
+        kept, other = (1.0 - yielded)[..., None], yielded[..., None]
+        count = self.confusions.shape[0]
+        classes = kept * jax.nn.one_hot(ids, count)
+        classes = classes + other * jax.nn.one_hot(others, count)
         weights = jnp.einsum("blu,blp->bup", inside * strength, classes)
         rest = jnp.maximum(1.0 - jnp.sum(weights, axis=-1), 0.0)
         weights = weights.at[..., 0].add(rest)

@@ -57,3 +57,47 @@ def test_an_endless_chunk_is_a_plain_convolution():
     for channel in range(CHANNELS):
         expected = np.convolve(signal[0, :, channel], kernel[::-1, channel], "same")
         np.testing.assert_allclose(got[0, :, channel], expected, atol=1e-5)
+
+
+@given(
+    seed=st.integers(0, 999),
+    batch=st.integers(1, 5),
+    right=st.sampled_from([0, TAPS // 2]),
+    chunk_size=st.sampled_from([1, 3, UNLIMITED]),
+)
+def test_gradients_are_those_of_the_definition(seed, batch, right, chunk_size):
+    """Both written gradients = the linear map's adjoint."""
+    rng = np.random.default_rng(seed)
+    frames = FRAMES + TAPS - 1 - right
+    inputs = rng.normal(size=(batch, frames, CHANNELS))
+    kernel = rng.normal(size=(TAPS, CHANNELS))
+    outputs = define(inputs, kernel, right, chunk_size)
+    slope = rng.normal(size=outputs.shape)
+    _, pull = jax.vjp(
+        lambda x, k: run(x, k, np.int32(chunk_size), right),
+        inputs.astype(np.float32),
+        kernel.astype(np.float32),
+    )
+    by_input, by_kernel = pull(slope.astype(np.float32))
+    bump = np.zeros_like(kernel)
+    for place in np.ndindex(*kernel.shape):
+        bump[place] = 1.0
+        expected = np.vdot(slope, define(inputs, bump, right, chunk_size))
+        np.testing.assert_allclose(by_kernel[place], expected, atol=1e-4)
+        bump[place] = 0.0
+    direction = rng.normal(size=inputs.shape)
+    expected = np.vdot(slope, define(direction, kernel, right, chunk_size))
+    np.testing.assert_allclose(np.vdot(by_input, direction), expected, atol=1e-3)
+
+
+def test_the_two_sums_of_the_kernel_gradient_agree():
+    """What CPUs run and what accelerators run."""
+    rng = np.random.default_rng(0)
+    padded = rng.normal(size=(3, FRAMES + TAPS - 1, CHANNELS)).astype(np.float32)
+    slope = rng.normal(size=(3, FRAMES, CHANNELS)).astype(np.float32)
+    visible = rng.random((FRAMES, TAPS)) < 0.5
+    sums = [
+        f(padded, visible, slope, TAPS // 2)
+        for f in (conv.sum_by_rows, conv.sum_at_once)
+    ]
+    np.testing.assert_allclose(*sums, rtol=1e-5, atol=1e-5)
