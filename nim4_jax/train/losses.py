@@ -227,6 +227,8 @@ class ReadPhonemes:
         lead: most frames of silence before the first phoneme.
         corrupt: share of phonemes that are dropped or heard as another one.
         hesitate: share of phonemes that yield part of their weight to another one.
+        noise: standard deviation over the root mean square of what is read; an adaptor
+            never says exactly what the reader says.
         vocab_chunk: answer places whose logits exist at once.
     """
 
@@ -236,6 +238,7 @@ class ReadPhonemes:
     lead: int = 12
     corrupt: float = 0.1
     hesitate: float = 0.3
+    noise: float = 0.4
     vocab_chunk: int = 128
 
     def imitate(self, rng: Array, phonemes: Labels) -> Frames:
@@ -251,7 +254,7 @@ class ReadPhonemes:
         starts = jnp.floor(ends - lengths)
         length = self.frames_per_phoneme * count + self.lead
         total = jnp.minimum(jnp.ceil(ends[:, -1:]) + 2.0, length)
-        likely = jnp.cumsum(jnp.asarray(self.confusions), axis=-1)[phonemes.ids]
+        likely = jnp.asarray(np.cumsum(self.confusions, axis=-1))[phonemes.ids]
         draw = jax.random.uniform(keys[2], (*shape, 1)) * likely[..., -1:]
         others = jnp.argmax(likely > draw, axis=-1)
         doubt = jax.random.uniform(keys[3], shape)
@@ -279,6 +282,16 @@ class ReadPhonemes:
         return Frames(weights, mask & phonemes.mask[:, :1])
 
     def __call__(self, model: Asr, batch: AsrBatch, step: Int[Array, ""]) -> Loss:
-        classes = self.imitate(model.make_rng("augment"), batch.phonemes)
-        speech = model.read_phonemes(classes)
+        keys = jax.random.split(model.make_rng("augment"))
+        classes = self.imitate(keys[0], batch.phonemes)
+        speech = self._blur(keys[1], model.read_phonemes(classes).masked())
         return _answer_loss(model, speech, self.prompt, batch.tokens, self.vocab_chunk)
+
+    def _blur(self, rng: Array, speech: Frames) -> Frames:
+        """Add noise as loud as `noise` times the speech tokens."""
+        values = jax.lax.stop_gradient(speech.values)
+        count = jnp.sum(speech.mask) * values.shape[-1]
+        power = jnp.sum(jnp.square(values)) / jnp.maximum(count, 1)
+        noise = jax.random.normal(rng, values.shape, values.dtype)
+        noise = self.noise * jnp.sqrt(power) * noise
+        return speech.replace(values=speech.values + noise).masked()
