@@ -30,11 +30,11 @@ def define_flags() -> None:
 TIMES = "times.json"
 
 
-def stage_config(entry: ConfigDict, size: str, previous: str | None) -> ConfigDict:
+def stage_config(entry: Any, size: str, previous: str | None) -> ConfigDict:
     """The config of one stage: its file, its overrides, and where it starts from.
 
     Args:
-        entry: {"stage": file name in configs/, "init_from": …, "overrides": pairs of a
+        entry: ConfigDict of {"stage": file name in configs/, "init_from": …, "overrides": pairs of a
         dotted key and its value}.
         size: size of the model.
         previous: workdir of the stage before; it wins over `init_from`.
@@ -81,7 +81,7 @@ def run(config: Any, workdir: str) -> dict[str, float]:
         made = stage_config(entry, config.size, previous)
         previous = place
         done = checkpoint.latest_step(place)
-        if done is not None and done >= made.steps:
+        if done is not None and done >= int(made.steps):
             logging.info("%s: finished at step %d, skipped", entry.name, done)
             continue
         began = time.perf_counter()

@@ -317,7 +317,7 @@ class Qwen3(nn.Module):
         (hidden, stacks), _ = self.layers(
             (hidden, stacks), numbers, Context(angles, visible, start)
         )
-        if cache is not None:
+        if cache is not None and stacks is not None:
             # The stacks went through the scan as its carry, so they change in place.
             cache = cache.replace(keys=stacks[0], values=stacks[1])
         return self.final_norm(hidden), cache

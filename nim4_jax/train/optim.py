@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import cast
 
 import flax.traverse_util
 import jax
@@ -54,7 +55,7 @@ class OptimizerConfig:
 
 def flatten(params: Params) -> FlatParams:
     """Nested dict → {"a/b/c": leaf}."""
-    return dict(flax.traverse_util.flatten_dict(params, sep="/"))
+    return cast(FlatParams, flax.traverse_util.flatten_dict(params, sep="/"))
 
 
 def unflatten(flat: FlatParams) -> Params:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -34,7 +35,7 @@ def make_train_step(
     def compute_loss(
         trainable: optim.FlatParams, frozen: optim.FlatParams, batch: AsrBatch, step
     ) -> tuple[Array, Loss]:
-        params = optim.unflatten({**frozen, **trainable})
+        params = optim.unflatten(frozen | cast(optim.FlatParams, trainable))
         root = jax.random.fold_in(jax.random.key(recipe.seed), step)
         augment, dropout = jax.random.split(root)
 
@@ -61,7 +62,7 @@ def make_train_step(
         metrics["loss"] = loss.total / jnp.maximum(loss.weight, 1.0)
         metrics["gradient_norm"] = optim.global_norm(grads)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
-        params = optim.unflatten({**frozen, **trainable})
+        params = optim.unflatten(frozen | cast(optim.FlatParams, trainable))
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step

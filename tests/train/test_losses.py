@@ -169,9 +169,7 @@ def test_imitated_phonemes_read_as_they_are(tiny):
     mask = phonemes.mask & (np.arange(tiny.PHONEMES) < 2)
     # Half of the width stays free, so that slow speech fits on the grid.
     phonemes = Labels(jnp.asarray(phonemes.ids * mask), jnp.asarray(mask))
-    loss = ReadPhonemes(
-        tiny.PROMPT, make_confusions(tiny), corrupt=0.0, hesitate=0.0
-    )
+    loss = ReadPhonemes(tiny.PROMPT, make_confusions(tiny), corrupt=0.0, hesitate=0.0)
     classes = jax.jit(loss.imitate)(jax.random.key(0), phonemes)
     assert (classes.values >= 0).all()
     np.testing.assert_allclose(np.sum(classes.values, axis=-1), 1.0, rtol=1e-5)
