@@ -34,8 +34,8 @@ def stage_config(entry: Any, size: str, previous: str | None) -> ConfigDict:
     """The config of one stage: its file, its overrides, and where it starts from.
 
     Args:
-        entry: ConfigDict of {"stage": file name in configs/, "init_from": …, "overrides": pairs of a
-        dotted key and its value}.
+        entry: ConfigDict of stage (file name in configs/), init_from, and overrides
+            (pairs of a dotted key and its value).
         size: size of the model.
         previous: workdir of the stage before; it wins over `init_from`.
 
