@@ -12,6 +12,7 @@ COMMANDS = {
     "transcribe": "recordings to text, JSON or subtitles",
     "demo": "train, evaluate and try the nano model",
     "snapshot": "pack a trained model into one .safetensors file",
+    "convert": "weights of other implementations in, and back out",
     "parameters": "count a model's parameters by part",
     "cmvn": "measure mean and variance of features over a corpus",
     "make_corpus": "synthesise a corpus of spoken commands",

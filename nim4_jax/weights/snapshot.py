@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,32 @@ def write(path: str, params: Params, meta: dict[str, Any], dtype: str = "") -> N
         flat[name] = np.ascontiguousarray(array)
     temporary = f"{path}.tmp"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    header = {_META: json.dumps(meta, ensure_ascii=False)}
-    safetensors.numpy.save_file(flat, temporary, metadata=header)
+    safetensors.numpy.save_file(flat, temporary, metadata=header(meta))
     os.replace(temporary, path)
+
+
+def header(meta: dict[str, Any]) -> dict[str, str]:
+    """Facts as the metadata of a safetensors file."""
+    return {_META: json.dumps(meta, ensure_ascii=False)}
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A snapshot's tensors, unread, and its meta.
+
+    Raises:
+        ValueError: the file is missing, truncated, or not one of ours.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            facts = file.metadata() or {}
+            if _META not in facts:
+                raise ValueError(f"{path} is no snapshot of this project: no header.")
+            yield file, json.loads(facts[_META])
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(
+            f"{path} cannot be read as .safetensors ({error}): missing or cut off."
+        ) from error
 
 
 def read(path: str) -> tuple[Params, dict[str, Any]]:
@@ -48,22 +73,13 @@ def read(path: str) -> tuple[Params, dict[str, Any]]:
         ValueError: the file is missing, truncated, or not one of ours.
     """
     params: Params = {}
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            if _META not in header:
-                raise ValueError(f"{path} is no snapshot of this project: no header.")
-            meta = json.loads(header[_META])
-            for name in file.keys():
-                *folders, leaf = name.split("/")
-                place = params
-                for folder in folders:
-                    place = place.setdefault(folder, {})
-                array = file.get_tensor(name)
-                whole = array.dtype == ml_dtypes.bfloat16
-                place[leaf] = array.astype(np.float32) if whole else array
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(
-            f"{path} cannot be read as .safetensors ({error}): missing or cut off."
-        ) from error
+    with opened(path) as (file, meta):
+        for name in file.keys():
+            *folders, leaf = name.split("/")
+            place = params
+            for folder in folders:
+                place = place.setdefault(folder, {})
+            array = file.get_tensor(name)
+            whole = array.dtype == ml_dtypes.bfloat16
+            place[leaf] = array.astype(np.float32) if whole else array
     return params, meta

@@ -1,0 +1,63 @@
+"""Weights of other implementations in, and back out.
+
+nim4 convert --source=hf --path=Qwen3-1.7B --out=weights/qwen3
+nim4 convert --to=hf --path=weights/qwen3 --out=qwen3-hf
+
+The first writes model.safetensors (it stands wherever a workdir can:
+--config.init_from=weights/qwen3/model.safetensors) and tokenizer.json
+(--config.tokenizer=weights/qwen3/tokenizer.json).
+"""
+
+from __future__ import annotations
+
+import os
+
+from absl import app, flags
+from tqdm import tqdm
+
+from nim4_jax.launch import runtime
+from nim4_jax.weights import conversion
+
+
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_enum(
+        "source",
+        None,
+        ["hf"],
+        "What is read: hf (a folder with config.json, safetensors and tokenizer.json "
+        "of the Qwen3, Qwen2 or Llama family).",
+    )
+    flags.DEFINE_enum("to", None, ["hf"], "What is written from a converted model.")
+    flags.DEFINE_string("path", None, "Folder to read.", required=True)
+    flags.DEFINE_string("out", None, "Folder to make.", required=True)
+
+
+def main(_) -> None:
+    """Entry point of `launch/convert.py` and `nim4 convert`."""
+    given = flags.FLAGS
+    if (given.source is None) == (given.to is None):
+        raise app.UsageError(
+            "give --source=… to read weights, or --to=… to write them."
+        )
+    with tqdm(unit="tensor", disable=None) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        if given.to:
+            model = os.path.join(given.path, conversion.MODEL)
+            tokenizer = os.path.join(given.path, conversion.TOKENIZER)
+            conversion.export_llm(model, tokenizer, given.out, advance)
+            print(f"{given.out}: written for transformers")
+            return
+        source, config, tokenizer = conversion.open_hf(given.path)
+        count = conversion.import_llm(
+            source, config, tokenizer, given.out, given.path, advance
+        )
+    print(f"{given.out}: {count / 1e6:.1f} M parameters")
+
+
+if __name__ == "__main__":
+    runtime.launch(main, define_flags)

@@ -1,0 +1,198 @@
+"""Weights of other implementations → a snapshot of ours, and back, tensor by tensor."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nim4_jax.layers import Policy
+from nim4_jax.models.qwen3 import LLMConfig, Qwen3
+from nim4_jax.text.phonemes import INVENTORY_HASH
+from nim4_jax.text.tokenizer import Tokenizer
+from nim4_jax.weights import hf, rules, snapshot
+from nim4_jax.weights.tensor_file import SINGLE, Reader, Spec, Writer
+
+MODEL, TOKENIZER = "model.safetensors", "tokenizer.json"
+"""What an imported model's folder holds."""
+
+Progress = Callable[[int, int], None]
+
+
+class Source(Protocol):
+    """Tensors of another implementation by name; `get` reads one."""
+
+    specs: dict[str, Spec]
+
+    def get(self, name: str) -> np.ndarray:
+        """One tensor."""
+        ...
+
+
+def llm_shapes(config: LLMConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of our LLM's parameters by path, "llm/…"; nothing is allocated."""
+    model = Qwen3(config, Policy())
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    mask = jax.ShapeDtypeStruct((1, 2), jnp.bool_)
+    made = jax.eval_shape(
+        lambda t, m: model.init(jax.random.key(0), t, m, method=Qwen3.logits),
+        tokens,
+        mask,
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(nn.unbox(made)["params"])
+    return {
+        "llm/" + "/".join(key.key for key in keys): tuple(leaf.shape)
+        for keys, leaf in leaves
+    }
+
+
+@contextlib.contextmanager
+def new_folder(path: str) -> Iterator[str]:
+    """A folder under a temporary name, renamed when the block ends well.
+
+    Raises:
+        ValueError: there is something of that name already.
+    """
+    if os.path.exists(path):
+        raise ValueError(f"{path} exists; name a folder that does not.")
+    temporary = f"{path.rstrip('/')}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    os.makedirs(temporary)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def move_in(
+    source: Source,
+    moves: list[rules.Move],
+    shapes: Mapping[str, tuple[int, ...]],
+    path: str,
+    meta: dict[str, Any],
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Write a snapshot from their tensors, in the dtypes in which they are stored."""
+    dtypes = {move.ours: source.specs[move.theirs][1] for move in moves}
+    specs = {name: (shape, dtypes[name]) for name, shape in shapes.items()}
+    with Writer(path, specs, snapshot.header(meta)) as writer:
+        for done, move in enumerate(moves):
+            writer.put(move.ours, move.to_ours(source.get(move.theirs)), move.layer)
+            progress(done + 1, len(moves))
+
+
+def import_llm(
+    source: Source,
+    config: LLMConfig,
+    tokenizer: str,
+    out: str,
+    origin: str,
+    progress: Progress = lambda done, total: None,
+) -> int:
+    """Write OUT/model.safetensors and OUT/tokenizer.json.
+
+    Args:
+        source: tensors under Hugging Face's names.
+        config: shape of the model.
+        tokenizer: path of its tokenizer.json.
+        out: folder to make.
+        origin: where the weights come from, for messages.
+        progress: called with tensors done and all tensors.
+
+    Returns:
+        Number of parameters.
+
+    Raises:
+        ValueError: tensors, config and tokenizer do not fit each other.
+    """
+    shapes = llm_shapes(config)
+    moves = rules.plan([rule for rule in hf.RULES if rule.ours in shapes], shapes)
+    given = {name: shape for name, (shape, _) in source.specs.items()}
+    rules.check_names(moves, given, origin, lambda name: hf.is_ignored(name, config))
+    vocabulary = Tokenizer.from_file(tokenizer).vocab_size
+    if vocabulary > config.vocab_size:
+        raise ValueError(
+            f"{tokenizer} has {vocabulary} ids, but {origin} only embeds "
+            f"{config.vocab_size}; they do not belong together."
+        )
+    meta = {
+        "stage": "imported",
+        "model": {"llm": dataclasses.asdict(config)},
+        "tokenizer": TOKENIZER,
+        "phonemes": INVENTORY_HASH,
+    }
+    with new_folder(out) as folder:
+        move_in(source, moves, shapes, os.path.join(folder, MODEL), meta, progress)
+        shutil.copyfile(tokenizer, os.path.join(folder, TOKENIZER))
+    return sum(int(np.prod(shape)) for shape in shapes.values())
+
+
+def export_llm(
+    model: str,
+    tokenizer: str,
+    out: str,
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Write the LLM of a snapshot as a folder that transformers loads.
+
+    Args:
+        model: snapshot file.
+        tokenizer: path of its tokenizer.json.
+        out: folder to make.
+        progress: called with tensors done and all tensors.
+
+    Raises:
+        ValueError: the snapshot holds no LLM.
+    """
+    with snapshot.opened(model) as (tensors, meta):
+        config = LLMConfig(**meta["model"]["llm"])
+        shapes = llm_shapes(config)
+        missing = sorted(shapes.keys() - set(tensors.keys()))
+        if missing:
+            raise ValueError(f"{model} lacks {missing}: it holds no whole LLM.")
+        moves = rules.plan([rule for rule in hf.RULES if rule.ours in shapes], shapes)
+
+        def take(move: rules.Move) -> np.ndarray:
+            part = tensors.get_slice(move.ours)
+            whole = tensors.get_tensor if move.layer is None else None
+            array = whole(move.ours) if whole else part[move.layer : move.layer + 1][0]
+            return move.layout.theirs(array)
+
+        specs: dict[str, Spec] = {}
+        for move in moves:
+            array = take(move)
+            specs[move.theirs] = (array.shape, array.dtype)
+        dtype = str(specs["model.embed_tokens.weight"][1])
+        with new_folder(out) as folder:
+            path = os.path.join(folder, SINGLE)
+            with Writer(path, specs, {"format": "pt"}) as writer:
+                for done, move in enumerate(moves):
+                    writer.put(move.theirs, take(move))
+                    progress(done + 1, len(moves))
+            text = json.dumps(hf.from_llm_config(config, dtype), indent=2)
+            Path(folder, "config.json").write_text(text + "\n", encoding="utf8")
+            shutil.copyfile(tokenizer, os.path.join(folder, TOKENIZER))
+
+
+def open_hf(folder: str) -> tuple[Reader, LLMConfig, str]:
+    """A Hugging Face folder: tensors, our config, path of the tokenizer.
+
+    Raises:
+        ValueError: something is missing or of an unknown family.
+    """
+    config = hf.to_llm_config(hf.read_config(folder))
+    tokenizer = os.path.join(folder, TOKENIZER)
+    if not os.path.exists(tokenizer):
+        raise ValueError(f"{folder} has no {TOKENIZER}; name one with --tokenizer.")
+    return Reader(folder), config, tokenizer
