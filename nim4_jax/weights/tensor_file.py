@@ -132,7 +132,7 @@ class Writer:
         text += b" " * (-len(text) % 8)
         self._places = {name: 8 + len(text) + at for name, at in places.items()}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._temporary, "w+b")
+        self._file = open(self._temporary, "w+b")  # noqa: SIM115 (__exit__ closes)
         self._file.write(len(text).to_bytes(8, "little") + text)
         self._file.truncate(8 + len(text) + end)
 
