@@ -1,6 +1,7 @@
 """Weights of other implementations in, and back out.
 
 nim4 convert --source=hf --path=Qwen3-1.7B --out=weights/qwen3
+nim4 convert --source=firered --path=FireRedASR-AED-L --out=weights/firered
 nim4 convert --to=hf --path=weights/qwen3 --out=qwen3-hf
 
 The first writes model.safetensors (it stands wherever a workdir can:
@@ -24,9 +25,10 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "source",
         None,
-        ["hf"],
+        ["hf", "firered"],
         "What is read: hf (a folder with config.json, safetensors and tokenizer.json "
-        "of the Qwen3, Qwen2 or Llama family).",
+        "of the Qwen3, Qwen2 or Llama family) or firered (a folder with model.pth.tar "
+        "and cmvn.ark; its encoder).",
     )
     flags.DEFINE_enum("to", None, ["hf"], "What is written from a converted model.")
     flags.DEFINE_string("path", None, "Folder to read.", required=True)
@@ -52,10 +54,13 @@ def main(_) -> None:
             conversion.export_llm(model, tokenizer, given.out, advance)
             print(f"{given.out}: written for transformers")
             return
-        source, config, tokenizer = conversion.open_hf(given.path)
-        count = conversion.import_llm(
-            source, config, tokenizer, given.out, given.path, advance
-        )
+        if given.source == "firered":
+            count = conversion.import_firered(given.path, given.out, advance)
+        else:
+            source, config, tokenizer = conversion.open_hf(given.path)
+            count = conversion.import_llm(
+                source, config, tokenizer, given.out, given.path, advance
+            )
     print(f"{given.out}: {count / 1e6:.1f} M parameters")
 
 

@@ -17,10 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nim4_jax.layers import Policy
+from nim4_jax.models.conformer import Conformer, ConformerConfig
 from nim4_jax.models.qwen3 import LLMConfig, Qwen3
+from nim4_jax.ops.relative import Chunking
 from nim4_jax.text.phonemes import INVENTORY_HASH
 from nim4_jax.text.tokenizer import Tokenizer
-from nim4_jax.weights import hf, rules, snapshot
+from nim4_jax.types import Frames
+from nim4_jax.weights import firered, hf, rules, snapshot
 from nim4_jax.weights.tensor_file import SINGLE, Reader, Spec, Writer
 
 MODEL, TOKENIZER = "model.safetensors", "tokenizer.json"
@@ -39,21 +42,37 @@ class Source(Protocol):
         ...
 
 
-def llm_shapes(config: LLMConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of our LLM's parameters by path, "llm/…"; nothing is allocated."""
-    model = Qwen3(config, Policy())
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    mask = jax.ShapeDtypeStruct((1, 2), jnp.bool_)
-    made = jax.eval_shape(
-        lambda t, m: model.init(jax.random.key(0), t, m, method=Qwen3.logits),
-        tokens,
-        mask,
-    )
-    leaves = jax.tree_util.tree_leaves_with_path(nn.unbox(made)["params"])
+def _shapes_of(part: str, initialise: Callable[[], Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes by path of what an initialiser would make; nothing is allocated."""
+    made = nn.unbox(jax.eval_shape(initialise))["params"]
     return {
-        "llm/" + "/".join(key.key for key in keys): tuple(leaf.shape)
-        for keys, leaf in leaves
+        "/".join([part, *(key.key for key in keys)]): tuple(leaf.shape)
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(made)
     }
+
+
+def llm_shapes(config: LLMConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of our LLM's parameters by path, "llm/…"."""
+    model = Qwen3(config, Policy())
+
+    def initialise():
+        mask = jnp.ones((1, 2), bool)
+        tokens = mask.astype(jnp.int32)
+        return model.init(jax.random.key(0), tokens, mask, method=Qwen3.logits)
+
+    return _shapes_of("llm", initialise)
+
+
+def encoder_shapes(config: ConformerConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of our encoder's parameters by path, "encoder/…"."""
+    model = Conformer(config, Policy())
+
+    def initialise():
+        values = jnp.zeros((1, 16, config.num_mels))
+        frames = Frames(values, jnp.ones((1, 16), bool))
+        return model.init(jax.random.key(0), frames, Chunking.full())
+
+    return _shapes_of("encoder", initialise)
 
 
 @contextlib.contextmanager
@@ -81,12 +100,27 @@ def move_in(
     shapes: Mapping[str, tuple[int, ...]],
     path: str,
     meta: dict[str, Any],
-    progress: Progress = lambda done, total: None,
+    progress: Progress,
+    extra: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write a snapshot from their tensors, in the dtypes in which they are stored."""
+    """Write a snapshot from their tensors, in the dtypes in which they are stored.
+
+    Args:
+        source: of their tensors.
+        moves: where each goes.
+        shapes: of our parameters.
+        path: file to write.
+        meta: facts for its header.
+        progress: called with tensors done and all tensors.
+        extra: parameters that are no tensor of theirs.
+    """
+    extra = extra or {}
     dtypes = {move.ours: source.specs[move.theirs][1] for move in moves}
     specs = {name: (shape, dtypes[name]) for name, shape in shapes.items()}
+    specs |= {name: (array.shape, array.dtype) for name, array in extra.items()}
     with Writer(path, specs, snapshot.header(meta)) as writer:
+        for name, array in extra.items():
+            writer.put(name, array)
         for done, move in enumerate(moves):
             writer.put(move.ours, move.to_ours(source.get(move.theirs)), move.layer)
             progress(done + 1, len(moves))
@@ -135,6 +169,51 @@ def import_llm(
     with new_folder(out) as folder:
         move_in(source, moves, shapes, os.path.join(folder, MODEL), meta, progress)
         shutil.copyfile(tokenizer, os.path.join(folder, TOKENIZER))
+    return sum(int(np.prod(shape)) for shape in shapes.values())
+
+
+def import_firered(
+    folder: str, out: str, progress: Progress = lambda done, total: None
+) -> int:
+    """Write OUT/model.safetensors: encoder and feature statistics of a FireRedASR.
+
+    Args:
+        folder: with model.pth.tar and cmvn.ark.
+        out: folder to make.
+        progress: called with tensors done and all tensors.
+
+    Returns:
+        Number of the encoder's parameters.
+
+    Raises:
+        ValueError: a file is missing, harmful, or of another model.
+    """
+    weights, statistics = firered.find_files(folder)
+    source = firered.Weights(weights)
+    mean, scale = firered.read_cmvn(statistics)
+    config = source.config
+    if mean.shape != (config.num_mels,):
+        raise ValueError(
+            f"{statistics} describes {mean.size} channels, {weights} takes "
+            f"{config.num_mels}."
+        )
+    shapes = encoder_shapes(config)
+    moves = rules.plan(firered.RULES, shapes)
+    given = {name: shape for name, (shape, _) in source.specs.items()}
+    rules.check_names(moves, given, weights, firered.is_ignored)
+    meta = {
+        "stage": "imported",
+        "model": {
+            "features": {"num_mels": config.num_mels},
+            "encoder": dataclasses.asdict(config),
+        },
+        "tokenizer": "",
+        "phonemes": INVENTORY_HASH,
+    }
+    extra = {"cmvn/mean": mean, "cmvn/scale": scale}
+    with new_folder(out) as place:
+        path = os.path.join(place, MODEL)
+        move_in(source, moves, shapes, path, meta, progress, extra)
     return sum(int(np.prod(shape)) for shape in shapes.values())
 
 
