@@ -64,12 +64,12 @@ CORPUS = [  # speech synthesis for launch/make_corpus.py
 ]
 TEST = [
     "build>=1.2",
+    "gguf>=0.10",
     "hypothesis>=6.100",
     "kaldi-native-fbank>=1.20",
     "pytest>=8.0",
     "pytest-timeout>=2.3",
     "setuptools>=77",
-    "typeguard>=4.3",
     "wheel>=0.45",
 ]
 
@@ -94,6 +94,7 @@ setup(
     extras_require={
         "corpus": CORPUS,
         "test": TEST,
+        "gguf": ["gguf>=0.10"],
         "peers": ["kaldi-native-fbank>=1.20", "torch>=2.4"],
         "check": ["pyright>=1.1.390", "ruff>=0.8"],
     },

@@ -1,6 +1,7 @@
 """Weights of other implementations in, and back out.
 
 nim4 convert --source=hf --path=Qwen3-1.7B --out=weights/qwen3
+nim4 convert --source=gguf --path=SmolLM2.gguf --out=weights/smollm2
 nim4 convert --source=firered --path=FireRedASR-AED-L --out=weights/firered
 nim4 convert --to=hf --path=weights/qwen3 --out=qwen3-hf
 
@@ -25,13 +26,15 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "source",
         None,
-        ["hf", "firered"],
+        ["hf", "gguf", "firered"],
         "What is read: hf (a folder with config.json, safetensors and tokenizer.json "
-        "of the Qwen3, Qwen2 or Llama family) or firered (a folder with model.pth.tar "
+        "of the Qwen3, Qwen2 or Llama family), gguf (a file of these families, "
+        "dequantised) or firered (a folder with model.pth.tar "
         "and cmvn.ark; its encoder).",
     )
     flags.DEFINE_enum("to", None, ["hf"], "What is written from a converted model.")
-    flags.DEFINE_string("path", None, "Folder to read.", required=True)
+    flags.DEFINE_string("path", None, "Folder or file to read.", required=True)
+    flags.DEFINE_string("tokenizer", "", "tokenizer.json, if not the model's own.")
     flags.DEFINE_string("out", None, "Folder to make.", required=True)
 
 
@@ -57,7 +60,10 @@ def main(_) -> None:
         if given.source == "firered":
             count = conversion.import_firered(given.path, given.out, advance)
         else:
-            source, config, tokenizer = conversion.open_hf(given.path)
+            opened = (
+                conversion.open_gguf if given.source == "gguf" else conversion.open_hf
+            )
+            source, config, tokenizer = opened(given.path, given.tokenizer)
             count = conversion.import_llm(
                 source, config, tokenizer, given.out, given.path, advance
             )

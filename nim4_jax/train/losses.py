@@ -175,6 +175,7 @@ class Transcribe:
         chunks: distribution of the chunk masks.
         imitate: weight of the adaptor's distance from what the phoneme reader makes of
             the CTC head's posteriors, for an LLM that was warmed up on phonemes.
+        imitate_steps: the weight falls linearly to zero over so many steps; 0: never.
         vocab_chunk: answer places whose logits exist at once.
     """
 
@@ -182,6 +183,7 @@ class Transcribe:
     augment: SpecAugmentConfig = SpecAugmentConfig()
     chunks: DynamicChunks = DynamicChunks()
     imitate: float = 0.0
+    imitate_steps: int = 0
     vocab_chunk: int = 128
 
     def __call__(self, model: Asr, batch: AsrBatch, step: Int[Array, ""]) -> Loss:
@@ -197,7 +199,9 @@ class Transcribe:
             return loss
         distance = _distance_from_reader(model, frames, speech)
         metrics = {**loss.metrics, "distance": (distance * loss.weight, loss.weight)}
-        total = loss.total + self.imitate * distance * loss.weight
+        left = 1.0 - step / self.imitate_steps if self.imitate_steps else 1.0
+        weight = self.imitate * jnp.maximum(left, 0.0)
+        total = loss.total + weight * distance * loss.weight
         return loss.replace(total=total, metrics=metrics)
 
 

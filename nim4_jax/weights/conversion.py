@@ -24,6 +24,7 @@ from nim4_jax.text.phonemes import INVENTORY_HASH
 from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.types import Frames
 from nim4_jax.weights import firered, hf, rules, snapshot
+from nim4_jax.weights.gguf_file import GgufFile
 from nim4_jax.weights.tensor_file import SINGLE, Reader, Spec, Writer
 
 MODEL, TOKENIZER = "model.safetensors", "tokenizer.json"
@@ -139,7 +140,7 @@ def import_llm(
     Args:
         source: tensors under Hugging Face's names.
         config: shape of the model.
-        tokenizer: path of its tokenizer.json.
+        tokenizer: content of its tokenizer.json.
         out: folder to make.
         origin: where the weights come from, for messages.
         progress: called with tensors done and all tensors.
@@ -154,10 +155,10 @@ def import_llm(
     moves = rules.plan([rule for rule in hf.RULES if rule.ours in shapes], shapes)
     given = {name: shape for name, (shape, _) in source.specs.items()}
     rules.check_names(moves, given, origin, lambda name: hf.is_ignored(name, config))
-    vocabulary = Tokenizer.from_file(tokenizer).vocab_size
+    vocabulary = Tokenizer(tokenizer).vocab_size
     if vocabulary > config.vocab_size:
         raise ValueError(
-            f"{tokenizer} has {vocabulary} ids, but {origin} only embeds "
+            f"the tokenizer has {vocabulary} ids, but {origin} only embeds "
             f"{config.vocab_size}; they do not belong together."
         )
     meta = {
@@ -168,7 +169,7 @@ def import_llm(
     }
     with new_folder(out) as folder:
         move_in(source, moves, shapes, os.path.join(folder, MODEL), meta, progress)
-        shutil.copyfile(tokenizer, os.path.join(folder, TOKENIZER))
+        Path(folder, TOKENIZER).write_text(tokenizer, encoding="utf8")
     return sum(int(np.prod(shape)) for shape in shapes.values())
 
 
@@ -264,14 +265,39 @@ def export_llm(
             shutil.copyfile(tokenizer, os.path.join(folder, TOKENIZER))
 
 
-def open_hf(folder: str) -> tuple[Reader, LLMConfig, str]:
-    """A Hugging Face folder: tensors, our config, path of the tokenizer.
+def open_hf(folder: str, tokenizer: str = "") -> tuple[Reader, LLMConfig, str]:
+    """A Hugging Face folder: tensors, our config, content of its tokenizer.json.
+
+    Args:
+        folder: with config.json, safetensors, and tokenizer.json unless one is given.
+        tokenizer: path of another tokenizer.json.
 
     Raises:
         ValueError: something is missing or of an unknown family.
     """
     config = hf.to_llm_config(hf.read_config(folder))
-    tokenizer = os.path.join(folder, TOKENIZER)
-    if not os.path.exists(tokenizer):
-        raise ValueError(f"{folder} has no {TOKENIZER}; name one with --tokenizer.")
-    return Reader(folder), config, tokenizer
+    return Reader(folder), config, _read(tokenizer or os.path.join(folder, TOKENIZER))
+
+
+def open_gguf(path: str, tokenizer: str = "") -> tuple[GgufFile, LLMConfig, str]:
+    """A GGUF file: tensors, our config, content of a tokenizer.json.
+
+    Args:
+        path: of the file.
+        tokenizer: path of a tokenizer.json; empty: made from the file's vocabulary.
+
+    Raises:
+        ValueError: the file is unusable.
+    """
+    file = GgufFile(path)
+    return file, file.config, _read(tokenizer) if tokenizer else file.make_tokenizer()
+
+
+def _read(tokenizer: str) -> str:
+    try:
+        return Path(tokenizer).read_text(encoding="utf8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{tokenizer} cannot be read ({error}); name a tokenizer.json with "
+            "--tokenizer."
+        ) from error

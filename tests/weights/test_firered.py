@@ -170,7 +170,7 @@ def test_the_encoder_gives_the_references_numbers():
         "ffn2": (conformer.FeedForward, (True,)),
     }
     for index in range(CONFIG.num_layers):
-        own = jax.tree.map(lambda leaf: leaf[index], params["stack"]["blocks"])
+        own = jax.tree.map(lambda leaf, i=index: leaf[i], params["stack"]["blocks"])
         x = hidden
         for name, (kind, arguments) in kinds.items():
             out = kind(CONFIG, POLICY).apply({"params": own[name]}, x, *arguments)
