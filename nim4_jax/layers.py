@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -67,8 +68,50 @@ def rematerialise(module: type[nn.Module], kind: str) -> type[nn.Module]:
     return nn.remat(module, prevent_cse=False, policy=rule if kind == "dots" else None)
 
 
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adaptation: kernel + α/r · A·B, of which only A and B are trained.
+
+    Attributes:
+        rank: r; 0 for none.
+        alpha: α.
+        targets: regular expression that a projection's name must match whole.
+
+    Source: arXiv 2106.09685.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: str = "query|key|value|output|gate|up|down"
+
+    def __post_init__(self):
+        if self.rank < 0:
+            raise ValueError(f"lora.rank={self.rank} must be ≥ 0.")
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ValueError(
+                f"lora.targets={self.targets!r} is no regular expression: {error}."
+            ) from error
+
+    def rank_of(self, name: str) -> int:
+        """Rank for the projection of that name, 0 when it is no target."""
+        return self.rank if re.fullmatch(self.targets, name) else 0
+
+    @property
+    def scale(self) -> float:
+        """α / r."""
+        return self.alpha / max(self.rank, 1)
+
+
+NO_LORA = LoraConfig()
+
+
 class Einsum(nn.Module):
     """y = einsum(equation, x, kernel) + bias, the kernel kept in its true shape.
+
+    Where `lora` has a rank for the module's name, (x·A)·B · α/r is added; B begins as
+    zeros.
 
     Attributes:
         equation: two-operand einsum, as "BTD,DNH->BTNH".
@@ -78,6 +121,7 @@ class Einsum(nn.Module):
         fan_in_dims: kernel dimensions that the equation contracts.
         gain: variance of the outputs at initialisation, for inputs of unit variance.
         bias_init: initialiser of the bias.
+        lora: low-rank adaptation.
     """
 
     equation: str
@@ -88,6 +132,40 @@ class Einsum(nn.Module):
     fan_in_dims: Sequence[int] = (0,)
     gain: float = 1.0
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
+    lora: LoraConfig = NO_LORA
+
+    def _adapt(self, inputs: Array, rank: int) -> Array:
+        """(x·A)·B, by the equation cut in two."""
+        first, outputs = self.equation.split("->")
+        left, kernel = first.split(",")
+        size_in = [d for d in range(len(self.shape)) if d in self.fan_in_dims]
+        size_out = [d for d in range(len(self.shape)) if d not in self.fan_in_dims]
+        letters_in = "".join(kernel[d] for d in size_in)
+        letters_out = "".join(kernel[d] for d in size_out)
+        kept = "".join(letter for letter in outputs if letter not in letters_out)
+        down = self.param(
+            "lora_a",
+            nn.with_logical_partitioning(
+                nn.initializers.variance_scaling(
+                    1.0, "fan_in", "normal", tuple(range(len(size_in))), -1
+                ),
+                (*(self.axes[d] for d in size_in), None),
+            ),
+            (*(self.shape[d] for d in size_in), rank),
+            self.policy.param_dtype,
+        )
+        up = self.param(
+            "lora_b",
+            nn.with_logical_partitioning(
+                nn.initializers.zeros, (None, *(self.axes[d] for d in size_out))
+            ),
+            (rank, *(self.shape[d] for d in size_out)),
+            self.policy.param_dtype,
+        )
+        cast = self.policy.cast
+        hidden = jnp.einsum(f"{left},{letters_in}Z->{kept}Z", inputs, cast(down))
+        hidden = hidden * cast(jnp.asarray(self.lora.scale))
+        return jnp.einsum(f"{kept}Z,Z{letters_out}->{outputs}", hidden, cast(up))
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
@@ -104,6 +182,8 @@ class Einsum(nn.Module):
         outputs = jnp.einsum(
             self.equation, self.policy.cast(inputs), self.policy.cast(kernel)
         )
+        if rank := self.lora.rank_of(self.name or ""):
+            outputs = outputs + self._adapt(self.policy.cast(inputs), rank)
         if self.bias_dims is None:
             return outputs
         bias = self.param(
@@ -126,6 +206,7 @@ def linear(
     *,
     bias: bool = True,
     gain: float = 1.0,
+    lora: LoraConfig = NO_LORA,
     name: str | None = None,
 ) -> Einsum:
     """An `Einsum` over the last axis: [..., in] → [..., out]."""
@@ -136,6 +217,7 @@ def linear(
         policy,
         bias_dims=(1,) if bias else None,
         gain=gain,
+        lora=lora,
         name=name,
     )
 

@@ -40,6 +40,8 @@ class LLMConfig:
         qk_norm: RMSNorm on each head's query and key before RoPE.
         qkv_bias: biases on the query, key and value projections.
         tie_embeddings: logits from the embedding table, else from a head of their own.
+        lora: low-rank adaptation of the projections; its matrices are named lora_a and
+            lora_b, for the rules of a stage.
     """
 
     vocab_size: int
@@ -54,6 +56,7 @@ class LLMConfig:
     qk_norm: bool = True
     qkv_bias: bool = False
     tie_embeddings: bool = True
+    lora: layers.LoraConfig = layers.NO_LORA
 
     def __post_init__(self):
         sizes = ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads")
@@ -125,6 +128,7 @@ class Attention(nn.Module):
             ("embed", axis, "head_dim"),
             self.policy,
             bias_dims=(1, 2) if self.config.qkv_bias else None,
+            lora=self.config.lora,
             name=name,
         )(hidden)
 
@@ -169,6 +173,7 @@ class Attention(nn.Module):
             ("heads", "head_dim", "embed"),
             self.policy,
             fan_in_dims=(0, 1),
+            lora=c.lora,
             name="output",
         )(outputs)
         return outputs, stacks
@@ -191,7 +196,13 @@ class FeedForward(nn.Module):
 
         def project(size_in, size_out, axes, name):
             return layers.linear(
-                size_in, size_out, axes, self.policy, bias=False, name=name
+                size_in,
+                size_out,
+                axes,
+                self.policy,
+                bias=False,
+                lora=self.config.lora,
+                name=name,
             )
 
         gate = project(width, ffn, ("embed", "mlp"), "gate")(hidden)

@@ -190,3 +190,18 @@ def test_reading_is_learnt_from_text_alone(tiny):
     )
     assert float(evaluate(tiny, loss, silent).total) == float(got.total)
     assert np.isfinite(float(got.total))
+
+
+def test_the_imitation_fades(tiny):
+    """Its weight falls linearly to zero; what is left is plain cross-entropy."""
+    loss = dataclasses.replace(tiny.PLAIN_TRANSCRIBE, imitate=2.0, imitate_steps=10)
+    params = tiny.make_params(tiny.make_recipe(loss))
+    batch = tiny.make_batch(3)
+    run = make_evaluate(tiny, loss)
+    for step, share in ((0, 1.0), (5, 0.5), (10, 0.0), (20, 0.0)):
+        got = run(params, batch, np.int32(step))
+        entropy, _ = got.metrics["cross_entropy"]
+        distance, _ = got.metrics["distance"]
+        assert float(distance) > 0.0
+        expected = float(entropy) + 2.0 * share * float(distance)
+        np.testing.assert_allclose(float(got.total), expected, rtol=1e-5)
