@@ -14,7 +14,7 @@ _ENCODERS = {
         "num_heads": 4,
         "conv_kernel": 15,
         "conv_expansion": 1,
-        "dropout": 0.05,
+        "dropout": 0.0,
     },
     "small": {
         "num_layers": 12,
@@ -68,7 +68,7 @@ _LLMS = {
     },
 }
 
-_ADAPTOR_WIDTHS = {"nano": 384, "small": 2048, "2b3": 4096}
+_ADAPTOR_WIDTHS = {"nano": 1024, "small": 2048, "2b3": 4096}
 
 
 def check_size(size: str) -> str:

@@ -29,7 +29,7 @@ def _from_package() -> tuple[ConfigDict, ...]:
             "stage1",
             init_from="package:nano_stage1.safetensors",
             overrides={
-                "steps": 40,
+                "steps": 30,
                 "optimizer.peak_rate": 2e-4,
                 "optimizer.warmup_steps": 10,
                 "loss.alpha_warmup": 1,

@@ -38,5 +38,5 @@ def get_config(size: str = "") -> ConfigDict:
             "final_share": 0.05,
         }
     )
-    config.steps = 800
+    config.steps = 2_000
     return config
