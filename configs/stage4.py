@@ -24,11 +24,11 @@ def get_config(size: str = "") -> ConfigDict:
     )
     config.optimizer = ConfigDict(
         {
-            "peak_rate": 5e-4 if tiny else 1e-5,
+            "peak_rate": 4e-4 if tiny else 1e-5,
             "warmup_steps": 30 if tiny else 10_000,
             "weight_decay": 1e-2,
             "final_share": 0.05,
         }
     )
-    config.steps = 600 if tiny else 1_000_000
+    config.steps = 400 if tiny else 1_000_000
     return config
