@@ -68,6 +68,12 @@ _LLMS = {
     },
 }
 
+_NO_LORA = {
+    "rank": 0,
+    "alpha": 16.0,
+    "targets": "query|key|value|output|gate|up|down",
+}
+
 _ADAPTOR_WIDTHS = {"nano": 1024, "small": 2048, "2b3": 4096}
 
 
@@ -119,7 +125,7 @@ def get_config(size: str = "") -> ConfigDict:
                 **_ENCODERS[size],
             },
             "adaptor_width": _ADAPTOR_WIDTHS[size],
-            "llm": _LLMS[size],
+            "llm": {**_LLMS[size], "lora": _NO_LORA},
             "policy": {"compute": "float32" if tiny else "bfloat16"},
             "remat": "none" if tiny else "full",
         }

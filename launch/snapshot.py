@@ -8,6 +8,7 @@ from __future__ import annotations
 from absl import flags
 
 from nim4_jax.launch import assembly, runtime
+from nim4_jax.models import lora
 from nim4_jax.train import optim
 from nim4_jax.weights import snapshot
 
@@ -19,20 +20,29 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "dtype", "bfloat16", ["bfloat16", "float32"], "Of matrices; vectors stay whole."
     )
+    flags.DEFINE_bool("merge_lora", False, "Put LoRA's products into the kernels.")
     flags.DEFINE_list("parts", [], "Parts to keep, as encoder,ctc_head; all if empty.")
 
 
-def run(model: str, out: str, dtype: str, parts: list[str]) -> None:
+def run(
+    model: str, out: str, dtype: str, parts: list[str], merge_lora: bool = False
+) -> None:
     """Write the chosen parts of a model.
 
     Raises:
-        ValueError: a part that the model does not have.
+        ValueError: a part that the model does not have, or no LoRA to merge.
     """
     if not out.endswith(".safetensors"):
         raise ValueError(f"--out={out} must end in .safetensors.")
     params, meta = assembly.load_model(model)
     if unknown := sorted(set(parts) - set(params)):
         raise ValueError(f"{model} has no part {unknown}; it has {sorted(params)}.")
+    if merge_lora:
+        config = assembly.build_model_config(meta["model"])
+        if not config.llm.lora.rank or "llm" not in params:
+            raise ValueError(f"{model} has no LoRA to merge.")
+        params = {**params, "llm": lora.merge(params["llm"], config.llm.lora)}
+        meta["model"]["llm"]["lora"]["rank"] = 0
     kept = {name: params[name] for name in parts or sorted(params)}
     snapshot.write(out, kept, meta, dtype)
     print(f"{out}: {optim.count_parameters(kept) / 1e6:.2f} M parameters")
@@ -41,7 +51,7 @@ def run(model: str, out: str, dtype: str, parts: list[str]) -> None:
 def main(_) -> None:
     """Entry point of `nim4 snapshot`."""
     given = flags.FLAGS
-    run(given.model, given.out, given.dtype, given.parts)
+    run(given.model, given.out, given.dtype, given.parts, given.merge_lora)
 
 
 if __name__ == "__main__":

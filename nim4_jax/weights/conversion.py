@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nim4_jax.layers import Policy
+from nim4_jax.layers import LoraConfig, Policy
 from nim4_jax.models.conformer import Conformer, ConformerConfig
 from nim4_jax.models.qwen3 import LLMConfig, Qwen3
 from nim4_jax.ops.relative import Chunking
@@ -236,7 +236,13 @@ def export_llm(
         ValueError: the snapshot holds no LLM.
     """
     with snapshot.opened(model) as (tensors, meta):
-        config = LLMConfig(**meta["model"]["llm"])
+        values = dict(meta["model"]["llm"])
+        if LoraConfig(**values.pop("lora", {})).rank:
+            raise ValueError(
+                f"{model} holds LoRA matrices beside its kernels; merge them first: "
+                "nim4 snapshot --merge_lora."
+            )
+        config = LLMConfig(**values)
         shapes = llm_shapes(config)
         missing = sorted(shapes.keys() - set(tensors.keys()))
         if missing:
