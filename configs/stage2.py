@@ -15,13 +15,18 @@ def get_config(size: str = "") -> ConfigDict:
     tiny = base.check_size(size) == "nano"
     config.stage = "stage2"
     config.data.needs = ("tokens",)
+    if tiny:  # a third of the bundled commands is Mandarin, which has more to learn
+        config.data.sources = (
+            "bundled:commands:train",
+            "bundled:commands:train?lang=zh|mixed",
+        )
     config.data.max_tokens = (16, 24, 40) if tiny else (48, 80, 128, 256, 512)
     config.loss = ConfigDict(
         {
             "kind": "transcribe",
             # Only nano's LLM knows phonemes, from its warm-up.
             "imitate": 50.0 if tiny else 0.0,
-            "imitate_steps": 600,
+            "imitate_steps": 900,
             "augment": base.augment(warp=0, freq_width=15, time_fraction=0.15),
             "chunks": {"full_share": 0.5, "largest": 25, "unlimited_left": 0.5},
         }
@@ -35,5 +40,5 @@ def get_config(size: str = "") -> ConfigDict:
             "final_share": 0.1,
         }
     )
-    config.steps = 800 if tiny else 1_300_000
+    config.steps = 1_200 if tiny else 1_300_000
     return config

@@ -49,7 +49,8 @@ def open_source(spec: str) -> Source:
       the values; all conditions must hold. `?split=train&lang=en|zh`.
     - `tfds:name[/config][:version]:split[?lang=en&data_dir=…]`: a prepared TFDS data
       set with an audio and a text feature; nothing is ever downloaded.
-    - `bundled:name:split`: a set that ships with the project.
+    - `bundled:name:split[?lang=zh|mixed]`: a set that ships with the project, or the
+      records of it that a manifest's selection would take.
 
     Raises:
         ValueError: unknown form, no such file, a bad line (named), nothing selected.
@@ -60,8 +61,10 @@ def open_source(spec: str) -> Source:
         # Imported on demand: the bundled sets build on this module's records.
         from nim4_jax.data import builders
 
-        name, _, split = spec.removeprefix("bundled:").partition(":")
-        return builders.open_bundled(name, split)
+        target, _, query = spec.removeprefix("bundled:").partition("?")
+        name, _, split = target.partition(":")
+        records = builders.open_bundled(name, split)
+        return Selection(records, spec, query) if query else records
     path, _, query = spec.partition("?")
     if not path.endswith((".jsonl", ".json")):
         raise ValueError(
@@ -103,6 +106,29 @@ class Manifest:
             "duration": row.get("duration"),
             "origin": f"{self.path}:{number}",
         }
+
+
+class Selection:
+    """The records of another source whose keys have the wanted values."""
+
+    def __init__(self, source: Source, spec: str, query: str):
+        """Read every record once.
+
+        Raises:
+            ValueError: nothing is selected.
+        """
+        conditions = _parse_query(query, spec)
+        self._source = source
+        rows = [(index, source[index]) for index in range(len(source))]
+        self._indices = [i for i, row in rows if _matches(row, conditions)]
+        if not self._indices:
+            raise ValueError(_describe_empty(spec, query, conditions, rows))
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._source[self._indices[index]]
 
 
 def _parse_query(query: str, path: str) -> dict[str, set[str]]:

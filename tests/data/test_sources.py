@@ -123,3 +123,14 @@ def test_bad_mixtures(corpus_path):
     for specs in ((), str(corpus_path)):
         with pytest.raises(ValueError, match="expected a list"):
             sources.open_sources(specs)
+
+
+def test_a_bundled_set_is_selected_like_a_manifest():
+    """Only the wanted languages, in the set's order; an empty choice is named."""
+    whole = sources.open_source("bundled:commands:test")
+    part = sources.open_source("bundled:commands:test?lang=zh|mixed")
+    expected = [row["id"] for row in whole if row["lang"] in ("zh", "mixed")]
+    assert [part[index]["id"] for index in range(len(part))] == expected
+    assert 0 < len(part) < len(whole)
+    with pytest.raises(ValueError, match="lang=fr"):
+        sources.open_source("bundled:commands:test?lang=fr")
