@@ -1,17 +1,22 @@
-# make demo: train, evaluate and try the nano model. make test: all tests. make check: lint.
+# make demo: train, evaluate and try the nano model. make test: all tests.
+# make test-large: real weights against their reference. make check: lint.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check clean
+.PHONY: demo test test-large check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/nim4 demo --workdir=$(WORKDIR) $(if $(FROM_SCRATCH),--from_scratch)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+test-large: $(VENV)/.installed-test
+	$(PIP) -e '.[large]'
+	$(BIN)/python -m pytest -m large tests/large tests/weights
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff check .

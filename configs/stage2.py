@@ -26,7 +26,7 @@ def get_config(size: str = "") -> ConfigDict:
             "kind": "transcribe",
             # Only nano's LLM knows phonemes, from its warm-up.
             "imitate": 50.0 if tiny else 0.0,
-            "imitate_steps": 900,
+            "imitate_steps": 900 if tiny else 0,
             "augment": base.augment(warp=0, freq_width=15, time_fraction=0.15),
             "chunks": {"full_share": 0.5, "largest": 25, "unlimited_left": 0.5},
         }

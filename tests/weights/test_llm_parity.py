@@ -136,6 +136,7 @@ def test_cached_decoding_writes_the_references_tokens(family):
     np.testing.assert_array_equal(written.tokens, arrays["greedy"])
 
 
+@pytest.mark.large
 def test_the_goldens_are_those_of_transformers():
     """Where transformers is installed, it still gives the committed numbers."""
     transformers = pytest.importorskip("transformers")
