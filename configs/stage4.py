@@ -30,5 +30,5 @@ def get_config(size: str = "") -> ConfigDict:
             "final_share": 0.05,
         }
     )
-    config.steps = 650 if tiny else 1_000_000
+    config.steps = 400 if tiny else 1_000_000
     return config
