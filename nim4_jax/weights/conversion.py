@@ -250,10 +250,10 @@ def export_llm(
         moves = rules.plan([rule for rule in hf.RULES if rule.ours in shapes], shapes)
 
         def take(move: rules.Move) -> np.ndarray:
-            part = tensors.get_slice(move.ours)
-            whole = tensors.get_tensor if move.layer is None else None
-            array = whole(move.ours) if whole else part[move.layer : move.layer + 1][0]
-            return move.layout.theirs(array)
+            if move.layer is None:
+                return move.layout.theirs(tensors.get_tensor(move.ours))
+            layers = tensors.get_slice(move.ours)
+            return move.layout.theirs(layers[move.layer : move.layer + 1][0])
 
         specs: dict[str, Spec] = {}
         for move in moves:

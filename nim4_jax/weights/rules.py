@@ -95,13 +95,14 @@ class Move:
         """Their array in our layout.
 
         Raises:
-            ValueError: its size is another one.
+            ValueError: its shape is another one.
         """
-        if array.size != int(np.prod(self.shape)):
+        expected = self.layout.theirs(np.broadcast_to(np.int8(0), self.shape)).shape
+        if array.shape != expected:
             raise ValueError(
-                f"{self.theirs} has shape {array.shape}, but {self.ours} needs "
-                f"{self.shape} (layout {self.layout.name}); the config describes a "
-                "model of another size."
+                f"{self.theirs} has shape {array.shape}, expected {expected} for "
+                f"{self.ours} {self.shape} (layout {self.layout.name}); the config "
+                "describes a model of another size."
             )
         return self.layout.ours(array, self.shape)
 

@@ -117,6 +117,14 @@ def add_tensor(folder):
     safetensors.numpy.save_file(tensors, path)
 
 
+def turn_tensor(folder):
+    path = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = np.ascontiguousarray(tensors[name].T)
+    safetensors.numpy.save_file(tensors, path)
+
+
 def cut_file(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -141,6 +149,7 @@ def set_config(**values):
     [
         (drop_tensor, "lacks model.layers.1.mlp.up_proj.weight"),
         (add_tensor, r"model.extra.weight \(2, 3\), which no rule takes"),
+        (turn_tensor, r"up_proj.weight has shape \(16, 24\), expected \(24, 16\)"),
         (cut_file, "model.safetensors cannot be read"),
         (lose_shard, "b.safetensors"),
         (set_config(model_type="mamba"), "'mamba' is unknown"),
