@@ -1,11 +1,13 @@
 """What all stages share: the sizes of the model, and the defaults of a run.
 
-Sizes: `nano` trains on a laptop, `small` on one accelerator, `2b3` is NIM4-ASR's.
+Sizes: `nano` trains on a laptop, `smollm2` is nano's encoder before a pretrained LLM,
+`small` trains on one accelerator, `2b3` is NIM4-ASR's.
 """
 
 from ml_collections import ConfigDict
 
-SIZES = ("nano", "small", "2b3")
+SIZES = ("nano", "smollm2", "small", "2b3")
+_LAPTOP = ("nano", "smollm2")
 
 _ENCODERS = {
     "nano": {
@@ -35,6 +37,8 @@ _ENCODERS = {
     },
 }
 
+_ENCODERS["smollm2"] = _ENCODERS["nano"]
+
 _LLMS = {
     "nano": {
         "vocab_size": 2048,
@@ -45,6 +49,19 @@ _LLMS = {
         "head_dim": 48,
         "ffn": 512,
         "rope_theta": 1e4,
+    },
+    # SmolLM2-135M, a Llama
+    "smollm2": {
+        "vocab_size": 49_152,
+        "width": 576,
+        "num_layers": 30,
+        "num_heads": 9,
+        "num_kv_heads": 3,
+        "head_dim": 64,
+        "ffn": 1536,
+        "rope_theta": 1e5,
+        "norm_epsilon": 1e-5,
+        "qk_norm": False,
     },
     # Qwen3-0.6B
     "small": {
@@ -74,7 +91,9 @@ _NO_LORA = {
     "targets": "query|key|value|output|gate|up|down",
 }
 
-_ADAPTOR_WIDTHS = {"nano": 1024, "small": 2048, "2b3": 4096}
+_ADAPTOR_WIDTHS = {"nano": 1024, "smollm2": 1024, "small": 2048, "2b3": 4096}
+
+_TOKENIZERS = {"nano": "nano", "smollm2": "weights/smollm2/tokenizer.json"}
 
 
 def check_size(size: str) -> str:
@@ -90,6 +109,11 @@ def check_size(size: str) -> str:
             f"{', '.join(SIZES)}."
         )
     return size
+
+
+def on_laptop(size: str) -> bool:
+    """Whether the size trains on a few CPU cores, on an hour of speech."""
+    return check_size(size) in _LAPTOP
 
 
 def augment(
@@ -113,7 +137,7 @@ def augment(
 def get_config(size: str = "") -> ConfigDict:
     """Everything but what a stage decides."""
     size = check_size(size)
-    tiny = size == "nano"
+    tiny = on_laptop(size)
     config = ConfigDict()
     config.model = ConfigDict(
         {
@@ -131,7 +155,7 @@ def get_config(size: str = "") -> ConfigDict:
         }
     )
     # A path to a tokenizer.json; "nano" is the one in the package.
-    config.tokenizer = "nano" if tiny else "tokenizer.json"
+    config.tokenizer = _TOKENIZERS.get(size, "tokenizer.json")
     # JSON from `nim4 cmvn`; empty: from the training data, when not inherited.
     config.cmvn = ""
     # Workdirs or .safetensors files to start from, comma-separated; later ones win.

@@ -11,7 +11,7 @@ from nim4_jax.configs import base
 def get_config(size: str = "") -> ConfigDict:
     """Stage 1 at `nano`, `small` or `2b3`."""
     config = base.get_config(size)
-    tiny = base.check_size(size) == "nano"
+    tiny = base.on_laptop(size)
     config.stage = "stage1"
     config.data.needs = ("phonemes",)
     config.loss = ConfigDict(

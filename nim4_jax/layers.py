@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+WEIGHTS = ("float", "int8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +25,19 @@ class Policy:
     Attributes:
         params: dtype in which parameters are stored.
         compute: dtype of activations and of matrix product operands.
+        weights: "float", or "int8" for kernels and embedding tables that were
+            quantised for inference; they are multiplied in the compute dtype.
     """
 
     params: str = "float32"
     compute: str = "float32"
+    weights: str = "float"
 
     def __post_init__(self):
+        if self.weights not in WEIGHTS:
+            raise ValueError(
+                f"policy.weights={self.weights!r} is unknown; use one of {WEIGHTS}."
+            )
         for role in ("params", "compute"):
             if (name := getattr(self, role)) not in DTYPES:
                 raise ValueError(
@@ -107,95 +116,92 @@ class LoraConfig:
 NO_LORA = LoraConfig()
 
 
-class Einsum(nn.Module):
-    """y = einsum(equation, x, kernel) + bias, the kernel kept in its true shape.
+class Projection(nn.Module):
+    """y = x · kernel + bias over the last axes of x, the kernel kept in its true shape.
 
     Where `lora` has a rank for the module's name, (x·A)·B · α/r is added; B begins as
-    zeros.
+    zeros. Under a policy with int8 weights the kernel is `kernel_int8` and
+    `kernel_scale` (`models/quantisation.py` makes them), in place of `kernel`.
 
     Attributes:
-        equation: two-operand einsum, as "BTD,DNH->BTNH".
-        shape: kernel shape.
-        axes: one logical axis name per kernel dimension.
-        bias_axes: kernel dimensions that the bias spans, None for no bias.
-        fan_in_dims: kernel dimensions that the equation contracts.
+        size_in: axes of x that the kernel contracts.
+        size_out: axes of y in their place.
+        axes: one logical axis name per axis of the kernel, which is size_in + size_out.
+        policy: dtypes.
+        bias: whether a vector over size_out is added.
         gain: variance of the outputs at initialisation, for inputs of unit variance.
         bias_init: initialiser of the bias.
         lora: low-rank adaptation.
     """
 
-    equation: str
-    shape: Sequence[int]
+    size_in: Sequence[int]
+    size_out: Sequence[int]
     axes: Sequence[str | None]
     policy: Policy
-    bias_dims: Sequence[int] | None = None
-    fan_in_dims: Sequence[int] = (0,)
+    bias: bool = False
     gain: float = 1.0
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     lora: LoraConfig = NO_LORA
 
-    def _adapt(self, inputs: Array, rank: int) -> Array:
-        """(x·A)·B, by the equation cut in two."""
-        first, outputs = self.equation.split("->")
-        left, kernel = first.split(",")
-        size_in = [d for d in range(len(self.shape)) if d in self.fan_in_dims]
-        size_out = [d for d in range(len(self.shape)) if d not in self.fan_in_dims]
-        letters_in = "".join(kernel[d] for d in size_in)
-        letters_out = "".join(kernel[d] for d in size_out)
-        kept = "".join(letter for letter in outputs if letter not in letters_out)
-        down = self.param(
-            "lora_a",
-            nn.with_logical_partitioning(
-                nn.initializers.variance_scaling(
-                    1.0, "fan_in", "normal", tuple(range(len(size_in))), -1
-                ),
-                (*(self.axes[d] for d in size_in), None),
-            ),
-            (*(self.shape[d] for d in size_in), rank),
-            self.policy.param_dtype,
-        )
-        up = self.param(
-            "lora_b",
-            nn.with_logical_partitioning(
-                nn.initializers.zeros, (None, *(self.axes[d] for d in size_out))
-            ),
-            (rank, *(self.shape[d] for d in size_out)),
-            self.policy.param_dtype,
-        )
+    def _init(self, name: str, init, shape, axes, dtype=None) -> Array:
+        placed = nn.with_logical_partitioning(init, tuple(axes))
+        return self.param(name, placed, tuple(shape), dtype or self.policy.param_dtype)
+
+    @property
+    def _depth(self) -> int:
+        return math.prod(self.size_in)
+
+    def _multiply(self, inputs: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        """x · kernel, both flattened: two axes contracted at once may be transposed."""
+        shape = (*self.size_in, *self.size_out)
+        ins = tuple(range(len(self.size_in)))
         cast = self.policy.cast
-        hidden = jnp.einsum(f"{left},{letters_in}Z->{kept}Z", inputs, cast(down))
+        if self.policy.weights == "int8":
+            ones, zeros = nn.initializers.ones, nn.initializers.zeros
+            kernel = self._init("kernel_int8", zeros, shape, self.axes, jnp.int8)
+            scale = self._init(
+                "kernel_scale",
+                ones,
+                (*(1 for _ in ins), *self.size_out),
+                (*(None for _ in ins), *self.axes[len(ins) :]),
+                jnp.float32,
+            )
+            outputs = inputs @ cast(kernel).reshape(self._depth, -1)
+            return outputs * cast(scale).reshape((1,) * (inputs.ndim - 1) + (-1,))
+        outs = tuple(range(len(ins), len(shape)))
+        init = nn.initializers.variance_scaling(
+            self.gain, "fan_in", "truncated_normal", ins, outs
+        )
+        kernel = self._init("kernel", init, shape, self.axes)
+        return inputs @ cast(kernel).reshape(self._depth, -1)
+
+    def _adapt(self, inputs: Float[Array, "*B I"], rank: int) -> Float[Array, "*B O"]:
+        """(x·A)·B · α/r."""
+        ins = tuple(range(len(self.size_in)))
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", ins, -1)
+        axes_in, axes_out = self.axes[: len(ins)], self.axes[len(ins) :]
+        shapes = (*self.size_in, rank), (rank, *self.size_out)
+        down = self._init("lora_a", init, shapes[0], (*axes_in, None))
+        zeros = nn.initializers.zeros
+        up = self._init("lora_b", zeros, shapes[1], (None, *axes_out))
+        cast = self.policy.cast
+        hidden = inputs @ cast(down).reshape(self._depth, rank)
         hidden = hidden * cast(jnp.asarray(self.lora.scale))
-        return jnp.einsum(f"{kept}Z,Z{letters_out}->{outputs}", hidden, cast(up))
+        return hidden @ cast(up).reshape(rank, -1)
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        fan_out = tuple(d for d in range(len(self.shape)) if d not in self.fan_in_dims)
-        init = nn.initializers.variance_scaling(
-            self.gain, "fan_in", "truncated_normal", tuple(self.fan_in_dims), fan_out
-        )
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(init, tuple(self.axes)),
-            tuple(self.shape),
-            self.policy.param_dtype,
-        )
-        outputs = jnp.einsum(
-            self.equation, self.policy.cast(inputs), self.policy.cast(kernel)
-        )
+        lead = inputs.shape[: inputs.ndim - len(self.size_in)]
+        flat = self.policy.cast(inputs).reshape(*lead, self._depth)
+        outputs = self._multiply(flat)
         if rank := self.lora.rank_of(self.name or ""):
-            outputs = outputs + self._adapt(self.policy.cast(inputs), rank)
-        if self.bias_dims is None:
+            outputs = outputs + self._adapt(flat, rank)
+        outputs = outputs.reshape(*lead, *self.size_out)
+        if not self.bias:
             return outputs
-        bias = self.param(
-            "bias",
-            nn.with_logical_partitioning(
-                self.bias_init, tuple(self.axes[d] for d in self.bias_dims)
-            ),
-            tuple(self.shape[d] for d in self.bias_dims),
-            self.policy.param_dtype,
-        )
-        bias = self.policy.cast(bias)
-        return outputs + bias.reshape((1,) * (outputs.ndim - bias.ndim) + bias.shape)
+        axes = self.axes[len(self.size_in) :]
+        bias = self.policy.cast(self._init("bias", self.bias_init, self.size_out, axes))
+        return outputs + bias.reshape((1,) * len(lead) + bias.shape)
 
 
 def linear(
@@ -208,14 +214,14 @@ def linear(
     gain: float = 1.0,
     lora: LoraConfig = NO_LORA,
     name: str | None = None,
-) -> Einsum:
-    """An `Einsum` over the last axis: [..., in] → [..., out]."""
-    return Einsum(
-        "...i,io->...o",
-        (features_in, features_out),
+) -> Projection:
+    """A `Projection` of the last axis: [..., in] → [..., out]."""
+    return Projection(
+        (features_in,),
+        (features_out,),
         axes,
         policy,
-        bias_dims=(1,) if bias else None,
+        bias=bias,
         gain=gain,
         lora=lora,
         name=name,
@@ -273,30 +279,46 @@ class RMSNorm(nn.Module):
 
 
 class Embed(nn.Module):
-    """A table of vectors by id; `attend` gives logits with the same (tied) table."""
+    """A table of vectors by id; `attend` gives logits with the same (tied) table.
+
+    Under a policy with int8 weights the table is `table_int8` and `table_scale`, one
+    scale per id, in place of `table`.
+    """
 
     vocab_size: int
     width: int
     policy: Policy
 
     def setup(self):
-        self.table = self.param(
-            "table",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(0.02), ("vocab", "embed")
-            ),
-            (self.vocab_size, self.width),
-            self.policy.param_dtype,
-        )
+        def init(name, initialiser, width, dtype):
+            axes = ("vocab", "embed" if width > 1 else None)
+            placed = nn.with_logical_partitioning(initialiser, axes)
+            return self.param(name, placed, (self.vocab_size, width), dtype)
+
+        if self.policy.weights == "int8":
+            self.table = init(
+                "table_int8", nn.initializers.zeros, self.width, jnp.int8
+            )
+            self.scale = init("table_scale", nn.initializers.ones, 1, jnp.float32)
+        else:
+            dtype = self.policy.param_dtype
+            self.table = init("table", nn.initializers.normal(0.02), self.width, dtype)
+            self.scale = None
 
     def __call__(self, ids: Int[Array, "*B L"]) -> Float[Array, "*B L D"]:
-        return self.policy.cast(jnp.take(self.table, ids, axis=0))
+        vectors = self.policy.cast(jnp.take(self.table, ids, axis=0))
+        if self.scale is None:
+            return vectors
+        return vectors * self.policy.cast(jnp.take(self.scale, ids, axis=0))
 
     def attend(self, hidden: Float[Array, "*B L D"]) -> Float[Array, "*B L V"]:
         """Logits in float32: hidden · tableᵀ."""
-        return jnp.einsum(
+        logits = jnp.einsum(
             "...d,vd->...v",
             self.policy.cast(hidden),
             self.policy.cast(self.table),
             preferred_element_type=jnp.float32,
         )
+        if self.scale is None:
+            return logits
+        return logits * self.scale.reshape((1,) * (logits.ndim - 1) + (-1,))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from nim4_jax.layers import Einsum, LayerNorm, Policy, linear, rematerialise
+from nim4_jax.layers import LayerNorm, Policy, Projection, linear, rematerialise
 from nim4_jax.models.subsampling import (
     STRIDE,
     Subsampling,
@@ -179,11 +179,11 @@ class RelativeAttention(nn.Module):
     config: ConformerConfig
     policy: Policy
 
-    def _project(self, name: str) -> Einsum:
+    def _project(self, name: str) -> Projection:
         config = self.config
-        shape = (config.width, config.num_heads, config.head_dim)
+        heads = (config.num_heads, config.head_dim)
         axes = ("embed", "heads", "head_dim")
-        return Einsum("...d,dnh->...nh", shape, axes, self.policy, name=name)
+        return Projection((config.width,), heads, axes, self.policy, name=name)
 
     def _bias(self, name: str) -> Array:
         init = nn.with_logical_partitioning(
@@ -216,13 +216,11 @@ class RelativeAttention(nn.Module):
         scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
         weights = jnp.where(visible, jax.nn.softmax(scores), 0.0)
         mixed = jnp.einsum("bnqk,bknh->bqnh", self.policy.cast(weights), values)
-        shape = (self.config.num_heads, self.config.head_dim, self.config.width)
-        output = Einsum(
-            "...nh,nhd->...d",
-            shape,
+        output = Projection(
+            (self.config.num_heads, self.config.head_dim),
+            (self.config.width,),
             ("heads", "head_dim", "embed"),
             self.policy,
-            fan_in_dims=(0, 1),
             gain=_BRANCH_GAIN,
             name="output",
         )(mixed)

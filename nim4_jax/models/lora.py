@@ -1,6 +1,6 @@
 """Low-rank adaptation put into the kernels it adapts, and taken out again.
 
-The forward pass is `layers.Einsum`'s; here are only the two directions of
+The forward pass is `layers.Projection`'s; here are only the two directions of
 kernel' = kernel + α/r · A·B.
 """
 

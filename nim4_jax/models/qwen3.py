@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from nim4_jax import layers
 from nim4_jax.models import kv_cache
 from nim4_jax.ops import attention, rotary
+from nim4_jax.types import Params
 
 REMATS = ("none", "full", "dots")
 
@@ -80,6 +81,9 @@ class LLMConfig:
             )
 
 
+PACKED_HEADS, PACKED_FFN = "heads", "gate_up"
+"""Modules of a packed block in place of query, key and value, of gate and up."""
+
 Stacks = tuple[Array, Array] | None
 """`KVCache.keys` and `KVCache.values` of all layers; None without a cache."""
 
@@ -116,21 +120,36 @@ class Attention(nn.Module):
     Attributes:
         config: LLMConfig.
         policy: dtypes.
+        packed: products joined, as `pack` joins their kernels.
     """
 
     config: LLMConfig
     policy: layers.Policy
+    packed: bool = False
 
-    def _project(self, hidden: Array, heads: int, axis: str, name: str) -> Array:
-        return layers.Einsum(
-            "BLD,DNH->BLNH",
-            (self.config.width, heads, self.config.head_dim),
+    def _project(self, hidden: Array, heads: int, axis: str | None, name: str) -> Array:
+        return layers.Projection(
+            (self.config.width,),
+            (heads, self.config.head_dim),
             ("embed", axis, "head_dim"),
             self.policy,
-            bias_dims=(1, 2) if self.config.qkv_bias else None,
+            bias=self.config.qkv_bias,
             lora=self.config.lora,
             name=name,
         )(hidden)
+
+    def _project_all(self, hidden: Array) -> tuple[Array, Array, Array]:
+        """Queries, keys and values."""
+        own, shared = self.config.num_heads, self.config.num_kv_heads
+        if self.packed:
+            heads = self._project(hidden, own + 2 * shared, None, PACKED_HEADS)
+            queries, keys, values = jnp.split(heads, (own, own + shared), axis=2)
+            return queries, keys, values
+        return (
+            self._project(hidden, own, "heads", "query"),
+            self._project(hidden, shared, "kv_heads", "key"),
+            self._project(hidden, shared, "kv_heads", "value"),
+        )
 
     @nn.compact
     def __call__(
@@ -146,9 +165,7 @@ class Attention(nn.Module):
             (outputs, stacks with this layer's new tokens).
         """
         c = self.config
-        queries = self._project(hidden, c.num_heads, "heads", "query")
-        keys = self._project(hidden, c.num_kv_heads, "kv_heads", "key")
-        values = self._project(hidden, c.num_kv_heads, "kv_heads", "value")
+        queries, keys, values = self._project_all(hidden)
         if c.qk_norm:
             norm = layers.RMSNorm
             queries = norm(self.policy, c.norm_epsilon, name="query_norm")(queries)
@@ -164,15 +181,16 @@ class Attention(nn.Module):
                 self.policy.cast(jax.lax.dynamic_index_in_dim(x, layer, keepdims=False))
                 for x in stacks
             )
+        else:
+            keys, values = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
         outputs = attention.attend(
             queries, keys, values, context.visible, 1.0 / math.sqrt(c.head_dim)
         )
-        outputs = layers.Einsum(
-            "BLNH,NHD->BLD",
-            (c.num_heads, c.head_dim, c.width),
+        outputs = layers.Projection(
+            (c.num_heads, c.head_dim),
+            (c.width,),
             ("heads", "head_dim", "embed"),
             self.policy,
-            fan_in_dims=(0, 1),
             lora=c.lora,
             name="output",
         )(outputs)
@@ -185,10 +203,12 @@ class FeedForward(nn.Module):
     Attributes:
         config: LLMConfig.
         policy: dtypes.
+        packed: products joined, as `pack` joins their kernels.
     """
 
     config: LLMConfig
     policy: layers.Policy
+    packed: bool = False
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
@@ -205,8 +225,12 @@ class FeedForward(nn.Module):
                 name=name,
             )
 
-        gate = project(width, ffn, ("embed", "mlp"), "gate")(hidden)
-        up = project(width, ffn, ("embed", "mlp"), "up")(hidden)
+        if self.packed:
+            both = project(width, 2 * ffn, ("embed", None), PACKED_FFN)(hidden)
+            gate, up = jnp.split(both, 2, axis=-1)
+        else:
+            gate = project(width, ffn, ("embed", "mlp"), "gate")(hidden)
+            up = project(width, ffn, ("embed", "mlp"), "up")(hidden)
         return project(ffn, width, ("mlp", "embed"), "down")(nn.silu(gate) * up)
 
 
@@ -216,10 +240,12 @@ class Block(nn.Module):
     Attributes:
         config: LLMConfig.
         policy: dtypes.
+        packed: products joined, as `pack` joins their kernels.
     """
 
     config: LLMConfig
     policy: layers.Policy
+    packed: bool = False
 
     @nn.compact
     def __call__(
@@ -232,12 +258,13 @@ class Block(nn.Module):
         hidden, stacks = carry
         epsilon = self.config.norm_epsilon
         normed = layers.RMSNorm(self.policy, epsilon, name="attention_norm")(hidden)
-        outputs, stacks = Attention(self.config, self.policy, name="attention")(
+        made = (self.config, self.policy, self.packed)
+        outputs, stacks = Attention(*made, name="attention")(
             normed, stacks, layer, context
         )
         hidden = hidden + outputs
         normed = layers.RMSNorm(self.policy, epsilon, name="mlp_norm")(hidden)
-        hidden = hidden + FeedForward(self.config, self.policy, name="mlp")(normed)
+        hidden = hidden + FeedForward(*made, name="mlp")(normed)
         return (hidden, stacks), None
 
 
@@ -261,6 +288,30 @@ def _stack(config: LLMConfig, policy: layers.Policy, remat: str):
     return scanned(config, policy)
 
 
+def pack(params: Params) -> Params:
+    """Parameters of a scanned `Qwen3` → those of a packed one.
+
+    Raises:
+        ValueError: LoRA matrices stand beside the kernels.
+    """
+    stacked = params["layers"]
+    attention, mlp = dict(stacked["attention"]), dict(stacked["mlp"])
+    for part in (attention, mlp):
+        if adapted := sorted(name for name in part if "lora_a" in part[name]):
+            raise ValueError(f"{adapted} hold LoRA matrices; merge them before packing.")
+
+    def join(part: Params, names: tuple[str, ...], axis: int) -> Params:
+        parts = [part.pop(name) for name in names]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), *parts)
+
+    attention[PACKED_HEADS] = join(attention, ("query", "key", "value"), -2)
+    mlp[PACKED_FFN] = join(mlp, ("gate", "up"), -1)
+    stacked = {**stacked, "attention": attention, "mlp": mlp}
+    count = len(jax.tree.leaves(stacked)[0])
+    layers = {f"layer_{i}": jax.tree.map(lambda x: x[i], stacked) for i in range(count)}
+    return {**{k: v for k, v in params.items() if k != "layers"}, **layers}
+
+
 class Qwen3(nn.Module):
     """Embedding, scanned decoder blocks, final norm and (tied) logits.
 
@@ -273,11 +324,16 @@ class Qwen3(nn.Module):
         policy: dtypes.
         remat: what the backward pass recomputes: "none", "full" (each block whole) or
             "dots" (all but the products with parameters).
+        packed: for decoding on one device, with parameters from `pack`: blocks stand
+            one after the other, and query, key and value (gate and up) are one product.
+            A scan copies each layer's kernels out of the stack before it multiplies,
+            which costs more than the product itself when the rows are few.
     """
 
     config: LLMConfig
     policy: layers.Policy
     remat: str = "none"
+    packed: bool = False
 
     def setup(self):
         if self.remat not in REMATS:
@@ -286,7 +342,10 @@ class Qwen3(nn.Module):
             )
         c = self.config
         self.embedding = layers.Embed(c.vocab_size, c.width, self.policy)
-        self.layers = _stack(c, self.policy, self.remat)
+        if self.packed:
+            self.layer = [Block(c, self.policy, packed=True) for _ in range(c.num_layers)]
+        else:
+            self.layers = _stack(c, self.policy, self.remat)
         self.final_norm = layers.RMSNorm(self.policy, c.norm_epsilon)
         if not c.tie_embeddings:
             self.head = layers.Embed(c.vocab_size, c.width, self.policy)
@@ -325,9 +384,12 @@ class Qwen3(nn.Module):
             visible = kv_cache.visible_slots(cache, mask.shape[1])
         angles = rotary.rotary_angles(positions, c.head_dim, c.rope_theta)
         numbers = jnp.arange(c.num_layers, dtype=jnp.int32)
-        (hidden, stacks), _ = self.layers(
-            (hidden, stacks), numbers, Context(angles, visible, start)
-        )
+        context = Context(angles, visible, start)
+        if self.packed:
+            for number, block in enumerate(self.layer):
+                (hidden, stacks), _ = block((hidden, stacks), numbers[number], context)
+        else:
+            (hidden, stacks), _ = self.layers((hidden, stacks), numbers, context)
         if cache is not None and stacks is not None:
             # The stacks went through the scan as its carry, so they change in place.
             cache = cache.replace(keys=stacks[0], values=stacks[1])

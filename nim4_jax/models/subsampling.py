@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from nim4_jax.layers import Einsum, Policy
+from nim4_jax.layers import Policy, Projection
 from nim4_jax.types import Frames
 
 STRIDE = 4
@@ -80,13 +80,12 @@ class Subsampling(nn.Module):
         self.conv1 = Conv2d(1, self.channels, self.policy)
         self.conv2 = Conv2d(self.channels, self.channels, self.policy)
         bands = ((self.num_mels - 1) // 2 - 1) // 2
-        self.output = Einsum(
-            "btme,med->btd",
-            (bands, self.channels, self.width),
+        self.output = Projection(
+            (bands, self.channels),
+            (self.width,),
             (None, None, "embed"),
             self.policy,
-            bias_dims=(2,),
-            fan_in_dims=(0, 1),
+            bias=True,
             # Masked features are exact zeros; a LayerNorm multiplies the gradient of a
             # zero vector by 300, and a stack of them overflows.
             bias_init=nn.initializers.normal(0.1),

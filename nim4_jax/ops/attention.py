@@ -30,8 +30,8 @@ def causal_mask(mask: Bool[Array, "B L"]) -> Bool[Array, "B L L"]:
 
 def attend(
     queries: Float[Array, "B L N H"],
-    keys: Float[Array, "B C K H"],
-    values: Float[Array, "B C K H"],
+    keys: Float[Array, "B K C H"],
+    values: Float[Array, "B K C H"],
     mask: Bool[Array, "B L C"],
     scale: float,
 ) -> Float[Array, "B L N H"]:
@@ -57,7 +57,7 @@ def attend(
     Source: Ainslie et al. 2023 (arXiv 2305.13245).
     """
     batch, length, heads, _ = queries.shape
-    _, slots, kv_heads, _ = keys.shape
+    _, kv_heads, slots, _ = keys.shape
     if heads % kv_heads:
         raise ValueError(
             f"{heads} query heads do not divide into groups over {kv_heads} key heads; "
@@ -73,10 +73,10 @@ def attend(
 
 def _attend_xla(queries, keys, values, mask, scale):
     batch, length, heads, width = queries.shape
-    kv_heads = keys.shape[2]
+    kv_heads = keys.shape[1]
     grouped = queries.reshape(batch, length, kv_heads, heads // kv_heads, width)
     logits = jnp.einsum(
-        "BLKGH,BCKH->BKGLC", grouped, keys, preferred_element_type=jnp.float32
+        "BLKGH,BKCH->BKGLC", grouped, keys, preferred_element_type=jnp.float32
     )
     visible = mask[:, None, None]
     logits = jnp.where(visible, logits * jnp.float32(scale), jnp.float32(HIDDEN))
@@ -84,5 +84,5 @@ def _attend_xla(queries, keys, values, mask, scale):
     weights = jnp.where(visible, jnp.exp(logits - peak), jnp.float32(0.0))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     weights = weights / jnp.where(total > 0.0, total, jnp.float32(1.0))
-    outputs = jnp.einsum("BKGLC,BCKH->BLKGH", weights.astype(values.dtype), values)
+    outputs = jnp.einsum("BKGLC,BKCH->BLKGH", weights.astype(values.dtype), values)
     return outputs.reshape(batch, length, heads, width).astype(queries.dtype)

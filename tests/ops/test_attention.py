@@ -12,7 +12,7 @@ from nim4_jax.ops import attention
 
 def random_operands(seed, batch=2, length=3, slots=5, kv_heads=2, groups=2, width=4):
     keys = jax.random.split(jax.random.key(seed), 4)
-    kv_shape = (batch, slots, kv_heads, width)
+    kv_shape = (batch, kv_heads, slots, width)
     return (
         jax.random.normal(keys[0], (batch, length, kv_heads * groups, width)),
         jax.random.normal(keys[1], kv_shape),
@@ -23,14 +23,14 @@ def random_operands(seed, batch=2, length=3, slots=5, kv_heads=2, groups=2, widt
 
 def attend_by_loop(queries, keys, values, mask, scale):
     queries, keys, values = (np.asarray(x, np.float64) for x in (queries, keys, values))
-    groups = queries.shape[2] // keys.shape[2]
+    groups = queries.shape[2] // keys.shape[1]
     outputs = np.zeros(queries.shape)
     for b, i, n in np.ndindex(*queries.shape[:3]):
         seen = np.flatnonzero(mask[b, i])
         if seen.size:
-            logits = scale * keys[b, seen, n // groups] @ queries[b, i, n]
+            logits = scale * keys[b, n // groups, seen] @ queries[b, i, n]
             weights = np.exp(logits - logits.max())
-            outputs[b, i, n] = weights / weights.sum() @ values[b, seen, n // groups]
+            outputs[b, i, n] = weights / weights.sum() @ values[b, n // groups, seen]
     return outputs
 
 
@@ -63,7 +63,7 @@ def test_invisible_keys_have_no_effect():
     queries, keys, values, mask = random_operands(1)
     mask = mask.at[:, :, 2].set(False)
     outputs = attend(queries, keys, values, mask, 1.0)
-    keys, values = keys.at[:, 2].set(1e8), values.at[:, 2].set(-1e8)
+    keys, values = keys.at[:, :, 2].set(1e8), values.at[:, :, 2].set(-1e8)
     np.testing.assert_array_equal(attend(queries, keys, values, mask, 1.0), outputs)
 
 
