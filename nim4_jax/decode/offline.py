@@ -177,7 +177,9 @@ def _generate(
 
     batch, length, _ = embeddings.shape
     # The prompt attends to its own slots only; room for the answer comes after it.
-    cache = kv_cache.init_cache(model.config, batch, length, model.policy.dtype)
+    cache = kv_cache.init_cache(
+        model.config, batch, length, model.policy.dtype, packed=model.packed
+    )
     positions = rotary.count_positions(mask)
     hidden, cache = model.apply(variables, embeddings, positions, mask, cache)
     # The last real slot of each row says what comes next; padding may follow it.

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 if TYPE_CHECKING:
     from nim4_jax.models.qwen3 import LLMConfig
+
+
+Heads = Float[Array, "layers B K C H"] | tuple[Float[Array, "B K C H"], ...]
+"""Keys or values of all layers, stacked or one by one."""
 
 
 @flax.struct.dataclass
@@ -21,14 +27,15 @@ class KVCache:
 
     Attributes:
         keys: Float[Array, "layers B K C H"], after RoPE; heads before slots, as the
-            products with queries want them.
-        values: Float[Array, "layers B K C H"].
+            products with queries want them. For a packed LLM a tuple with an array
+            [B, K, C, H] per layer, which needs no copy to be read.
+        values: as the keys.
         mask: Bool[Array, "B C"], True where the slot holds a real token.
         length: Int[Array, "B"], the next slot to be written, per row.
     """
 
-    keys: Float[Array, "layers B K C H"]
-    values: Float[Array, "layers B K C H"]
+    keys: Heads
+    values: Heads
     mask: Bool[Array, "B C"]
     length: Int[Array, " B"]
 
@@ -39,7 +46,12 @@ class KVCache:
 
 
 def init_cache(
-    config: LLMConfig, batch: int, slots: int, dtype: jnp.dtype = jnp.float32
+    config: LLMConfig,
+    batch: int,
+    slots: int,
+    dtype: jnp.dtype = jnp.float32,
+    *,
+    packed: bool = False,
 ) -> KVCache:
     """An empty cache.
 
@@ -48,6 +60,7 @@ def init_cache(
         batch: number of rows.
         slots: tokens that a row can hold, padding included.
         dtype: of keys and values; the model's compute dtype.
+        packed: whether the LLM is.
 
     Returns:
         A cache of length 0.
@@ -57,10 +70,16 @@ def init_cache(
     """
     if batch < 1 or slots < 1:
         raise ValueError(f"cache of batch={batch}, slots={slots}: both must be ≥ 1.")
-    shape = (config.num_layers, batch, config.num_kv_heads, slots, config.head_dim)
+    shape, layers = (batch, config.num_kv_heads, slots, config.head_dim), config.num_layers
+
+    def make() -> Heads:
+        if packed:
+            return tuple(jnp.zeros(shape, dtype) for _ in range(layers))
+        return jnp.zeros((layers, *shape), dtype)
+
     return KVCache(
-        keys=jnp.zeros(shape, dtype),
-        values=jnp.zeros(shape, dtype),
+        keys=make(),
+        values=make(),
         mask=jnp.zeros((batch, slots), jnp.bool_),
         length=jnp.zeros((batch,), jnp.int32),
     )
@@ -96,27 +115,29 @@ def extend(cache: KVCache, mask: Bool[Array, "B L"]) -> KVCache:
 
 
 def write(
-    stack: Float[Array, "layers B K C H"],
+    cached: Float[Array, "*layers B K C H"],
     heads: Float[Array, "B L K H"],
-    layer: Int[Array, ""],
     start: Int[Array, " B"],
-) -> Float[Array, "layers B K C H"]:
+    layer: Int[Array, ""] | None = None,
+) -> Float[Array, "*layers B K C H"]:
     """One layer's keys or values of L new tokens, put at each row's own offset.
 
     Args:
-        stack: `KVCache.keys` or `KVCache.values`.
+        cached: keys or values of all layers, or of this one.
         heads: of the new tokens.
-        layer: index into the stack.
         start: slot of the first new token, per row.
+        layer: index into all layers; None for one layer.
 
     Returns:
-        The stack, updated in place if it is donated or carried by a loop.
+        The same, updated in place if it is donated or carried by a loop.
     """
     rows, slots = _places(start, *heads.shape[:2])
-    new = heads.astype(stack.dtype)
+    where = (rows, slice(None), slots)
+    new = heads.astype(cached.dtype)
     # Not `dynamic_update_slice` under vmap: it makes XLA transpose the whole stack,
     # which is 100 × slower on CPU.
-    return stack.at[layer, rows, :, slots].set(new, mode="drop", unique_indices=True)
+    at = cached.at[where if layer is None else (layer, *where)]
+    return at.set(new, mode="drop", unique_indices=True)
 
 
 def _places(start: Array, batch: int, tokens: int) -> tuple[Array, Array]:
@@ -163,11 +184,16 @@ def grow(cache: KVCache, slots: int) -> KVCache:
     extra = slots - cache.slots
     if extra < 0:
         raise ValueError(f"grow(slots={slots}): the cache has {cache.slots} already.")
-    pad = ((0, 0), (0, 0), (0, 0), (0, extra), (0, 0))
+
+    def pad(array: Array, axis: int) -> Array:
+        width = [(0, extra if i == axis % array.ndim else 0) for i in range(array.ndim)]
+        return jnp.pad(array, width)
+
+    longer = functools.partial(pad, axis=-2)
     return cache.replace(
-        keys=jnp.pad(cache.keys, pad),
-        values=jnp.pad(cache.values, pad),
-        mask=jnp.pad(cache.mask, pad[2:4]),
+        keys=jax.tree.map(longer, cache.keys),
+        values=jax.tree.map(longer, cache.values),
+        mask=pad(cache.mask, axis=1),
     )
 
 
@@ -201,9 +227,10 @@ def repeat_rows(cache: KVCache, times: int) -> KVCache:
     """
     if times < 1:
         raise ValueError(f"repeat_rows(times={times}): must be ≥ 1.")
+    repeat = functools.partial(jnp.repeat, repeats=times, axis=-4)
     return KVCache(
-        keys=jnp.repeat(cache.keys, times, axis=1),
-        values=jnp.repeat(cache.values, times, axis=1),
+        keys=jax.tree.map(repeat, cache.keys),
+        values=jax.tree.map(repeat, cache.values),
         mask=jnp.repeat(cache.mask, times, axis=0),
         length=jnp.repeat(cache.length, times, axis=0),
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -84,8 +86,8 @@ class LLMConfig:
 PACKED_HEADS, PACKED_FFN = "heads", "gate_up"
 """Modules of a packed block in place of query, key and value, of gate and up."""
 
-Stacks = tuple[Array, Array] | None
-"""`KVCache.keys` and `KVCache.values` of all layers; None without a cache."""
+Cached = tuple[Array, Array] | None
+"""Keys and values, of all layers under a scan, else of one; None without a cache."""
 
 
 @flax.struct.dataclass
@@ -151,18 +153,24 @@ class Attention(nn.Module):
             self._project(hidden, shared, "kv_heads", "value"),
         )
 
+    def _read(self, cached: tuple[Array, Array], layer: Array | None):
+        if layer is None:
+            return cached
+        pick = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+        return pick(cached[0], layer), pick(cached[1], layer)
+
     @nn.compact
     def __call__(
         self,
         hidden: Float[Array, "B L D"],
-        stacks: Stacks,
-        layer: Int[Array, ""],
+        cached: Cached,
+        layer: Int[Array, ""] | None,
         context: Context,
-    ) -> tuple[Float[Array, "B L D"], Stacks]:
+    ) -> tuple[Float[Array, "B L D"], Cached]:
         """Write the new keys and values into the cache, if any, and attend.
 
         Returns:
-            (outputs, stacks with this layer's new tokens).
+            (outputs, what was cached with this layer's new tokens).
         """
         c = self.config
         queries, keys, values = self._project_all(hidden)
@@ -172,15 +180,12 @@ class Attention(nn.Module):
             keys = norm(self.policy, c.norm_epsilon, name="key_norm")(keys)
         queries = rotary.rotate(queries, *context.angles)
         keys = rotary.rotate(keys, *context.angles)
-        if stacks is not None:
-            stacks = (
-                kv_cache.write(stacks[0], keys, layer, context.start),
-                kv_cache.write(stacks[1], values, layer, context.start),
+        if cached is not None:
+            cached = (
+                kv_cache.write(cached[0], keys, context.start, layer),
+                kv_cache.write(cached[1], values, context.start, layer),
             )
-            keys, values = (
-                self.policy.cast(jax.lax.dynamic_index_in_dim(x, layer, keepdims=False))
-                for x in stacks
-            )
+            keys, values = map(self.policy.cast, self._read(cached, layer))
         else:
             keys, values = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
         outputs = attention.attend(
@@ -194,7 +199,7 @@ class Attention(nn.Module):
             lora=c.lora,
             name="output",
         )(outputs)
-        return outputs, stacks
+        return outputs, cached
 
 
 class FeedForward(nn.Module):
@@ -250,22 +255,22 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        carry: tuple[Float[Array, "B L D"], Stacks],
-        layer: Int[Array, ""],
+        carry: tuple[Float[Array, "B L D"], Cached],
+        layer: Int[Array, ""] | None,
         context: Context,
-    ) -> tuple[tuple[Float[Array, "B L D"], Stacks], None]:
-        """One layer, as the body of the scan over layers."""
-        hidden, stacks = carry
+    ) -> tuple[tuple[Float[Array, "B L D"], Cached], None]:
+        """One layer, as the body of the scan over layers; `layer` None: packed."""
+        hidden, cached = carry
         epsilon = self.config.norm_epsilon
         normed = layers.RMSNorm(self.policy, epsilon, name="attention_norm")(hidden)
         made = (self.config, self.policy, self.packed)
-        outputs, stacks = Attention(*made, name="attention")(
-            normed, stacks, layer, context
+        outputs, cached = Attention(*made, name="attention")(
+            normed, cached, layer, context
         )
         hidden = hidden + outputs
         normed = layers.RMSNorm(self.policy, epsilon, name="mlp_norm")(hidden)
         hidden = hidden + FeedForward(*made, name="mlp")(normed)
-        return (hidden, stacks), None
+        return (hidden, cached), None
 
 
 def _stack(config: LLMConfig, policy: layers.Policy, remat: str):
@@ -377,23 +382,40 @@ class Qwen3(nn.Module):
         hidden = jnp.where(mask[:, :, None], self.policy.cast(embeddings), zero)
         c = self.config
         if cache is None:
-            start, visible, stacks = None, attention.causal_mask(mask), None
+            start, visible = None, attention.causal_mask(mask)
         else:
-            start, stacks = cache.length, (cache.keys, cache.values)
+            start = cache.length
             cache = kv_cache.extend(cache, mask)
             visible = kv_cache.visible_slots(cache, mask.shape[1])
         angles = rotary.rotary_angles(positions, c.head_dim, c.rope_theta)
-        numbers = jnp.arange(c.num_layers, dtype=jnp.int32)
-        context = Context(angles, visible, start)
-        if self.packed:
-            for number, block in enumerate(self.layer):
-                (hidden, stacks), _ = block((hidden, stacks), numbers[number], context)
-        else:
-            (hidden, stacks), _ = self.layers((hidden, stacks), numbers, context)
-        if cache is not None and stacks is not None:
-            # The stacks went through the scan as its carry, so they change in place.
-            cache = cache.replace(keys=stacks[0], values=stacks[1])
+        run = self._run_packed if self.packed else self._run_scanned
+        hidden, cache = run(hidden, cache, Context(angles, visible, start))
         return self.final_norm(hidden), cache
+
+    def _run_scanned(
+        self, hidden: Array, cache: kv_cache.KVCache | None, context: Context
+    ) -> tuple[Array, kv_cache.KVCache | None]:
+        """All blocks; the cache is the scan's carry, so that it changes in place."""
+        cached = None if cache is None else (cache.keys, cache.values)
+        numbers = jnp.arange(self.config.num_layers, dtype=jnp.int32)
+        (hidden, cached), _ = self.layers((hidden, cached), numbers, context)
+        if cache is not None and cached is not None:
+            cache = cache.replace(keys=cached[0], values=cached[1])
+        return hidden, cache
+
+    def _run_packed(
+        self, hidden: Array, cache: kv_cache.KVCache | None, context: Context
+    ) -> tuple[Array, kv_cache.KVCache | None]:
+        """All blocks, each with its own part of the cache."""
+        kept: list[Any] = [None] * self.config.num_layers
+        if cache is not None:
+            kept = list(zip(cache.keys, cache.values))
+        for number, block in enumerate(self.layer):
+            (hidden, kept[number]), _ = block((hidden, kept[number]), None, context)
+        if cache is not None:
+            keys, values = zip(*kept)
+            cache = cache.replace(keys=keys, values=values)
+        return hidden, cache
 
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """float32 logits over the vocabulary."""

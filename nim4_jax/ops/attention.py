@@ -74,15 +74,25 @@ def attend(
 def _attend_xla(queries, keys, values, mask, scale):
     batch, length, heads, width = queries.shape
     kv_heads = keys.shape[1]
-    grouped = queries.reshape(batch, length, kv_heads, heads // kv_heads, width)
-    logits = jnp.einsum(
-        "BLKGH,BKCH->BKGLC", grouped, keys, preferred_element_type=jnp.float32
-    )
-    visible = mask[:, None, None]
+    rows = length * (heads // kv_heads)
+    # Two plain batched products, queries and weights on the left: einsum puts the cache
+    # there, and XLA's CPU then multiplies values by a naive loop.
+    grouped = queries.reshape(batch, length, kv_heads, -1, width)
+    grouped = jnp.swapaxes(grouped, 1, 2).reshape(batch, kv_heads, rows, width)
+    logits = jax.lax.dot_general(
+        grouped,
+        keys,
+        (((3,), (3,)), ((0, 1), (0, 1))),
+        preferred_element_type=jnp.float32,
+    ).reshape(batch, kv_heads, length, -1, keys.shape[2])
+    visible = mask[:, None, :, None]
     logits = jnp.where(visible, logits * jnp.float32(scale), jnp.float32(HIDDEN))
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     weights = jnp.where(visible, jnp.exp(logits - peak), jnp.float32(0.0))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     weights = weights / jnp.where(total > 0.0, total, jnp.float32(1.0))
-    outputs = jnp.einsum("BKGLC,BKCH->BLKGH", weights.astype(values.dtype), values)
-    return outputs.reshape(batch, length, heads, width).astype(queries.dtype)
+    weights = weights.astype(values.dtype).reshape(batch, kv_heads, rows, -1)
+    outputs = jax.lax.dot_general(weights, values, (((3,), (2,)), ((0, 1), (0, 1))))
+    outputs = outputs.reshape(batch, kv_heads, length, -1, width)
+    outputs = jnp.swapaxes(outputs, 1, 2).reshape(batch, length, heads, width)
+    return outputs.astype(queries.dtype)
