@@ -132,10 +132,12 @@ def write(
         The same, updated in place if it is donated or carried by a loop.
     """
     rows, slots = _places(start, *heads.shape[:2])
-    where = (rows, slice(None), slots)
+    numbers = jnp.arange(heads.shape[2], dtype=jnp.int32)
+    where = (rows[..., None], numbers[None, None], slots[..., None])
     new = heads.astype(cached.dtype)
-    # Not `dynamic_update_slice` under vmap: it makes XLA transpose the whole stack,
-    # which is 100 × slower on CPU.
+    # A scatter of many small rows, for XLA's CPU changes that in place. Under vmap,
+    # `dynamic_update_slice` makes it transpose the whole stack, 100 × slower; a scatter
+    # of one index becomes a conditional update, for which it copies the cache.
     at = cached.at[where if layer is None else (layer, *where)]
     return at.set(new, mode="drop", unique_indices=True)
 

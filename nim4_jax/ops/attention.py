@@ -80,11 +80,13 @@ def _attend_xla(queries, keys, values, mask, scale):
     grouped = queries.reshape(batch, length, kv_heads, -1, width)
     grouped = jnp.swapaxes(grouped, 1, 2).reshape(batch, kv_heads, rows, width)
     logits = jax.lax.dot_general(
-        grouped,
         keys,
+        grouped,
         (((3,), (3,)), ((0, 1), (0, 1))),
         preferred_element_type=jnp.float32,
-    ).reshape(batch, kv_heads, length, -1, keys.shape[2])
+    )
+    logits = jnp.swapaxes(logits, 2, 3)
+    logits = logits.reshape(batch, kv_heads, length, -1, keys.shape[2])
     visible = mask[:, None, :, None]
     logits = jnp.where(visible, logits * jnp.float32(scale), jnp.float32(HIDDEN))
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
