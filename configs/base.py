@@ -150,7 +150,10 @@ def get_config(size: str = "") -> ConfigDict:
             },
             "adaptor_width": _ADAPTOR_WIDTHS[size],
             "llm": {**_LLMS[size], "lora": _NO_LORA},
-            "policy": {"compute": "float32" if tiny else "bfloat16"},
+            "policy": {
+                "compute": "float32" if tiny else "bfloat16",
+                "weights": "float",
+            },
             "remat": "none" if tiny else "full",
         }
     )

@@ -121,6 +121,11 @@ def build_settings(config: ConfigDict) -> TrainSettings:
     """
     values = config.to_dict()
     model = build_model_config(values["model"])
+    if model.policy.weights != "float":
+        raise ValueError(
+            f"config.model.policy.weights={model.policy.weights!r} cannot be trained; "
+            "quantise a trained model: nim4 snapshot --dtype=int8."
+        )
     tokenizer = find_tokenizer(values["tokenizer"])
     rules = tuple(tuple(rule) for rule in values["rules"])
     recipe = Recipe(

@@ -12,7 +12,14 @@ from collections.abc import Callable
 from absl import flags
 
 from nim4_jax.launch import runtime
-from nim4_jax.launch.benchmarks import ctc, decode, encoder, features, measure, train_step
+from nim4_jax.launch.benchmarks import (
+    ctc,
+    decode,
+    encoder,
+    features,
+    measure,
+    train_step,
+)
 
 BENCHES: dict[str, Callable[[bool, int], list[measure.Row]]] = {
     "features": features.run,

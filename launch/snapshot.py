@@ -5,11 +5,15 @@ The file can stand wherever a workdir can: --model, --config.init_from.
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from absl import flags
 
-from nim4_jax.launch import assembly, runtime
-from nim4_jax.models import lora
+from nim4_jax.launch import assembly, parameters, runtime
+from nim4_jax.models import lora, quantisation
 from nim4_jax.train import optim
+from nim4_jax.types import Params
 from nim4_jax.weights import snapshot
 
 
@@ -18,7 +22,10 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "Workdir or snapshot.", required=True)
     flags.DEFINE_string("out", None, "File to write, *.safetensors.", required=True)
     flags.DEFINE_enum(
-        "dtype", "bfloat16", ["bfloat16", "float32"], "Of matrices; vectors stay whole."
+        "dtype",
+        "bfloat16",
+        ["bfloat16", "float32", "int8"],
+        "Of matrices; vectors stay whole. int8: kernels and tables, for inference only.",
     )
     flags.DEFINE_bool("merge_lora", False, "Put LoRA's products into the kernels.")
     flags.DEFINE_list("parts", [], "Parts to keep, as encoder,ctc_head; all if empty.")
@@ -44,8 +51,20 @@ def run(
         params = {**params, "llm": lora.merge(params["llm"], config.llm.lora)}
         meta["model"]["llm"]["lora"]["rank"] = 0
     kept = {name: params[name] for name in parts or sorted(params)}
+    if dtype == "int8":
+        kept, meta = _quantise(kept, meta)
     snapshot.write(out, kept, meta, dtype)
     print(f"{out}: {optim.count_parameters(kept) / 1e6:.2f} M parameters")
+
+
+def _quantise(params: Params, meta: dict[str, Any]) -> tuple[Params, dict[str, Any]]:
+    """Parameters and meta of the same model with int8 weights."""
+    config = assembly.build_model_config(meta["model"])
+    policy = dataclasses.replace(config.policy, weights="int8")
+    shapes = parameters.trace_params(dataclasses.replace(config, policy=policy))
+    model = {**meta["model"], "policy": dataclasses.asdict(policy)}
+    params = {name: part for name, part in params.items() if name in shapes}
+    return quantisation.quantise(params, shapes), {**meta, "model": model}
 
 
 def main(_) -> None:

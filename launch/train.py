@@ -99,7 +99,12 @@ def _first_params(model: Asr, settings: assembly.TrainSettings, data: Any) -> Pa
     fresh = train_state.init_params(model, settings.recipe, batch, settings.recipe.seed)
     given: Params = {}
     for origin in settings.init_from:
-        loaded, _ = assembly.load_model(origin)
+        loaded, meta = assembly.load_model(origin)
+        if meta["model"].get("policy", {}).get("weights", "float") != "float":
+            raise ValueError(
+                f"{origin} holds weights quantised for inference; start from the model "
+                "that they were made from."
+            )
         given = {**given, **loaded}
     params, left = train_state.adopt(fresh, given, " + ".join(settings.init_from))
     if given and left:

@@ -296,9 +296,7 @@ class Embed(nn.Module):
             return self.param(name, placed, (self.vocab_size, width), dtype)
 
         if self.policy.weights == "int8":
-            self.table = init(
-                "table_int8", nn.initializers.zeros, self.width, jnp.int8
-            )
+            self.table = init("table_int8", nn.initializers.zeros, self.width, jnp.int8)
             self.scale = init("table_scale", nn.initializers.ones, 1, jnp.float32)
         else:
             dtype = self.policy.param_dtype

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from nim4_jax import features
+from nim4_jax import features, layers
 from nim4_jax.decode import offline, timing
+from nim4_jax.models import lora, qwen3
 from nim4_jax.models.asr import Asr, AsrConfig, Prompt
 from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.ops import ctc
@@ -123,7 +124,7 @@ def _transcribe(
     allowed = budget.first + jnp.ceil(budget.per_second * heard.seconds)
     spoken = jnp.any(heard.frames.mask, axis=1)
     generation = offline.generate(
-        Qwen3(config.llm, config.policy),
+        Qwen3(config.llm, config.policy, packed=True),
         params["llm"],
         sequence.embeddings,
         sequence.mask,
@@ -132,6 +133,15 @@ def _transcribe(
         limits=jnp.where(spoken, allowed, 0.0).astype(jnp.int32),
     )
     return heard, generation
+
+
+def _merge(config: AsrConfig, params: Params) -> tuple[AsrConfig, Params]:
+    """The LLM with its LoRA matrices, if any, put into the kernels."""
+    if not config.llm.lora.rank:
+        return config, params
+    llm = dataclasses.replace(config.llm, lora=layers.NO_LORA)
+    merged = lora.merge(params, config.llm.lora)
+    return dataclasses.replace(config, llm=llm), merged
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -186,8 +196,11 @@ class Recogniser:
                 "stage 1 first, or name a checkpoint of a stage that has an encoder."
             )
         used = {part: params[part] for part in (*_HEARS, *_WRITES) if part in params}
+        if "llm" in used:
+            config, merged = _merge(config, used["llm"])
+            used["llm"] = qwen3.pack(merged)
         return cls(
-            Asr(config),
+            Asr(config, packed=True),
             jax.device_put(used),
             tokenizer,
             prompt,

@@ -91,10 +91,12 @@ class Asr(nn.Module):
     Attributes:
         config: shapes.
         deterministic: False switches dropout on (needs the "dropout" rng).
+        packed: the LLM is `qwen3.pack`ed for decoding.
     """
 
     config: AsrConfig
     deterministic: bool = True
+    packed: bool = False
 
     def setup(self):
         config, policy = self.config, self.config.policy
@@ -108,7 +110,7 @@ class Asr(nn.Module):
         self.phoneme_reader = PhonemeReader(
             config.num_phonemes, config.llm.width, policy
         )
-        self.llm = Qwen3(config.llm, policy, config.remat)
+        self.llm = Qwen3(config.llm, policy, config.remat, self.packed)
 
     def extract(self, audio: Frames) -> Frames:
         """Samples [B, S] → normalised log-mel [B, T, M]."""

@@ -70,7 +70,10 @@ def init_cache(
     """
     if batch < 1 or slots < 1:
         raise ValueError(f"cache of batch={batch}, slots={slots}: both must be ≥ 1.")
-    shape, layers = (batch, config.num_kv_heads, slots, config.head_dim), config.num_layers
+    shape, layers = (
+        (batch, config.num_kv_heads, slots, config.head_dim),
+        config.num_layers,
+    )
 
     def make() -> Heads:
         if packed:

@@ -303,7 +303,9 @@ def pack(params: Params) -> Params:
     attention, mlp = dict(stacked["attention"]), dict(stacked["mlp"])
     for part in (attention, mlp):
         if adapted := sorted(name for name in part if "lora_a" in part[name]):
-            raise ValueError(f"{adapted} hold LoRA matrices; merge them before packing.")
+            raise ValueError(
+                f"{adapted} hold LoRA matrices; merge them before packing."
+            )
 
     def join(part: Params, names: tuple[str, ...], axis: int) -> Params:
         parts = [part.pop(name) for name in names]
@@ -348,7 +350,9 @@ class Qwen3(nn.Module):
         c = self.config
         self.embedding = layers.Embed(c.vocab_size, c.width, self.policy)
         if self.packed:
-            self.layer = [Block(c, self.policy, packed=True) for _ in range(c.num_layers)]
+            self.layer = [
+                Block(c, self.policy, packed=True) for _ in range(c.num_layers)
+            ]
         else:
             self.layers = _stack(c, self.policy, self.remat)
         self.final_norm = layers.RMSNorm(self.policy, c.norm_epsilon)

@@ -33,7 +33,8 @@ def write(path: str, params: Params, meta: dict[str, Any], dtype: str = "") -> N
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = np.asarray(leaf)
         name = "/".join(key.key for key in keys)
-        if dtype == "bfloat16" and array.ndim > 1 and not name.startswith("cmvn/"):
+        wide = array.ndim > 1 and array.dtype == np.float32
+        if dtype == "bfloat16" and wide and not name.startswith("cmvn/"):
             array = array.astype(ml_dtypes.bfloat16)
         flat[name] = np.ascontiguousarray(array)
     temporary = f"{path}.tmp"

@@ -1,11 +1,17 @@
 """nim4 snapshot: parts of a model in one file, adapters merged on request."""
 
+import os
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nim4_jax.configs import stage2
+from nim4_jax.launch import recognition, train
 from nim4_jax.launch import snapshot as launcher
 from nim4_jax.layers import LoraConfig
 from nim4_jax.models import lora
+from nim4_jax.types import Frames
 from nim4_jax.weights import conversion, snapshot
 
 
@@ -57,3 +63,45 @@ def test_adapters_are_not_exported_unmerged(adapted, tmp_path):
     """The message names the command that merges."""
     with pytest.raises(ValueError, match="merge_lora"):
         conversion.export_llm(adapted[0], "tokenizer.json", str(tmp_path / "out"))
+
+
+def test_an_int8_snapshot_transcribes_and_is_small(model_files, tmp_path):
+    """`evaluate` and `transcribe` load it like any other model."""
+    out = str(tmp_path / "int8.safetensors")
+    launcher.run(model_files[0], out, "int8", [])
+    params, meta = snapshot.read(out)
+    assert meta["model"]["policy"]["weights"] == "int8"
+    assert params["llm"]["embedding"]["table_int8"].dtype == np.int8
+    noise = 0.1 * np.random.default_rng(0).normal(size=(3, 12_800)).astype(np.float32)
+    audio = Frames(jnp.asarray(noise), jnp.ones(noise.shape, bool))
+    heard = recognition.load(out).recogniser.transcribe(audio, timings=False)
+    assert len(heard) == 3 and all(row.tokens for row in heard)
+    whole = str(tmp_path / "whole.safetensors")
+    launcher.run(model_files[0], whole, "float32", [])
+    assert os.path.getsize(out) < 0.5 * os.path.getsize(whole)
+
+
+def test_an_int8_snapshot_does_not_train(model_files, tmp_path):
+    """Neither as a starting point nor by the config."""
+    out = str(tmp_path / "int8.safetensors")
+    launcher.run(model_files[0], out, "int8", [])
+    config = stage2.get_config("nano")
+    config.init_from = out
+    with pytest.raises(ValueError, match="quantised for inference"):
+        train.run(config, str(tmp_path / "run"))
+    config.model.policy.weights = "int8"
+    with pytest.raises(ValueError, match="cannot be trained"):
+        train.run(config, str(tmp_path / "run"))
+
+
+def test_a_model_with_adapters_transcribes_as_the_merged_one(adapted, tmp_path):
+    """A recogniser merges them itself."""
+    out = str(tmp_path / "merged.safetensors")
+    launcher.run(adapted[0], out, "float32", [], merge_lora=True)
+    noise = 0.1 * np.random.default_rng(1).normal(size=(3, 12_800)).astype(np.float32)
+    audio = Frames(jnp.asarray(noise), jnp.ones(noise.shape, bool))
+    heard = [
+        [row.tokens for row in recognition.load(path).recogniser.transcribe(audio)]
+        for path in (adapted[0], out)
+    ]
+    assert heard[0] == heard[1]

@@ -248,3 +248,54 @@ def test_bfloat16_runs_near_float32_with_float32_logits():
 def test_configurations_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **change)
+
+
+VARIANTS = {
+    "qwen3": TINY,
+    "qwen2": dataclasses.replace(TINY, qk_norm=False, qkv_bias=True),
+    "untied": dataclasses.replace(TINY, tie_embeddings=False),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@given(mask=masks, cut_at=st.integers(1, LENGTH - 1), seed=st.integers(0, 99))
+def test_packed_is_scanned(variant, mask, cut_at, seed):
+    scanned, packed, params = packed_pair(variant)
+    embeddings = poison(random_embeddings(seed, 2, LENGTH), mask)
+    mask = jnp.asarray(mask)
+    positions = rotary.count_positions(mask)
+    expected, _ = scanned(params, embeddings, positions, mask, None)
+    cache = kv_cache.init_cache(TINY, 2, LENGTH + 1, packed=True)
+    parts = []
+    # One shape for every example: what comes later stands behind the mask.
+    for piece in (jnp.arange(LENGTH) < cut_at, jnp.arange(LENGTH) >= cut_at):
+        got, wide = packed(
+            qwen3.pack(params),
+            embeddings,
+            positions,
+            mask & piece[None],
+            kv_cache.grow(cache, cache.slots + LENGTH),
+        )
+        cache = wide
+        parts.append(jnp.where(piece[None, :, None], got, 0.0))
+    seen = mask[:, :, None]
+    np.testing.assert_allclose(
+        jnp.where(seen, sum(parts), 0.0), jnp.where(seen, expected, 0.0), atol=2e-5
+    )
+
+
+@functools.cache
+def packed_pair(variant):
+    """Both forms of a variant, compiled, and the scanned one's parameters."""
+    models = [qwen3.Qwen3(VARIANTS[variant], FLOAT32, packed=p) for p in (False, True)]
+
+    def compiled(model):
+        return jax.jit(lambda params, *rest: model.apply({"params": params}, *rest))
+
+    return *map(compiled, models), random_params(models[0])
+
+
+def test_a_model_with_adapters_is_not_packed():
+    config = dataclasses.replace(TINY, lora=layers.LoraConfig(rank=2, targets="up"))
+    with pytest.raises(ValueError, match="'up'.*merge"):
+        qwen3.pack(random_params(qwen3.Qwen3(config, FLOAT32)))

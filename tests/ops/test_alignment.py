@@ -57,6 +57,49 @@ def test_a_path_visits_the_labels_in_order(seed, frames, count):
     assert len(path) == frames and score <= 0.0
 
 
+def align_by_tables(log_probs, labels):
+    """The textbook search over the labels with blanks between, one cell at a time.
+
+    As torchaudio's `forced_align` words it: alpha[t, s] from s, s − 1 and s − 2, the
+    last only between different labels; back from the better of the two last states.
+    """
+    states = [0]
+    for label in labels:
+        states += [label, 0]
+    frames, count = len(log_probs), len(states)
+    alpha = np.full((frames, count), -np.inf)
+    back = np.zeros((frames, count), int)
+    for s in range(min(2, count)):
+        alpha[0, s] = log_probs[0, states[s]]
+    for t in range(1, frames):
+        for s in range(count):
+            ways = [(alpha[t - 1, s], s)]
+            if s >= 1:
+                ways.append((alpha[t - 1, s - 1], s - 1))
+            if s >= 2 and states[s] != 0 and states[s] != states[s - 2]:
+                ways.append((alpha[t - 1, s - 2], s - 2))
+            best, back[t, s] = max(ways, key=lambda way: way[0])
+            alpha[t, s] = best + log_probs[t, states[s]]
+    s = max(range(max(0, count - 2), count), key=lambda state: alpha[-1, state])
+    score, path = alpha[-1, s], []
+    for t in range(frames - 1, -1, -1):
+        path.append(s)
+        s = back[t, s]
+    return [s // 2 if s % 2 else alignment.BLANK for s in reversed(path)], score
+
+
+@given(seed=st.integers(0, 2**31), frames=st.integers(1, 90), count=st.integers(0, 24))
+def test_the_path_is_that_of_a_reference_forced_alignment(seed, frames, count):
+    labels = np.random.default_rng(seed).integers(1, 7, count).tolist()
+    if frames < alignment.count_needed_frames(labels):
+        return
+    log_probs = make_log_probs(seed, frames, 7)
+    expected, total = align_by_tables(log_probs, labels)
+    path, score = alignment.align(log_probs, labels)
+    assert path.tolist() == expected
+    assert score == pytest.approx(total)
+
+
 def test_a_repeated_label_needs_a_blank_between():
     # The repeated label is by far the best class of every frame.
     log_probs = np.log(np.tile([[0.1, 0.9]], (3, 1)))
