@@ -25,7 +25,7 @@ def define_flags() -> None:
         "dtype",
         "bfloat16",
         ["bfloat16", "float32", "int8"],
-        "Of matrices; vectors stay whole. int8: kernels and tables, for inference only.",
+        "Of matrices; vectors stay whole. int8: kernels and tables, for inference.",
     )
     flags.DEFINE_bool("merge_lora", False, "Put LoRA's products into the kernels.")
     flags.DEFINE_list("parts", [], "Parts to keep, as encoder,ctc_head; all if empty.")

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -145,7 +146,8 @@ class Projection(nn.Module):
 
     def _init(self, name: str, init, shape, axes, dtype=None) -> Array:
         placed = nn.with_logical_partitioning(init, tuple(axes))
-        return self.param(name, placed, tuple(shape), dtype or self.policy.param_dtype)
+        dtype = dtype or self.policy.param_dtype
+        return cast(Array, self.param(name, placed, tuple(shape), dtype))
 
     @property
     def _depth(self) -> int:
@@ -155,7 +157,7 @@ class Projection(nn.Module):
         """x · kernel, both flattened: two axes contracted at once may be transposed."""
         shape = (*self.size_in, *self.size_out)
         ins = tuple(range(len(self.size_in)))
-        cast = self.policy.cast
+        to_compute = self.policy.cast
         if self.policy.weights == "int8":
             ones, zeros = nn.initializers.ones, nn.initializers.zeros
             kernel = self._init("kernel_int8", zeros, shape, self.axes, jnp.int8)
@@ -166,14 +168,14 @@ class Projection(nn.Module):
                 (*(None for _ in ins), *self.axes[len(ins) :]),
                 jnp.float32,
             )
-            outputs = inputs @ cast(kernel).reshape(self._depth, -1)
-            return outputs * cast(scale).reshape((1,) * (inputs.ndim - 1) + (-1,))
+            outputs = inputs @ to_compute(kernel).reshape(self._depth, -1)
+            return outputs * to_compute(scale).reshape((1,) * (inputs.ndim - 1) + (-1,))
         outs = tuple(range(len(ins), len(shape)))
         init = nn.initializers.variance_scaling(
             self.gain, "fan_in", "truncated_normal", ins, outs
         )
         kernel = self._init("kernel", init, shape, self.axes)
-        return inputs @ cast(kernel).reshape(self._depth, -1)
+        return inputs @ to_compute(kernel).reshape(self._depth, -1)
 
     def _adapt(self, inputs: Float[Array, "*B I"], rank: int) -> Float[Array, "*B O"]:
         """(x·A)·B · α/r."""
@@ -184,10 +186,10 @@ class Projection(nn.Module):
         down = self._init("lora_a", init, shapes[0], (*axes_in, None))
         zeros = nn.initializers.zeros
         up = self._init("lora_b", zeros, shapes[1], (None, *axes_out))
-        cast = self.policy.cast
-        hidden = inputs @ cast(down).reshape(self._depth, rank)
-        hidden = hidden * cast(jnp.asarray(self.lora.scale))
-        return hidden @ cast(up).reshape(rank, -1)
+        to_compute = self.policy.cast
+        hidden = inputs @ to_compute(down).reshape(self._depth, rank)
+        hidden = hidden * to_compute(jnp.asarray(self.lora.scale))
+        return hidden @ to_compute(up).reshape(rank, -1)
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:

@@ -8,7 +8,7 @@ types, so that snapshots, exports and sharding rules need to know nothing of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from flax import traverse_util
@@ -30,8 +30,8 @@ def quantise(params: Params, shapes: Params) -> Params:
     Raises:
         ValueError: a kernel is missing or of another shape, by path.
     """
-    flat: dict[str, np.ndarray] = traverse_util.flatten_dict(params, sep="/")
-    wanted: Mapping = traverse_util.flatten_dict(shapes, sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
+    wanted: dict[str, Any] = traverse_util.flatten_dict(shapes, sep="/")
     made = dict(flat)
     for path, shape in wanted.items():
         name = path.removesuffix(_INT8)

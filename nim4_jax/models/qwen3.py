@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 from typing import Any
 
 import flax.linen as nn
@@ -315,8 +316,11 @@ def pack(params: Params) -> Params:
     mlp[PACKED_FFN] = join(mlp, ("gate", "up"), -1)
     stacked = {**stacked, "attention": attention, "mlp": mlp}
     count = len(jax.tree.leaves(stacked)[0])
-    layers = {f"layer_{i}": jax.tree.map(lambda x: x[i], stacked) for i in range(count)}
-    return {**{k: v for k, v in params.items() if k != "layers"}, **layers}
+    made = {name: part for name, part in params.items() if name != "layers"}
+    for number in range(count):
+        take = operator.itemgetter(number)
+        made[f"layer_{number}"] = jax.tree.map(take, stacked)
+    return made
 
 
 class Qwen3(nn.Module):

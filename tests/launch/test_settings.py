@@ -111,7 +111,9 @@ def test_impossible_configs_are_refused(path, value, message):
 
 def test_an_unknown_size_lists_the_sizes():
     """configs/STAGE.py:SIZE."""
-    with pytest.raises(ValueError, match=r"size 'huge' is unknown.*nano, small, 2b3"):
+    with pytest.raises(
+        ValueError, match=r"size 'huge' is unknown.*nano, smollm2, small, 2b3"
+    ):
         base.get_config("huge")
 
 

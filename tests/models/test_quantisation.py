@@ -1,4 +1,4 @@
-"""Weight-only int8: the numbers of the rounded float model, at a quarter of the size."""
+"""Weight-only int8: the numbers of the rounded float model."""
 
 import dataclasses
 import functools

@@ -297,5 +297,5 @@ def packed_pair(variant):
 
 def test_a_model_with_adapters_is_not_packed():
     config = dataclasses.replace(TINY, lora=layers.LoraConfig(rank=2, targets="up"))
-    with pytest.raises(ValueError, match="'up'.*merge"):
+    with pytest.raises(ValueError, match=r"'up'.*merge"):
         qwen3.pack(random_params(qwen3.Qwen3(config, FLOAT32)))
