@@ -17,6 +17,7 @@ from nim4_jax.launch.benchmarks import (
     decode,
     encoder,
     features,
+    int8,
     measure,
     train_step,
 )
@@ -27,6 +28,7 @@ BENCHES: dict[str, Callable[[bool, int], list[measure.Row]]] = {
     "train_step": train_step.run,
     "decode": decode.run,
     "encoder": encoder.run,
+    "int8": int8.run,
 }
 
 

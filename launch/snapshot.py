@@ -61,9 +61,10 @@ def _quantise(params: Params, meta: dict[str, Any]) -> tuple[Params, dict[str, A
     """Parameters and meta of the same model with int8 weights."""
     config = assembly.build_model_config(meta["model"])
     policy = dataclasses.replace(config.policy, weights="int8")
-    shapes = parameters.trace_params(dataclasses.replace(config, policy=policy))
+    traced = parameters.trace_params(dataclasses.replace(config, policy=policy))
+    shapes = {path: leaf.shape for path, leaf in optim.flatten(traced).items()}
     model = {**meta["model"], "policy": dataclasses.asdict(policy)}
-    params = {name: part for name, part in params.items() if name in shapes}
+    params = {name: part for name, part in params.items() if name in traced}
     return quantisation.quantise(params, shapes), {**meta, "model": model}
 
 

