@@ -280,6 +280,10 @@ class RMSNorm(nn.Module):
         return self.policy.cast(x * scale.astype(jnp.float32).reshape(*lead, width))
 
 
+_TABLE_PIECES = 16
+"""Pieces of an int8 table that are converted one after the other."""
+
+
 class Embed(nn.Module):
     """A table of vectors by id; `attend` gives logits with the same (tied) table.
 
@@ -313,12 +317,20 @@ class Embed(nn.Module):
 
     def attend(self, hidden: Float[Array, "*B L D"]) -> Float[Array, "*B L V"]:
         """Logits in float32: hidden · tableᵀ."""
-        logits = jnp.einsum(
+        if self.scale is None:
+            return self._score(hidden, self.table)
+        # Piece by piece, or a whole table in the compute dtype stands in memory.
+        pieces = math.gcd(self.vocab_size, _TABLE_PIECES)
+        table = self.table.reshape(pieces, -1, self.width)
+        logits = jax.lax.map(lambda piece: self._score(hidden, piece), table)
+        logits = jnp.moveaxis(logits, 0, -2)
+        logits = logits.reshape(*hidden.shape[:-1], self.vocab_size)
+        return logits * self.scale.reshape((1,) * (logits.ndim - 1) + (-1,))
+
+    def _score(self, hidden: Array, table: Array) -> Array:
+        return jnp.einsum(
             "...d,vd->...v",
             self.policy.cast(hidden),
-            self.policy.cast(self.table),
+            self.policy.cast(table),
             preferred_element_type=jnp.float32,
         )
-        if self.scale is None:
-            return logits
-        return logits * self.scale.reshape((1,) * (logits.ndim - 1) + (-1,))

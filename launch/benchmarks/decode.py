@@ -60,19 +60,20 @@ class Ours:
     def __init__(
         self, params: Params, config: LLMConfig, policy: Policy = conversion.FLOAT32
     ):
-        self._model = Qwen3(config, policy, packed=True)
-        self.params = jax.device_put(qwen3.pack(params))
+        packed = policy.weights == "float"
+        self.model = Qwen3(config, policy, packed=packed)
+        self.params = jax.device_put(qwen3.pack(params) if packed else params)
 
         @jax.jit
         def embed(params, ids):
-            return self._model.apply({"params": params}, ids, method="embed")
+            return self.model.apply({"params": params}, ids, method="embed")
 
         self._embed = embed
 
     def write(self, prompts: np.ndarray) -> offline.Generation:
         """Int [B, 64] → 64 new tokens a row."""
         written = offline.generate(
-            self._model,
+            self.model,
             self.params,
             self._embed(self.params, jnp.asarray(prompts)),
             jnp.ones(prompts.shape, bool),

@@ -124,7 +124,7 @@ def _transcribe(
     allowed = budget.first + jnp.ceil(budget.per_second * heard.seconds)
     spoken = jnp.any(heard.frames.mask, axis=1)
     generation = offline.generate(
-        Qwen3(config.llm, config.policy, packed=True),
+        Qwen3(config.llm, config.policy, packed=model.packed),
         params["llm"],
         sequence.embeddings,
         sequence.mask,
@@ -197,10 +197,14 @@ class Recogniser:
             )
         used = {part: params[part] for part in (*_HEARS, *_WRITES) if part in params}
         if "llm" in used:
-            config, merged = _merge(config, used["llm"])
-            used["llm"] = qwen3.pack(merged)
+            config, used["llm"] = _merge(config, used["llm"])
+        # A scan converts the int8 weights of one layer at a time; XLA converts those of
+        # a packed LLM all at once, and they need more memory than float ones.
+        packed = config.policy.weights == "float"
+        if packed and "llm" in used:
+            used["llm"] = qwen3.pack(used["llm"])
         return cls(
-            Asr(config, packed=True),
+            Asr(config, packed=packed),
             jax.device_put(used),
             tokenizer,
             prompt,

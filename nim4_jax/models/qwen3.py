@@ -338,7 +338,8 @@ class Qwen3(nn.Module):
         packed: for decoding on one device, with parameters from `pack`: blocks stand
             one after the other, and query, key and value (gate and up) are one product.
             A scan copies each layer's kernels out of the stack before it multiplies,
-            which costs more than the product itself when the rows are few.
+            which costs more than the product itself when the rows are few. Not for
+            int8 weights, of which a scan converts one layer at a time.
     """
 
     config: LLMConfig

@@ -11,11 +11,13 @@ from flax import traverse_util
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nim4_jax.decode import offline
 from nim4_jax.launch import assembly, parameters
 from nim4_jax.models import quantisation, qwen3
 from nim4_jax.models.asr import Asr
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.types import Frames
+from nim4_jax.weights import conversion
 
 CONFIG = assembly.build_model_config(
     {
@@ -148,3 +150,32 @@ def test_a_quantised_model_is_not_quantised_again():
 def test_the_shapes_are_those_that_the_model_declares():
     made = traverse_util.flatten_dict(quantised(), sep="/")
     assert {path: leaf.shape for path, leaf in made.items()} == shapes()
+
+
+def test_decoding_never_holds_the_weights_as_floats():
+    """XLA would gladly convert every int8 kernel before the loop."""
+    llm = dataclasses.replace(
+        CONFIG.llm, vocab_size=4096, width=64, ffn=512, num_layers=8, head_dim=16
+    )
+    shapes = conversion.llm_shapes(llm, INT8.policy)
+    params = traverse_util.unflatten_dict(
+        {
+            path: jax.ShapeDtypeStruct(
+                shape, jnp.int8 if path.endswith("_int8") else jnp.float32
+            )
+            for path, shape in shapes.items()
+        },
+        sep="/",
+    )["llm"]
+    model = qwen3.Qwen3(llm, INT8.policy)
+
+    def write(params, embeddings):
+        mask = jnp.ones(embeddings.shape[:2], bool)
+        return offline.generate(
+            model, params, embeddings, mask, max_new_tokens=8, end_id=-1
+        )
+
+    embeddings = jax.ShapeDtypeStruct((1, 4, llm.width), jnp.float32)
+    memory = jax.jit(write).lower(params, embeddings).compile().memory_analysis()
+    floats = sum(4 * np.prod(shape) for p, shape in shapes.items() if "_int8" in p)
+    assert memory.temp_size_in_bytes < 0.3 * floats
