@@ -1,0 +1,1 @@
+"""Hotwords: names found in what was heard, exactly and nearly."""
