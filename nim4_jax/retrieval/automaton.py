@@ -1,7 +1,8 @@
 """Exact retrieval: Aho–Corasick over phoneme ids, in flat arrays that map from disk.
 
 States are numbered breadth first, so the children of a state are neighbours and the
-trie needs no pointers but `first`. A stream's whole state is one integer.
+trie needs no pointers but `first`, and keys are numbered as they end. A stream's whole
+state is one integer.
 
 Source: Aho & Corasick 1975.
 """
@@ -9,7 +10,7 @@ Source: Aho & Corasick 1975.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numba
 import numpy as np
@@ -17,8 +18,6 @@ from jaxtyping import Bool, Int, Shaped
 
 ROOT = 0
 """State of a stream that has heard nothing."""
-
-NO_KEY = -1
 _ROOM = 64  # matches that a scan has room for before it is run again with more
 _LINEAR = 8  # children that are looked through one by one
 
@@ -72,16 +71,17 @@ class Automaton:
         first: children of state s are states first[s] … first[s + 1] − 1.
         symbol: phoneme on the way into each state.
         fail: state of the longest proper suffix that is also a state.
-        output: key that ends at each state, NO_KEY for none.
-        link: nearest state along `fail` at which a key ends, ROOT for none.
+        link: nearest state along `fail` at which a key ends, ROOT for none; its
+            complement (~) where a key ends at the state itself.
+        ends: state at which each key ends, ascending.
         lengths: phonemes of each key.
     """
 
     first: Int[np.ndarray, " S1"]
     symbol: Int[np.ndarray, " S"]
     fail: Int[np.ndarray, " S"]
-    output: Int[np.ndarray, " S"]
     link: Int[np.ndarray, " S"]
+    ends: Int[np.ndarray, " K"]
     lengths: Int[np.ndarray, " K"]
 
     @property
@@ -119,8 +119,8 @@ class Automaton:
                 self.first,
                 self.symbol,
                 self.fail,
-                self.output,
                 self.link,
+                self.ends,
                 everything,
                 mask,
                 state,
@@ -133,38 +133,45 @@ class Automaton:
         keys, ends = found[0, :count], found[1, :count] + position
         return after, Matches(keys, ends - self.lengths[keys], ends)
 
+    def spell(self, key: int) -> bytes:
+        """Phonemes of a key."""
+        return _spell(self.first, self.symbol, self.ends[key]).tobytes()
+
 
 _NOTHING = np.zeros(0, bool)
 
 
-def build(keys: Sequence[bytes]) -> Automaton:
-    """The automaton of distinct phoneme sequences; key k is keys[k].
+def build(keys: Iterable[bytes]) -> tuple[Automaton, list[bytes]]:
+    """The automaton of phoneme sequences.
 
     Args:
-        keys: one byte a phoneme, sorted, none empty, none twice.
+        keys: one byte a phoneme; equal ones are one.
+
+    Returns:
+        The automaton, and its keys by number: by length, then by phonemes.
 
     Raises:
-        ValueError: an empty key, or keys that are not sorted and distinct.
+        ValueError: an empty key, or more states than 32 bits can number.
     """
-    if keys and not keys[0]:
+    sorted_keys = sorted(set(keys))
+    if sorted_keys and not sorted_keys[0]:
         raise ValueError("a key without phonemes matches everywhere; leave it out.")
-    lengths = np.fromiter(map(len, keys), np.int64, len(keys))
-    text = np.frombuffer(b"".join(keys), np.uint8)
-    offsets = np.zeros(len(keys) + 1, np.int64)
+    text = np.frombuffer(b"".join(sorted_keys), np.uint8)
+    offsets = np.zeros(len(sorted_keys) + 1, np.int64)
+    lengths = np.fromiter(map(len, sorted_keys), np.int64, len(sorted_keys))
     np.cumsum(lengths, out=offsets[1:])
-    shared = _shared_prefixes(text, offsets)
-    if (shared < 0).any():
-        place = int(np.flatnonzero(shared < 0)[0])
-        raise ValueError(
-            f"keys must be sorted and distinct, but key {place} does not come after "
-            f"key {place - 1}."
-        )
-    states = 1 + int((lengths - shared).sum())
+    states = _count_states(text, offsets)
     if states >= 2**31:
-        raise ValueError(f"{states} states do not fit 32 bits; split the list of names.")
-    first, symbol, output, parent = _grow(text, offsets, states)
-    fail, link = _connect(first, symbol, output, parent)
-    return Automaton(first, symbol, fail, output, link, lengths.astype(np.int32))
+        raise ValueError(
+            f"{states} states do not fit 32 bits; split the list of names."
+        )
+    first, symbol, final, parent = _grow(text, offsets, states)
+    fail, link = _connect(first, symbol, final, parent)
+    ends = np.flatnonzero(final).astype(np.int32)
+    # Breadth first means by length; the sort is stable, so by phonemes within.
+    numbered = sorted(sorted_keys, key=len)
+    lengths = np.sort(lengths).astype(np.int32)
+    return Automaton(first, symbol, fail, link, ends, lengths), numbered
 
 
 _jit = numba.njit(cache=True, nogil=True)
@@ -187,9 +194,7 @@ def _child(first, symbol, state, phoneme):
 
 
 @_jit
-def _scan(
-    first, symbol, fail, output, link, everything, allowed, state, phonemes, found
-):
+def _scan(first, symbol, fail, link, ends, everything, allowed, state, phonemes, found):
     """New state and number of matches; writes as many as there is room for."""
     count, room = 0, found.shape[1]
     for place in range(len(phonemes)):
@@ -199,45 +204,54 @@ def _scan(
             state = fail[state]
             child = _child(first, symbol, state, phoneme)
         state = child if child >= 0 else 0
-        ending = state if output[state] >= 0 else link[state]
+        ending = state if link[state] < 0 else link[state]
         while ending != 0:
-            key = output[ending]
+            key = np.searchsorted(ends, ending)
             if everything or allowed[key]:
                 if count < room:
                     found[0, count] = key
                     found[1, count] = place + 1
                 count += 1
-            ending = link[ending]
+            ending = ~link[ending]
     return state, count
 
 
 @_jit
-def _shared_prefixes(text, offsets):
-    """Phonemes that each key shares with the one before; −1 where not greater."""
-    count = len(offsets) - 1
-    shared = np.zeros(count, np.int64)
-    for key in range(1, count):
-        before, own = offsets[key - 1], offsets[key]
-        most = min(own - before, offsets[key + 1] - own)
+def _spell(first, symbol, state):
+    """Symbols from the root to a state; parents are found by their children."""
+    backwards = []
+    while state != 0:
+        backwards.append(symbol[state])
+        state = np.searchsorted(first, state, side="right") - 1
+    spelled = np.empty(len(backwards), np.uint8)
+    for place in range(len(backwards)):
+        spelled[place] = backwards[len(backwards) - 1 - place]
+    return spelled
+
+
+@_jit
+def _count_states(text, offsets):
+    """States of the trie of sorted keys: what each adds to the one before it."""
+    count = 1
+    for key in range(len(offsets) - 1):
+        own, end = offsets[key], offsets[key + 1]
         same = 0
-        while same < most and text[before + same] == text[own + same]:
-            same += 1
-        longer = same < offsets[key + 1] - own
-        if not longer or (
-            same < own - before and text[before + same] > text[own + same]
-        ):
-            same = -1
-        shared[key] = same
-    return shared
+        if key:
+            before = offsets[key - 1]
+            most = min(own - before, end - own)
+            while same < most and text[before + same] == text[own + same]:
+                same += 1
+        count += end - own - same
+    return count
 
 
 @_jit
 def _grow(text, offsets, states):
-    """The trie, level by level: first, symbol, output, parent."""
+    """The trie, level by level: first, symbol, whether a key ends, parent."""
     keys = len(offsets) - 1
     first = np.zeros(states + 1, np.int32)
     symbol = np.zeros(states, np.uint8)
-    output = np.full(states, -1, np.int32)
+    final = np.zeros(states, np.bool_)
     parent = np.zeros(states, np.int32)
     active = np.arange(keys)
     place = np.zeros(keys, np.int32)  # state that each key has reached
@@ -256,7 +270,7 @@ def _grow(text, offsets, states):
                 made += 1
             place[key] = made - 1
             if offsets[key] + depth + 1 == offsets[key + 1]:
-                output[made - 1] = key
+                final[made - 1] = True
             else:
                 active[left] = key
                 left += 1
@@ -265,11 +279,11 @@ def _grow(text, offsets, states):
     first[0] = 1
     for state in range(states):
         first[state + 1] += first[state]
-    return first, symbol, output, parent
+    return first, symbol, final, parent
 
 
 @_jit
-def _connect(first, symbol, output, parent):
+def _connect(first, symbol, final, parent):
     """Failure states and output links, breadth first."""
     states = len(symbol)
     fail = np.zeros(states, np.int32)
@@ -277,12 +291,13 @@ def _connect(first, symbol, output, parent):
     for state in range(1, states):
         above = parent[state]
         if above != 0:
-            other, child = fail[above], -1
+            other = fail[above]
             child = _child(first, symbol, other, symbol[state])
             while child < 0 and other != 0:
                 other = fail[other]
                 child = _child(first, symbol, other, symbol[state])
             fail[state] = child if child >= 0 else 0
         suffix = fail[state]
-        link[state] = suffix if output[suffix] >= 0 else link[suffix]
+        nearest = suffix if final[suffix] else link[suffix]
+        link[state] = ~nearest if final[state] else nearest
     return fail, link
