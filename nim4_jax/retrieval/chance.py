@@ -35,7 +35,7 @@ class PhonemeTrigrams:
         if not triples.any():
             raise ValueError("the texts hold no phonemes; give ordinary sentences.")
         singles = triples.sum((0, 1)) + 0.5
-        singles[0] = 0.0
+        singles[0] = 1e-9  # the blank is never in a text
         self._first = singles / singles.sum()
         second = _smooth(triples.sum(0)[None], self._first[None, None])[0]
         self._second = second.astype(np.float32)

@@ -1,0 +1,163 @@
+"""Make a hotword database from a list of names.
+
+nim4 build_hotwords --input=names.jsonl --out=hotwords
+
+The list: a name a line; or TSV or JSONL with text, pronunciation, weight, tag, tenant.
+Names of a tenant come into a database of their own, OUT/tenants/TENANT, which nobody
+else opens. A second build into the same folder keeps the readings that it finds there.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from absl import flags
+from tqdm import tqdm
+
+from nim4_jax.data import sources
+from nim4_jax.launch import runtime
+from nim4_jax.retrieval import database, names
+from nim4_jax.retrieval.chance import PhonemeTrigrams
+from nim4_jax.retrieval.names import Name
+from nim4_jax.retrieval.pronunciation import pronounce
+
+_PIECE = 500
+_SHOWN = 10
+_TEXTS = "bundled:commands:train"
+
+
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_string("input", None, "List of names.", required=True)
+    flags.DEFINE_string("out", None, "Folder of the database.", required=True)
+    flags.DEFINE_string(
+        "text",
+        _TEXTS,
+        "Ordinary sentences (a source, or a text file) that tell how often a name's "
+        "phonemes occur by chance.",
+    )
+    flags.DEFINE_integer(
+        "workers", os.cpu_count() or 1, "Processes that pronounce.", lower_bound=1
+    )
+
+
+def _pronounce_all(piece: Sequence[Name]) -> list[tuple[bytes, ...]]:
+    return [pronounce(name) for name in piece]
+
+
+def _spread(listed: Sequence[Name], workers: int) -> Iterator[tuple[bytes, ...]]:
+    """Readings of the names, in their order."""
+    pieces = [listed[i : i + _PIECE] for i in range(0, len(listed), _PIECE)]
+    if workers == 1 or len(pieces) < 2:
+        for piece in pieces:
+            yield from _pronounce_all(piece)
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+        for readings in pool.map(_pronounce_all, pieces):
+            yield from readings
+
+
+def _read_sentences(place: str) -> Iterator[str]:
+    if os.path.isfile(place) and not place.endswith((".json", ".jsonl")):
+        with open(place, encoding="utf8", errors="replace") as lines:
+            yield from lines
+        return
+    records = sources.open_source(place)
+    for index in range(len(records)):
+        yield records[index]["text"]
+
+
+def _known_readings(folder: str) -> dict[str, tuple[bytes, ...]]:
+    """What an earlier build into the folder has pronounced."""
+    try:
+        return database.load(folder).read_readings()
+    except ValueError:
+        return {}
+
+
+def find_folders(out: str, tenants: Sequence[str]) -> dict[str, Path]:
+    """Folder of each tenant's database; "" is everybody's.
+
+    Raises:
+        ValueError: a tenant's name that is no name of a folder.
+    """
+    for tenant in tenants:
+        if tenant != os.path.basename(tenant) or tenant in (".", ".."):
+            raise ValueError(f"tenant {tenant!r} cannot be the name of a folder.")
+    own = {tenant: Path(out, "tenants", tenant) for tenant in tenants if tenant}
+    return {"": Path(out), **own}
+
+
+def run(path: str, out: str, text: str, workers: int) -> dict[str, database.Database]:
+    """Read, pronounce, build and save.
+
+    Returns:
+        Database of each tenant, "" for everybody's.
+
+    Raises:
+        ValueError: an unusable list, tenant or text.
+    """
+    listed: dict[str, list[Name]] = collections.defaultdict(list)
+    for name in names.read_names(path):
+        listed[name.tenant].append(name)
+    folders = find_folders(out, sorted(listed))
+    trigrams = PhonemeTrigrams(_read_sentences(text))
+    made = {}
+    for tenant, folder in folders.items():
+        mine = listed.get(tenant, [])
+        readings = _pronounce_new(mine, _known_readings(str(folder)), workers)
+        base = database.build(mine, readings, trigrams.expect)
+        database.save(base, str(folder))
+        silent = [name.text for name in mine if not readings[name.text]]
+        _report(str(folder), mine, base, silent)
+        made[tenant] = base
+    return made
+
+
+def _pronounce_new(
+    listed: Sequence[Name], known: dict[str, tuple[bytes, ...]], workers: int
+) -> dict[str, tuple[bytes, ...]]:
+    """Readings by text, of which only new ones are worked out."""
+    fresh = {
+        name.text: name
+        for name in listed
+        if name.pronunciation or name.text not in known
+    }
+    spoken = _spread(list(fresh.values()), workers)
+    progress = tqdm(spoken, "pronouncing", len(fresh), unit="name", disable=None)
+    return {**known, **dict(zip(fresh, progress))}
+
+
+def _report(
+    folder: str, listed: Sequence[Name], base: database.Database, silent: list[str]
+) -> None:
+    """Counts, what was left out, and the names most often heard by chance."""
+    twice = len(listed) - len({name.text for name in listed})
+    size = base.nbytes / max(len(base), 1)
+    print(
+        f"{folder}: {len(base):,} names under {len(base.machine.lengths):,} keys, "
+        f"{size:.0f} bytes a name; {twice:,} listed twice; "
+        f"{len(silent):,} that cannot be pronounced, left out: {silent[:_SHOWN]}"
+    )
+    allowed = base.allow(database.Gate())
+    print(f"  {int((~allowed).sum()):,} keys too short or too common to give hints")
+    worst = base.chance.argsort()[: -_SHOWN - 1 : -1]
+    for key in worst:
+        texts = ", ".join(name.text for name in base.names_of(int(key))[:3])
+        print(f"  {base.chance[key]:8.2f} by chance an hour: {texts}")
+
+
+def main(_) -> None:
+    """Entry point of `nim4 build_hotwords`."""
+    given = flags.FLAGS
+    run(given.input, given.out, given.text, given.workers)
+
+
+if __name__ == "__main__":
+    runtime.launch(main, define_flags)

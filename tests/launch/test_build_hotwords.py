@@ -1,0 +1,90 @@
+"""nim4 build_hotwords: lists in, databases out, each tenant's apart."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from nim4_jax.launch import build_hotwords
+from nim4_jax.retrieval import database
+from nim4_jax.retrieval.names import Name
+from nim4_jax.retrieval.pronunciation import pronounce
+
+
+def build(tmp_path, content, workers=1, out="db"):
+    path = tmp_path / "list.tsv"
+    path.write_text(content, encoding="utf8")
+    folder = str(tmp_path / out)
+    return build_hotwords.run(str(path), folder, "bundled:commands:test", workers)
+
+
+def texts(base):
+    return {base.name(number).text for number in range(len(base))}
+
+
+def test_a_list_becomes_a_database(tmp_path, capsys):
+    build(tmp_path, "NIO\nNIO House\nNIO\n😀\n" + "x y " * 2500 + "\n")
+    base = database.load(str(tmp_path / "db"))
+    assert texts(base) == {"NIO", "NIO House"}
+    printed = capsys.readouterr().out
+    assert "2 names under 2 keys" in printed and "2 that cannot be" in printed
+    assert "1 listed twice" in printed and "by chance an hour" in printed
+
+
+def test_no_name_of_a_tenant_is_in_another_database(tmp_path):
+    content = "NIO\nWeilai\t\t\t\tacme\nTesla\t\t2\tcar\tbmw\n"
+    build(tmp_path, content)
+    found = {
+        place: texts(database.load(str(tmp_path / "db" / place)))
+        for place in ("", "tenants/acme", "tenants/bmw")
+    }
+    assert found == {"": {"NIO"}, "tenants/acme": {"Weilai"}, "tenants/bmw": {"Tesla"}}
+
+
+@pytest.mark.parametrize("tenant", ["..", "a/b", "../../etc"])
+def test_a_tenant_cannot_leave_the_folder(tmp_path, tenant):
+    with pytest.raises(ValueError, match="cannot be the name of a folder"):
+        build(tmp_path, f"NIO\t\t\t\t{tenant}\n")
+
+
+def test_a_second_build_pronounces_only_what_is_new(tmp_path, monkeypatch):
+    build(tmp_path, "NIO\ntomato\n")
+    asked = []
+
+    def listen(piece):
+        asked.extend(name.text for name in piece)
+        return [pronounce(name) for name in piece]
+
+    monkeypatch.setattr(build_hotwords, "_pronounce_all", listen)
+    build(tmp_path, "tomato\nWeilai\n")
+    assert asked == ["Weilai"]
+    base = database.load(str(tmp_path / "db"))
+    assert texts(base) == {"tomato", "Weilai"}
+    assert len(base.machine.lengths) == 3  # tomato is said in two ways
+
+
+def test_a_given_pronunciation_wins(tmp_path):
+    build(tmp_path, "NIO\tW EY L AY\n")
+    base = database.load(str(tmp_path / "db"))
+    heard = np.frombuffer(pronounce(Name("x", "W EY L AY"))[0], np.uint8)
+    _, matches = base.machine.scan(0, heard)
+    assert [n.text for n in base.names_of(int(matches.keys[0]))] == ["NIO"]
+
+
+def test_workers_change_nothing(tmp_path):
+    letters = itertools.product("bdgk", "aeiou", "lmnr", "aeiou", "tsz")
+    content = "\n".join("".join(name) for name in itertools.islice(letters, 600))
+    one = build(tmp_path, content, 1, "one")[""]
+    two = build(tmp_path, content, 2, "two")[""]
+    assert len(one) == 600
+    for name, array in database._arrays(one).items():
+        np.testing.assert_array_equal(database._arrays(two)[name], array)
+
+
+def test_frequent_sequences_are_expected_more_often(tmp_path):
+    base = build(tmp_path, "the\nand\nKwyjibo Zhdanov\n")[""]
+    chance = {base.name(i).text: 0.0 for i in range(3)}
+    for key, expected in enumerate(base.chance):
+        for name in base.names_of(key):
+            chance[name.text] = max(chance[name.text], float(expected))
+    assert chance["the"] > 1.0 > 1e-6 > chance["Kwyjibo Zhdanov"]
