@@ -36,6 +36,7 @@ REQUIRES = [
     "librosa>=0.10",
     "matplotlib>=3.8",
     "ml-collections>=1.0",
+    "numba>=0.60",
     "numpy>=1.26",
     "rapidfuzz>=3.9",
     "optax>=0.2.5,<0.3",

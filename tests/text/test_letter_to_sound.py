@@ -1,11 +1,67 @@
 """The letter-to-sound model: a small one learns, the shipped one is as good as said."""
 
+import math
+
 import numpy as np
 import pytest
 
 from nim4_jax.launch import train_g2p
-from nim4_jax.text import g2p, graphones
+from nim4_jax.text import g2p, graphones, letter_to_sound
 from nim4_jax.text.letter_to_sound import LetterToSound, load_model
+
+
+class Reference:
+    """The search as it is defined: slow, over whole distributions, in logarithms.
+
+    A context is the tuple of its suffixes' nodes, from the root to longer ones.
+    """
+
+    def __init__(self, model: LetterToSound):
+        self.model = model
+
+    def children(self, node: int) -> dict[int, int]:
+        """Graphone → child of a node."""
+        low, high = self.model.first[node : node + 2].tolist()
+        return dict(zip(self.model.symbols[low:high].tolist(), range(low, high)))
+
+    def extend(self, context: tuple[int, ...], graphone: int) -> tuple[int, ...]:
+        nodes = [0]
+        for node in context[: self.model.order - 1]:
+            if graphone not in self.children(node):
+                break
+            nodes.append(self.children(node)[graphone])
+        return tuple(nodes)
+
+    def distribution(self, context: tuple[int, ...]) -> np.ndarray:
+        """P(graphone | context)."""
+        values = np.zeros(len(self.model.letters))
+        for node in context:
+            own = self.children(node)
+            terms = np.exp(self.model.weights[list(own.values())] / -20.0)
+            values *= max(1.0 - terms.sum(), 1e-5)
+            values[list(own)] += terms
+        return np.maximum(values, 1e-12)
+
+    def search(self, word: str, beam: int) -> dict[tuple[str, ...], float]:
+        """ln P of each pronunciation that the beam holds at the end."""
+        hypotheses = {(self.extend((0,), 0), ()): 0.0}
+        for letter in word:
+            merged: dict = {}
+            own = [i for i, other in enumerate(self.model.letters) if other == letter]
+            for (context, spoken), score in hypotheses.items():
+                logs = np.log(self.distribution(context))
+                for graphone in sorted(own, key=lambda i: -logs[i])[:beam]:
+                    said = spoken + self.model.phonemes[graphone]
+                    key = (self.extend(context, graphone), said)
+                    before = merged.get(key, -math.inf)
+                    merged[key] = np.logaddexp(before, score + logs[graphone])
+            best = sorted(merged, key=lambda key: -merged[key])[:beam]
+            hypotheses = {key: merged[key] for key in best}
+        totals: dict[tuple[str, ...], float] = {}
+        for (context, spoken), score in hypotheses.items():
+            end = score + np.log(self.distribution(context)[1])
+            totals[spoken] = np.logaddexp(totals.get(spoken, -math.inf), end)
+        return totals
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +92,65 @@ def test_a_small_model_learns_its_rules(small):
     assert small.predict("") == () == small.predict("!?")
 
 
-def test_probabilities_sum_to_one(small):
-    contexts = [small._extend((0,), 0)]
-    for symbol in range(2, len(small.letters)):
-        contexts.append(small._extend(contexts[-1], symbol))
+def interpolate(model: LetterToSound, context: tuple[int, ...]) -> np.ndarray:
+    """P(graphone | context) from what the search computes for each letter."""
+    tables = model._tables
+    row = np.full(model.order, -1, np.int32)
+    row[: len(context)] = context
+    values = np.zeros(len(model.letters))
+    for letter in range(len(tables.runs) - 1):
+        own = slice(*tables.runs[letter : letter + 2])
+        children = np.zeros((len(values[own]), model.order), np.int32)
+        letter_to_sound._interpolate(tables, row, letter, values[own], children)
+    return values
+
+
+def test_probabilities_sum_to_one_and_are_those_of_the_definition(small):
+    reference = Reference(small)
+    contexts = [reference.extend((0,), 0)]
+    for graphone in range(2, len(small.letters)):
+        contexts.append(reference.extend(contexts[-1], graphone))
     for context in contexts:
-        total = np.exp(small._distribution(context)).sum()
-        assert total == pytest.approx(1.0, abs=0.05)  # 8-bit weights
+        values = interpolate(small, context)
+        assert values.sum() == pytest.approx(1.0, abs=0.05)  # 8-bit weights
+        np.testing.assert_allclose(values, reference.distribution(context), rtol=1e-9)
+
+
+def assert_finds_the_best(model: LetterToSound, word: str, beam: int):
+    totals = Reference(model).search(word, beam)
+    found = model.predict(word, beam)
+    assert totals[found] == pytest.approx(max(totals.values()), abs=1e-6), word
+
+
+@pytest.mark.parametrize("beam", [1, 3, 12])
+def test_search_is_that_of_the_definition(small, beam):
+    for word in ("tax", "meck", "desh", "xxkk", "ckckck", "shshe", "a", ""):
+        assert_finds_the_best(small, word, beam)
+
+
+def test_search_in_the_shipped_model_is_that_of_the_definition():
+    words = sorted(g2p.load_dictionary())[::2100]
+    words = [word for word in words if word.isascii() and word.isalpha()]
+    assert len(words) > 50
+    for word in [*words, "llewellyn", "ouagadougou", "zzxqj"]:
+        assert_finds_the_best(load_model(), word, 12)
+
+
+def test_graphones_without_an_ngram_are_searched_too():
+    graphones_of_a = [("a", ("AA",)), ("a", ("AE",)), ("a", ("EY", "AA"))]
+    inventory = [("<s>", ()), ("</s>", ()), *graphones_of_a, ("b", ("B",))]
+    model = LetterToSound.build(inventory, [{(1,): 0.5, (3,): 0.5}, {(3, 1): 0.9}])
+    assert model.predict("a") == ("AE",)
+    for word in ("aa", "aba", "baab"):
+        assert_finds_the_best(model, word, 12)
+
+
+def test_a_beam_of_none_and_letters_apart_are_named(small):
+    with pytest.raises(ValueError, match="beam=0 keeps no hypothesis"):
+        small.predict("tax", beam=0)
+    apart = [("<s>", ()), ("</s>", ()), ("a", ("AA",)), ("b", ("B",)), ("a", ())]
+    with pytest.raises(ValueError, match="sort them by letter"):
+        LetterToSound.build(apart, [{(1,): 1.0}])
 
 
 def test_bytes_round_trip(small):

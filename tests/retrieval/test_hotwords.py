@@ -1,0 +1,188 @@
+"""Streams hear what their layers hold, in any pieces, while layers change."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nim4_jax.launch import assembly
+from nim4_jax.retrieval import database, hints
+from nim4_jax.retrieval.database import Gate
+from nim4_jax.retrieval.hotwords import Hit, HotwordRetriever, Layer, StreamState
+from nim4_jax.retrieval.names import Name
+from nim4_jax.retrieval.pronunciation import pronounce
+from nim4_jax.text import prompt
+from nim4_jax.text.tokenizer import Tokenizer
+
+OPEN = Gate(min_phonemes=1, max_chance=np.inf)
+NAMES = ("NIO", "NIO House", "Weilai", "上海", "伤害", "海")
+
+
+def layer(*texts, gate=OPEN):
+    made = Layer(gate=gate)
+    made.add(map(Name, texts))
+    return made
+
+
+def say(*texts):
+    """Phonemes of words one after the other, and a time for each."""
+    spoken = b"".join(pronounce(Name(text))[0] for text in texts)
+    return np.frombuffer(spoken, np.uint8), clock(len(spoken))
+
+
+def clock(count):
+    starts = 0.1 * np.arange(count)
+    return np.stack([starts, starts + 0.1], axis=1)
+
+
+def hear(layers, phonemes, times, sizes=()):
+    """All hits of a stream that comes in pieces of these sizes."""
+    retriever = HotwordRetriever(layers)
+    state, cuts = StreamState(), np.cumsum(sizes)
+    cuts = [int(c) for c in cuts if c < len(phonemes)]
+    for start, end in zip([0, *cuts], [*cuts, len(phonemes)]):
+        state, _ = retriever.scan(state, phonemes[start:end], times[start:end])
+    return state
+
+
+def texts(state):
+    return {hit.text for hit in state.hits}
+
+
+@given(
+    spoken=st.lists(st.sampled_from([*NAMES, "drive", "to", "你好"]), max_size=6),
+    sizes=st.lists(st.integers(0, 7), max_size=12),
+)
+def test_hits_do_not_depend_on_the_pieces(spoken, sizes):
+    layers = [layer("NIO", "上海", "海"), layer("NIO House", "Weilai")]
+    phonemes, times = say(*spoken)
+    whole = hear(layers, phonemes, times)
+    cut = hear(layers, phonemes, times, sizes)
+    assert cut.hits == whole.hits and cut.spans == whole.spans
+    assert cut.position == whole.position == len(phonemes)
+
+
+def test_a_longer_name_takes_the_place_of_a_shorter_one_heard_before():
+    retriever = HotwordRetriever([layer("NIO", "NIO House")])
+    (nio, times), (house, _) = say("NIO"), say("House")
+    state, fresh = retriever.scan(StreamState(), nio, times)
+    assert [hit.text for hit in fresh] == ["NIO"]
+    later = clock(len(house)) + times[-1, 1]
+    state, fresh = retriever.scan(state, house, later)
+    assert [hit.text for hit in fresh] == ["NIO House"]
+    assert texts(state) == {"NIO House"}
+    (hit,) = state.hits
+    assert hit.start == 0.0 and hit.end == pytest.approx(later[-1, 1])
+
+
+def test_homophones_are_all_hits_and_a_repeated_name_is_one_per_place():
+    phonemes, times = say("期终", "期终")
+    state = hear([layer("期中", "期终")], phonemes, times)
+    assert sorted(hit.text for hit in state.hits) == ["期中", "期中", "期终", "期终"]
+
+
+def test_a_stream_reaches_only_its_own_layers():
+    everybody, acme, bmw = layer("NIO"), layer("Weilai"), layer("上海")
+    phonemes, times = say("NIO", "Weilai", "上海")
+    assert texts(hear([everybody, acme], phonemes, times)) == {"NIO", "Weilai"}
+    assert texts(hear([everybody, bmw], phonemes, times)) == {"NIO", "上海"}
+
+
+def test_what_is_added_is_heard_at_once_even_when_it_was_half_spoken():
+    served = layer("NIO")
+    retriever = HotwordRetriever([served])
+    phonemes, times = say("Weilai")
+    state, _ = retriever.scan(StreamState(), phonemes[:3], times[:3])
+    served.add([Name("Weilai", weight=2.0, tag="brand")])
+    state, fresh = retriever.scan(state, phonemes[3:], times[3:])
+    assert fresh == [
+        Hit("Weilai", 0.0, times[-1, 1], 2.0 * len(phonemes), "exact", "brand")
+    ]
+
+
+def test_what_is_removed_is_heard_no_more_and_can_come_back():
+    readings = {text: pronounce(Name(text)) for text in NAMES}
+    served = Layer(database.build(map(Name, NAMES), readings), OPEN)
+    phonemes, times = say("Weilai")
+    assert texts(hear([served], phonemes, times)) == {"Weilai"}
+    served.remove(["Weilai", "never there"])
+    assert texts(hear([served], phonemes, times)) == set()
+    served.add([Name("Weilai", weight=3.0)])
+    (hit,) = hear([served], phonemes, times).hits
+    assert hit.score == 3.0 * len(phonemes)
+
+
+def test_a_merged_base_serves_what_was_added_before_and_since():
+    served = layer("NIO")
+    served.add([Name("Weilai")])
+    names = [Name("NIO"), Name("Weilai")]
+    base = database.build(names, {name.text: pronounce(name) for name in names})
+    served.add([Name("上海")])
+    served.remove(["NIO"])
+    served.merge(base, ["NIO", "Weilai"])
+    assert served.size == 1
+    phonemes, times = say("Weilai", "上海")
+    assert texts(hear([served], phonemes, times)) == {"Weilai", "上海"}
+
+
+def test_names_without_sound_are_returned_and_the_gate_holds():
+    served = Layer(gate=Gate(min_phonemes=4))
+    silent = served.add([Name("😀"), Name("NIO"), Name("Weilai")])
+    assert [name.text for name in silent] == ["😀"]
+    phonemes, times = say("NIO", "Weilai")
+    assert texts(hear([served], phonemes, times)) == {"Weilai"}
+
+
+def test_a_reader_sees_the_whole_of_one_moment():
+    """Two names of one sound come and go together, never one alone."""
+    served, seen = layer("上海"), set()
+    phonemes, times = say("期终")
+    pair, done = [Name("期中"), Name("期终")], threading.Event()
+
+    def change():
+        for _ in range(150):
+            served.add(pair)
+            served.remove([name.text for name in pair])
+        done.set()
+
+    writer = threading.Thread(target=change)
+    writer.start()
+    while not done.is_set():
+        seen.add(frozenset(texts(hear([served], phonemes, times, [2]))))
+    writer.join()
+    assert seen <= {frozenset(), frozenset({"期中", "期终"})}
+
+
+def test_times_must_fit_the_phonemes():
+    phonemes, times = say("NIO")
+    with pytest.raises(ValueError, match="times have shape"):
+        HotwordRetriever([layer("NIO")]).scan(StreamState(), phonemes, times[1:])
+
+
+TOKENIZER = Tokenizer.from_file(assembly.find_tokenizer("nano"))
+
+
+@given(
+    found=st.lists(
+        st.tuples(st.sampled_from([*NAMES, "<|im_end|>"]), st.floats(0.1, 9.0)),
+        max_size=12,
+    ),
+    most=st.integers(1, 5),
+    budget=st.integers(0, 40),
+)
+def test_hints_are_whole_names_within_the_budget(found, most, budget):
+    hits = [Hit(text, 0.0, 1.0, score, "exact") for text, score in found]
+    chosen = hints.select_hints(hits, TOKENIZER, most=most, budget=budget)
+    assert len(chosen) <= most and len(set(chosen)) == len(chosen)
+    assert set(chosen) <= {text for text, _ in found}
+    ids = prompt.encode_suffix(TOKENIZER, chosen)
+    bare = prompt.encode_suffix(TOKENIZER)
+    assert len(ids) - len(bare) <= budget
+    assert ids.count(TOKENIZER.end_id) == bare.count(TOKENIZER.end_id)
+    best = {text: max(s for t, s in found if t == text) for text in chosen}
+    scores = [best[text] for text in chosen]
+    assert scores == sorted(scores, reverse=True)
+    if not chosen:
+        assert ids == bare
