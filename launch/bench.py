@@ -19,8 +19,14 @@ from nim4_jax.launch.benchmarks import (
     features,
     int8,
     measure,
+    retrieval,
     train_step,
 )
+
+
+def _find_names(full: bool, threads: int) -> list[measure.Row]:
+    return retrieval.run(full, threads, flags.FLAGS.entries)
+
 
 BENCHES: dict[str, Callable[[bool, int], list[measure.Row]]] = {
     "features": features.run,
@@ -29,6 +35,7 @@ BENCHES: dict[str, Callable[[bool, int], list[measure.Row]]] = {
     "decode": decode.run,
     "encoder": encoder.run,
     "int8": int8.run,
+    "retrieval": _find_names,
 }
 
 
@@ -36,6 +43,9 @@ def define_flags() -> None:
     """The command's flags."""
     flags.DEFINE_bool("json", False, "One JSON object on the last line, no table.")
     flags.DEFINE_bool("full", False, "More runs; the quick form ends within a minute.")
+    flags.DEFINE_integer(
+        "entries", 1_000_000, "Names in the database of `retrieval`.", lower_bound=1
+    )
     flags.DEFINE_integer("threads", 2, "Cores for each side.", lower_bound=1)
 
 

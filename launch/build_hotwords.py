@@ -95,7 +95,7 @@ def find_folders(out: str, tenants: Sequence[str]) -> dict[str, Path]:
 
 
 def run(path: str, out: str, text: str, workers: int) -> dict[str, database.Database]:
-    """Read, pronounce, build and save.
+    """Build everybody's database and one for each tenant of the list.
 
     Returns:
         Database of each tenant, "" for everybody's.
@@ -107,17 +107,27 @@ def run(path: str, out: str, text: str, workers: int) -> dict[str, database.Data
     for name in names.read_names(path):
         listed[name.tenant].append(name)
     folders = find_folders(out, sorted(listed))
+    return {
+        tenant: build(listed.get(tenant, []), str(folder), text, workers)
+        for tenant, folder in folders.items()
+    }
+
+
+def build(
+    listed: Sequence[Name], folder: str, text: str = _TEXTS, workers: int = 1
+) -> database.Database:
+    """Pronounce the names of one tenant, save their database, and say what came of it.
+
+    Raises:
+        ValueError: an unusable text.
+    """
+    readings = _pronounce_new(listed, _known_readings(folder), workers)
     trigrams = PhonemeTrigrams(_read_sentences(text))
-    made = {}
-    for tenant, folder in folders.items():
-        mine = listed.get(tenant, [])
-        readings = _pronounce_new(mine, _known_readings(str(folder)), workers)
-        base = database.build(mine, readings, trigrams.expect)
-        database.save(base, str(folder))
-        silent = [name.text for name in mine if not readings[name.text]]
-        _report(str(folder), mine, base, silent)
-        made[tenant] = base
-    return made
+    base = database.build(listed, readings, trigrams.expect)
+    database.save(base, folder)
+    silent = [name.text for name in listed if not readings[name.text]]
+    _report(folder, listed, base, silent)
+    return base
 
 
 def _pronounce_new(

@@ -1,0 +1,218 @@
+"""Hotword retrieval among a million names: speed, memory, recall.
+
+The database is built at the first run, from what `nim4 fetch_names` writes, and kept.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from nim4_jax.data import sources
+from nim4_jax.launch import build_hotwords
+from nim4_jax.launch.benchmarks import measure
+from nim4_jax.retrieval import automaton, database
+from nim4_jax.retrieval.database import Database, Gate
+from nim4_jax.retrieval.hotwords import HotwordRetriever, Layer, StreamState
+from nim4_jax.retrieval.names import Name, read_names
+from nim4_jax.retrieval.pronunciation import pronounce
+from nim4_jax.text import phonemes
+
+NAMES = "corpus/names.jsonl"
+_SCAN, _STEP, _STREAMS, _THREADS = 64, 8, 64, 4
+_ADDED = 1000
+
+
+def open_database(entries: int) -> tuple[Database, str]:
+    """A database of that many names, built once, and its folder.
+
+    Raises:
+        ValueError: there is no list, or it is shorter.
+    """
+    folder = f"corpus/hotwords-{entries}"
+    if not os.path.exists(os.path.join(folder, database.MANIFEST)):
+        if not os.path.exists(NAMES):
+            raise ValueError(f"no list at {NAMES}; nim4 fetch_names --out={NAMES}.")
+        listed = list(read_names(NAMES))
+        if len(listed) < entries:
+            raise ValueError(f"{NAMES} holds {len(listed)} names, not {entries}.")
+        chosen = random.Random(0).sample(listed, entries)
+        build_hotwords.build(chosen, folder, workers=os.cpu_count() or 1)
+    return database.load(folder), folder
+
+
+def make_speech(base: Database, count: int) -> list[np.ndarray]:
+    """Commands with names of the list between, cut into pieces of 64 phonemes."""
+    rng = np.random.default_rng(0)
+    records = sources.open_source("bundled:commands:test")
+    spoken = [bytes(phonemes.encode_phonemes(r["text"])) for r in records]
+    pieces, stream = [], b""
+    for sentence in itertools.cycle(spoken):
+        key = int(rng.integers(len(base.machine.lengths)))
+        stream += sentence + base.machine.spell(key)
+        while len(stream) >= _SCAN:
+            pieces.append(np.frombuffer(stream[:_SCAN], np.uint8).copy())
+            stream = stream[_SCAN:]
+        if len(pieces) >= count:
+            return pieces[:count]
+    raise ValueError("there are no bundled commands.")
+
+
+def time_calls(
+    works: Sequence[Callable[[np.ndarray], object]], pieces: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Microseconds of each call, [works, pieces], the works by turns."""
+    times = np.zeros((len(works), len(pieces)))
+    for work in works:
+        work(pieces[0])
+    for place, piece in enumerate(pieces):
+        for number, work in enumerate(works):
+            began = time.perf_counter_ns()
+            work(piece)
+            times[number, place] = (time.perf_counter_ns() - began) / 1e3
+    return times
+
+
+def _row(figure: str, unit: str, ours: float, runs: int, peer=None, name="none"):
+    ratio = None if peer is None else peer / ours
+    return measure.Row(figure, unit, ours, peer, name, ratio, runs)
+
+
+def run(full: bool, threads: int, entries: int) -> list[measure.Row]:
+    """Figures of exact retrieval, each with daachorse's where it has one."""
+    del threads
+    daachorse, ahocorasick = measure.need("daachorse"), measure.need("ahocorasick")
+    base, folder = open_database(entries)
+    machine = base.machine
+    keys = [machine.spell(key) for key in range(len(machine.lengths))]
+    began = time.perf_counter()
+    automaton.build(keys)
+    built = time.perf_counter() - began
+    double_array = daachorse.DoubleArrayAhoCorasick(keys)
+    linked = ahocorasick.Automaton()
+    for number, key in enumerate(keys):
+        linked.add_word(key.decode("latin-1"), number)
+    linked.make_automaton()
+    pieces = make_speech(base, 20_000 if full else 5_000)
+    allowed = base.allow(Gate())
+    works = (
+        lambda piece: machine.scan(automaton.ROOT, piece, allowed=allowed),
+        lambda piece: double_array.find_overlapping(piece.tobytes()),
+        lambda piece: list(linked.iter(piece.tobytes().decode("latin-1"))),
+    )
+    _check(machine, double_array, pieces[:200])
+    whole = np.percentile(time_calls(works, pieces), (50, 99), axis=1)
+    steps = [piece[:_STEP] for piece in pieces]
+    short = np.percentile(time_calls(works[:1], steps), (50, 99), axis=1)
+    runs = len(pieces)
+    rows = [
+        _row("exact_scan64_p50_us", "us", whole[0, 0], runs, whole[0, 1], "daachorse"),
+        _row("exact_scan64_p99_us", "us", whole[1, 0], runs, whole[1, 1], "daachorse"),
+        _row(
+            "exact_scan64_p99_us_vs_pyahocorasick",
+            "us",
+            whole[1, 0],
+            runs,
+            whole[1, 2],
+            "pyahocorasick",
+        ),
+        _row("exact_step8_p99_us", "us", short[1, 0], runs),
+        _row("load_first_hit_ms", "ms", _time_load(folder, pieces[0]), 9),
+        _row("bytes_per_entry", "B", base.nbytes / len(base), 1),
+        _row("build_1m_s", "s", built * 1e6 / len(base), 1),
+    ]
+    return [
+        *rows,
+        *_time_updates(base, pieces),
+        _time_streams(machine, pieces, allowed),
+    ]
+
+
+def _check(machine, peer, pieces) -> None:
+    """Both find the same.
+
+    Raises:
+        ValueError: they do not.
+    """
+    for piece in pieces:
+        _, matches = machine.scan(automaton.ROOT, piece)
+        ours = sorted(zip(matches.keys.tolist(), matches.ends.tolist()))
+        theirs = sorted((m[2], m[1]) for m in peer.find_overlapping(piece.tobytes()))
+        if ours != theirs:
+            raise ValueError("the two find different names; times mean nothing.")
+
+
+def _time_load(folder: str, piece: np.ndarray) -> float:
+    """Milliseconds from nothing but files to the first hits."""
+    times = []
+    for _ in range(9):
+        began = time.perf_counter()
+        base = database.load(folder)
+        _, matches = base.machine.scan(automaton.ROOT, piece)
+        [base.names_of(int(key)) for key in matches.keys]
+        times.append(time.perf_counter() - began)
+    return float(np.median(times)) * 1e3
+
+
+def _time_updates(base: Database, pieces: Sequence[np.ndarray]) -> list[measure.Row]:
+    """How long 1,000 more names take to be heard, and what scans take meanwhile."""
+    layer = Layer(base)
+    retriever = HotwordRetriever([layer])
+    syllables = ("ba", "ko", "ri", "ten", "mu", "sal", "vo", "zhin", "gar", "lef")
+    words = ["".join(w) for w in itertools.product(syllables, repeat=4)]
+    times = np.zeros((_SCAN, 2))
+
+    def scan(piece: np.ndarray) -> None:
+        retriever.scan(StreamState(), piece, times)
+
+    quiet = np.percentile(time_calls([scan], pieces), 99)
+    visible, busy = [], []
+    for turn in range(5):
+        added = [Name(word) for word in words[turn * _ADDED : (turn + 1) * _ADDED]]
+        heard = np.frombuffer(pronounce(added[-1])[0], np.uint8)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            began = time.perf_counter()
+            done = pool.submit(layer.add, added)
+            while not done.done():
+                busy.append(time_calls([scan], pieces[:8])[0, 1:])
+            visible.append(time.perf_counter() - began)
+        state, _ = retriever.scan(StreamState(), heard, times[: len(heard)])
+        if added[-1].text not in {hit.text for hit in state.hits}:
+            raise ValueError(f"{added[-1].text!r} was added but is not heard.")
+        layer.remove([name.text for name in added])
+    meanwhile = np.percentile(np.concatenate(busy), 50)
+    still = np.percentile(time_calls([scan], pieces[:2000]), 50)
+    made = "the same, nothing being added"
+    return [
+        _row("update_1000_visible_ms", "ms", float(np.median(visible)) * 1e3, 5),
+        _row("retriever_scan64_p99_us", "us", float(quiet), len(pieces)),
+        _row("scan64_p50_us_while_updating", "us", meanwhile, len(busy), still, made),
+    ]
+
+
+def _time_streams(machine, pieces, allowed) -> measure.Row:
+    """p99 of scans of 64 streams that 4 threads serve, against one stream's."""
+
+    def serve(streams: Sequence[int]) -> np.ndarray:
+        work = lambda piece: machine.scan(automaton.ROOT, piece, allowed=allowed)  # noqa: E731
+        mine = [piece for s in streams for piece in pieces[s::_STREAMS]]
+        return time_calls([work], mine)[0]
+
+    alone = np.percentile(serve([0, 1, 2, 3]), 99)
+    groups = [range(first, _STREAMS, _THREADS) for first in range(_THREADS)]
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        together = np.percentile(np.concatenate(list(pool.map(serve, groups))), 99)
+    return _row(
+        "scan64_p99_us_64streams_4threads",
+        "us",
+        float(together),
+        len(pieces),
+        float(alone),
+        "one stream",
+    )
