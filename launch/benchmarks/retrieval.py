@@ -100,7 +100,7 @@ def run(full: bool, threads: int, entries: int) -> list[measure.Row]:
         linked.add_word(key.decode("latin-1"), number)
     linked.make_automaton()
     pieces = make_speech(base, 20_000 if full else 5_000)
-    allowed = base.allow(Gate())
+    allowed = machine.allow(base.allow(Gate()))
     works = (
         lambda piece: machine.scan(automaton.ROOT, piece, allowed=allowed),
         lambda piece: double_array.find_overlapping(piece.tobytes()),

@@ -10,6 +10,7 @@ Source: Aho & Corasick 1975.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 
 import numba
@@ -68,21 +69,28 @@ class Automaton:
     """The machine; S states, K keys. Build it with `build`.
 
     Attributes:
-        first: children of state s are states first[s] … first[s + 1] − 1.
+        states: (first, fail, link) of each state side by side, for a step reads all
+            three; one more row at the end. Children of state s are states first[s] …
+            first[s + 1] − 1; fail is the state of the longest proper suffix that is
+            also a state; link is the nearest state along fail at which a key ends, ROOT
+            for none, and its complement (~) where a key ends at the state itself.
         symbol: phoneme on the way into each state.
-        fail: state of the longest proper suffix that is also a state.
-        link: nearest state along `fail` at which a key ends, ROOT for none; its
-            complement (~) where a key ends at the state itself.
         ends: state at which each key ends, ascending.
         lengths: phonemes of each key.
     """
 
-    first: Int[np.ndarray, " S1"]
+    states: Int[np.ndarray, "S1 3"]
     symbol: Int[np.ndarray, " S"]
-    fail: Int[np.ndarray, " S"]
-    link: Int[np.ndarray, " S"]
     ends: Int[np.ndarray, " K"]
     lengths: Int[np.ndarray, " K"]
+
+    @functools.cached_property
+    def _root(self) -> Int[np.ndarray, " 256"]:
+        """State after each phoneme from the root."""
+        after = np.zeros(256, np.int32)
+        children = np.arange(self.states[0, 0], self.states[1, 0])
+        after[self.symbol[children]] = children
+        return after
 
     @property
     def nbytes(self) -> int:
@@ -97,7 +105,7 @@ class Automaton:
         phonemes: Int[np.ndarray, " N"],
         *,
         position: int = 0,
-        allowed: Bool[np.ndarray, " K"] | None = None,
+        allowed: Bool[np.ndarray, " S"] | None = None,
     ) -> tuple[int, Matches]:
         """All keys that end within the next phonemes of a stream.
 
@@ -105,40 +113,43 @@ class Automaton:
             state: what the last call returned, ROOT for a new stream.
             phonemes: uint8 ids.
             position: number of phonemes that the stream had before these.
-            allowed: keys that may match; None for all.
+            allowed: states at which a match may end, from `allow`; None for all.
 
         Returns:
             The new state, and every match, overlapping ones too.
         """
-        everything = allowed is None
-        mask = _NOTHING if allowed is None else allowed
+        mask = _EVERYTHING if allowed is None else allowed
         room = _ROOM
         while True:
-            found = np.empty((2, room), np.int64)
+            found = np.empty((3, room), np.int64)
             after, count = _scan(
-                self.first,
+                self.states,
                 self.symbol,
-                self.fail,
-                self.link,
                 self.ends,
-                everything,
+                self.lengths,
+                self._root,
                 mask,
                 state,
                 phonemes,
+                position,
                 found,
             )
             if count <= room:
-                break
+                return after, Matches(*found[:, :count])
             room = count
-        keys, ends = found[0, :count], found[1, :count] + position
-        return after, Matches(keys, ends - self.lengths[keys], ends)
+
+    def allow(self, keys: Bool[np.ndarray, " K"]) -> Bool[np.ndarray, " S"]:
+        """What `scan` takes to find some keys only."""
+        allowed = np.zeros(len(self.symbol), bool)
+        allowed[self.ends] = keys
+        return allowed
 
     def spell(self, key: int) -> bytes:
         """Phonemes of a key."""
-        return _spell(self.first, self.symbol, self.ends[key]).tobytes()
+        return _spell(self.states, self.symbol, self.ends[key]).tobytes()
 
 
-_NOTHING = np.zeros(0, bool)
+_EVERYTHING = np.zeros(0, bool)
 
 
 def build(keys: Iterable[bytes]) -> tuple[Automaton, list[bytes]]:
@@ -165,22 +176,22 @@ def build(keys: Iterable[bytes]) -> tuple[Automaton, list[bytes]]:
         raise ValueError(
             f"{states} states do not fit 32 bits; split the list of names."
         )
-    first, symbol, final, parent = _grow(text, offsets, states)
-    fail, link = _connect(first, symbol, final, parent)
+    table, symbol, final, parent = _grow(text, offsets, states)
+    _connect(table, symbol, final, parent)
     ends = np.flatnonzero(final).astype(np.int32)
     # Breadth first means by length; the sort is stable, so by phonemes within.
     numbered = sorted(sorted_keys, key=len)
     lengths = np.sort(lengths).astype(np.int32)
-    return Automaton(first, symbol, fail, link, ends, lengths), numbered
+    return Automaton(table, symbol, ends, lengths), numbered
 
 
 _jit = numba.njit(cache=True, nogil=True)
 
 
 @_jit
-def _child(first, symbol, state, phoneme):
+def _child(states, symbol, state, phoneme):
     """The child of a state on a phoneme, −1 for none; children are sorted."""
-    low, high = first[state], first[state + 1]
+    low, high = states[state, 0], states[state + 1, 0]
     while high - low > _LINEAR:
         middle = (low + high) // 2
         if symbol[middle] <= phoneme:
@@ -194,35 +205,41 @@ def _child(first, symbol, state, phoneme):
 
 
 @_jit
-def _scan(first, symbol, fail, link, ends, everything, allowed, state, phonemes, found):
+def _scan(
+    states, symbol, ends, lengths, root, allowed, state, phonemes, position, found
+):
     """New state and number of matches; writes as many as there is room for."""
-    count, room = 0, found.shape[1]
+    count, room, everything = 0, found.shape[1], len(allowed) == 0
     for place in range(len(phonemes)):
         phoneme = phonemes[place]
-        child = _child(first, symbol, state, phoneme)
-        while child < 0 and state != 0:
-            state = fail[state]
-            child = _child(first, symbol, state, phoneme)
-        state = child if child >= 0 else 0
-        ending = state if link[state] < 0 else link[state]
+        child = -1
+        while state != 0:
+            child = _child(states, symbol, state, phoneme)
+            if child >= 0:
+                break
+            state = states[state, 1]
+        state = child if child >= 0 else root[phoneme]
+        ending = state if states[state, 2] < 0 else states[state, 2]
         while ending != 0:
-            key = np.searchsorted(ends, ending)
-            if everything or allowed[key]:
+            if everything or allowed[ending]:
                 if count < room:
+                    key = np.searchsorted(ends, ending)
+                    end = position + place + 1
                     found[0, count] = key
-                    found[1, count] = place + 1
+                    found[1, count] = end - lengths[key]
+                    found[2, count] = end
                 count += 1
-            ending = ~link[ending]
+            ending = ~states[ending, 2]
     return state, count
 
 
 @_jit
-def _spell(first, symbol, state):
+def _spell(states, symbol, state):
     """Symbols from the root to a state; parents are found by their children."""
     backwards = []
     while state != 0:
         backwards.append(symbol[state])
-        state = np.searchsorted(first, state, side="right") - 1
+        state = np.searchsorted(states[:, 0], state, side="right") - 1
     spelled = np.empty(len(backwards), np.uint8)
     for place in range(len(backwards)):
         spelled[place] = backwards[len(backwards) - 1 - place]
@@ -247,9 +264,9 @@ def _count_states(text, offsets):
 
 @_jit
 def _grow(text, offsets, states):
-    """The trie, level by level: first, symbol, whether a key ends, parent."""
+    """The trie, level by level: table of states, symbol, whether a key ends, parent."""
     keys = len(offsets) - 1
-    first = np.zeros(states + 1, np.int32)
+    table = np.zeros((states + 1, 3), np.int32)
     symbol = np.zeros(states, np.uint8)
     final = np.zeros(states, np.bool_)
     parent = np.zeros(states, np.int32)
@@ -265,7 +282,7 @@ def _grow(text, offsets, states):
             if above != before or phoneme != last:
                 symbol[made] = phoneme
                 parent[made] = above
-                first[above + 1] += 1
+                table[above + 1, 0] += 1
                 before, last = above, phoneme
                 made += 1
             place[key] = made - 1
@@ -276,28 +293,21 @@ def _grow(text, offsets, states):
                 left += 1
         active = active[:left]
         depth += 1
-    first[0] = 1
+    table[0, 0] = 1
     for state in range(states):
-        first[state + 1] += first[state]
-    return first, symbol, final, parent
+        table[state + 1, 0] += table[state, 0]
+    return table, symbol, final, parent
 
 
 @_jit
-def _connect(first, symbol, final, parent):
-    """Failure states and output links, breadth first."""
-    states = len(symbol)
-    fail = np.zeros(states, np.int32)
-    link = np.zeros(states, np.int32)
-    for state in range(1, states):
-        above = parent[state]
-        if above != 0:
-            other = fail[above]
-            child = _child(first, symbol, other, symbol[state])
-            while child < 0 and other != 0:
-                other = fail[other]
-                child = _child(first, symbol, other, symbol[state])
-            fail[state] = child if child >= 0 else 0
-        suffix = fail[state]
-        nearest = suffix if final[suffix] else link[suffix]
-        link[state] = ~nearest if final[state] else nearest
-    return fail, link
+def _connect(table, symbol, final, parent):
+    """Fill in failure states and output links, breadth first."""
+    for state in range(1, len(symbol)):
+        other, child = parent[state], -1
+        while other != 0 and child < 0:
+            other = table[other, 1]
+            child = _child(table, symbol, other, symbol[state])
+        suffix = child if child >= 0 else 0
+        nearest = suffix if final[suffix] else table[suffix, 2]
+        table[state, 1] = suffix
+        table[state, 2] = ~nearest if final[state] else nearest

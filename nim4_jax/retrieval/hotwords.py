@@ -47,7 +47,7 @@ class Hit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """A database and the keys of it that may match."""
+    """A database and the states of its machine at which a match may end."""
 
     database: Database
     allowed: np.ndarray
@@ -55,7 +55,7 @@ class Part:
     @classmethod
     def of(cls, base: Database, gate: Gate) -> Part:
         """All that a gate lets through."""
-        return cls(base, base.allow(gate))
+        return cls(base, base.machine.allow(base.allow(gate)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
