@@ -161,7 +161,9 @@ class StreamState:
 
     position: int = 0
     recent: bytes = b""
-    times: tuple[tuple[float, float], ...] = ()
+    times: Float[np.ndarray, "R 2"] = dataclasses.field(
+        default_factory=lambda: np.zeros((0, 2))
+    )
     hits: tuple[Hit, ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
     cursors: tuple[_Cursor, ...] = ()
@@ -198,45 +200,48 @@ class HotwordRetriever:
             raise ValueError(
                 f"times have shape {times.shape}; expected {(len(phonemes), 2)}."
             )
-        known = {cursor.part: cursor.state for cursor in state.cursors}
+        known = {id(cursor.part): cursor.state for cursor in state.cursors}
         before = np.frombuffer(state.recent, np.uint8)
+        clock = np.concatenate([state.times, times])
         first = state.position - len(before)
-        clock = [*state.times, *map(tuple, times.tolist())]
-        cursors, spans = [], list(zip(state.spans, state.hits))
+        cursors, found = [], []
         for layer in self._layers:
             served = layer.served
             for part in (served.base, served.added):
                 machine = part.database.machine
-                place = known.get(part)
+                place = known.get(id(part))
                 if place is None:
                     place, _ = machine.scan(automaton.ROOT, before)
                 place, matches = machine.scan(
                     place, phonemes, position=state.position, allowed=part.allowed
                 )
                 cursors.append(_Cursor(part, place))
-                gone = served.removed if part is served.base else frozenset()
-                spans += _name(part.database, matches, gone, clock, first)
-        kept = _keep_longest(spans)
-        kept.sort(key=lambda pair: (pair[0][1], pair[0][0], pair[1].text))
-        hits = tuple(hit for _, hit in kept)
-        old = set(state.hits)
-        fresh = [hit for hit in hits if hit not in old]
-        recent = (state.recent + bytes(phonemes))[-LONGEST:]
-        return StreamState(
+                if len(matches):
+                    gone = served.removed if part is served.base else frozenset()
+                    found += _name(part.database, matches, gone, clock, first)
+        recent = (state.recent + phonemes.tobytes())[-LONGEST:]
+        after = dataclasses.replace(
+            state,
             position=state.position + len(phonemes),
             recent=recent,
-            times=tuple(clock[len(clock) - len(recent) :]),
-            hits=hits,
-            spans=tuple(span for span, _ in kept),
+            times=clock[len(clock) - len(recent) :],
             cursors=tuple(cursors),
-        ), fresh
+        )
+        if not found:
+            return after, []
+        kept = _keep_longest([*zip(state.spans, state.hits), *found])
+        hits = tuple(hit for _, hit in kept)
+        spans = tuple(span for span, _ in kept)
+        old = set(state.hits)
+        after = dataclasses.replace(after, hits=hits, spans=spans)
+        return after, [hit for hit in hits if hit not in old]
 
 
 def _name(
     base: Database,
     matches: Matches,
     gone: frozenset[str],
-    clock: Sequence[tuple[float, float]],
+    clock: Float[np.ndarray, "T 2"],
     first: int,
 ) -> list[tuple[tuple[int, int], Hit]]:
     """Matches of keys → spans with hits of all names that sound so."""
@@ -247,8 +252,8 @@ def _name(
                 continue
             hit = Hit(
                 text=name.text,
-                start=clock[start - first][0],
-                end=clock[end - 1 - first][1],
+                start=float(clock[start - first, 0]),
+                end=float(clock[end - 1 - first, 1]),
                 score=float(end - start) * name.weight,
                 source=EXACT,
                 tag=name.tag,
@@ -260,9 +265,10 @@ def _name(
 def _keep_longest(
     found: list[tuple[tuple[int, int], Hit]],
 ) -> list[tuple[tuple[int, int], Hit]]:
-    """One hit of each text and place, none that a longer one overlaps."""
+    """By their ends: one of each text and place, none that a longer one overlaps."""
     unique = list({(span, hit.text): (span, hit) for span, hit in found}.values())
     spans = np.asarray([span for span, _ in unique], np.int64).reshape(-1, 2)
     numbers = np.arange(len(unique))
     kept = Matches(numbers, spans[:, 0], spans[:, 1]).longest()
-    return [unique[number] for number in kept.keys]
+    chosen = [unique[number] for number in kept.keys]
+    return sorted(chosen, key=lambda pair: (pair[0][1], pair[0][0], pair[1].text))
