@@ -50,18 +50,7 @@ class Matches:
         "NIO" inside "NIO House" goes, and so does a name that only shares phonemes with
         a longer one.
         """
-        order = np.argsort(self.starts - self.ends, kind="stable")
-        kept: list[int] = []
-        for index in order:
-            start, end = self.starts[index], self.ends[index]
-            if all(
-                end <= self.starts[k]
-                or start >= self.ends[k]
-                or end - start == self.ends[k] - self.starts[k]
-                for k in kept
-            ):
-                kept.append(int(index))
-        return self.take(np.asarray(sorted(kept), np.int64))
+        return self.take(_longest(self.starts, self.ends))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +123,8 @@ class Automaton:
                 position,
                 found,
             )
+            if count == 0:
+                return after, _NO_MATCHES
             if count <= room:
                 return after, Matches(*found[:, :count])
             room = count
@@ -150,6 +141,7 @@ class Automaton:
 
 
 _EVERYTHING = np.zeros(0, bool)
+_NO_MATCHES = Matches(*np.zeros((3, 0), np.int64))
 
 
 def build(keys: Iterable[bytes]) -> tuple[Automaton, list[bytes]]:
@@ -231,6 +223,21 @@ def _scan(
                 count += 1
             ending = ~states[ending, 2]
     return state, count
+
+
+@_jit
+def _longest(starts, ends):
+    """Whether no longer interval that stays overlaps each one."""
+    lengths = ends - starts
+    kept = np.zeros(len(starts), np.bool_)
+    for index in np.argsort(-lengths):
+        free = True
+        for other in np.flatnonzero(kept):
+            apart = ends[index] <= starts[other] or starts[index] >= ends[other]
+            if not apart and lengths[other] > lengths[index]:
+                free = False
+        kept[index] = free
+    return kept
 
 
 @_jit

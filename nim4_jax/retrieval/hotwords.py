@@ -245,6 +245,8 @@ def _name(
     first: int,
 ) -> list[tuple[tuple[int, int], Hit]]:
     """Matches of keys → spans with hits of all names that sound so."""
+    if not gone:  # else a shorter name may be all that is left of a long match
+        matches = matches.longest()
     found = []
     for key, start, end in zip(matches.keys, matches.starts, matches.ends):
         for name in base.names_of(int(key)):
