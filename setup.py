@@ -102,7 +102,12 @@ setup(
             "torch>=2.4",
             "transformers>=4.51",
         ],
-        "peers": ["kaldi-native-fbank>=1.20", "torch>=2.4"],
+        "peers": [
+            "daachorse>=0.5",
+            "kaldi-native-fbank>=1.20",
+            "pyahocorasick>=2.1",
+            "torch>=2.4",
+        ],
         "check": ["pyright>=1.1.390", "ruff>=0.8"],
     },
     entry_points={"console_scripts": ["nim4=nim4_jax.launch.cli:main"]},
