@@ -111,24 +111,23 @@ class Peer:
         return written[:, _PROMPT:].numpy()
 
 
-def load(file: str) -> tuple[Params, LLMConfig, str]:
-    """Float parameters of our LLM, its shape, and the content of its tokenizer.json."""
+def load(file: str, exported: str = "") -> tuple[Params, LLMConfig, str]:
+    """Float parameters of our LLM, its shape, and the content of its tokenizer.json.
+
+    Args:
+        file: GGUF file.
+        exported: folder to write the same weights to, for transformers; "" for none.
+    """
     with tempfile.TemporaryDirectory() as place:
         converted = os.path.join(place, "ours")
         source, config, tokenizer = conversion.open_gguf(file)
         conversion.import_llm(source, config, tokenizer, converted, file)
-        params, _ = assembly.load_model(os.path.join(converted, conversion.MODEL))
+        names = (conversion.MODEL, conversion.TOKENIZER)
+        model, text = (os.path.join(converted, name) for name in names)
+        params, _ = assembly.load_model(model)
+        if exported:
+            conversion.export_llm(model, text, exported)
     return params["llm"], config, tokenizer
-
-
-def _export(file: str, folder: str) -> str:
-    """The same weights as a folder that transformers loads."""
-    converted, exported = os.path.join(folder, "ours"), os.path.join(folder, "hf")
-    source, config, tokenizer = conversion.open_gguf(file)
-    conversion.import_llm(source, config, tokenizer, converted, file)
-    names = (conversion.MODEL, conversion.TOKENIZER)
-    conversion.export_llm(*(os.path.join(converted, n) for n in names), exported)
-    return exported
 
 
 def run(full: bool, threads: int) -> list[measure.Row]:
@@ -138,9 +137,10 @@ def run(full: bool, threads: int) -> list[measure.Row]:
         ValueError: the two do not write the same tokens.
     """
     file = find_weights()
-    params, config, tokenizer = load(file)
     with tempfile.TemporaryDirectory() as place:
-        peer = Peer(_export(file, place), threads)
+        exported = os.path.join(place, "hf")
+        params, config, tokenizer = load(file, exported)
+        peer = Peer(exported, threads)
     ours = Ours(params, config)
     rows = []
     for batch in BATCHES:

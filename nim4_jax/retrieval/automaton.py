@@ -74,12 +74,12 @@ class Automaton:
     lengths: Int[np.ndarray, " K"]
 
     @functools.cached_property
-    def _root(self) -> Int[np.ndarray, " 256"]:
-        """State after each phoneme from the root."""
+    def _tables(self) -> tuple[np.ndarray, ...]:
+        """What a scan reads: all arrays, and the state after each phoneme at ROOT."""
         after = np.zeros(256, np.int32)
         children = np.arange(self.states[0, 0], self.states[1, 0])
         after[self.symbol[children]] = children
-        return after
+        return self.states, self.symbol, self.ends, self.lengths, after
 
     @property
     def nbytes(self) -> int:
@@ -112,11 +112,7 @@ class Automaton:
         while True:
             found = np.empty((3, room), np.int64)
             after, count = _scan(
-                self.states,
-                self.symbol,
-                self.ends,
-                self.lengths,
-                self._root,
+                *self._tables,
                 mask,
                 state,
                 phonemes,
@@ -155,11 +151,7 @@ class Automaton:
         while True:
             found = np.empty((3, room), np.int64)
             after, until = _scan_many(
-                self.states,
-                self.symbol,
-                self.ends,
-                self.lengths,
-                self._root,
+                *self._tables,
                 mask,
                 states,
                 flat,

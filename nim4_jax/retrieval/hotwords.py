@@ -121,18 +121,19 @@ class Layer:
                 self._names.pop(text, None)
             self._replace(self._served.base, self._served.removed | gone)
 
-    def merge(self, base: Database, contained: Iterable[str]) -> None:
+    def merge(self, base: Database, contained: Iterable[Name]) -> None:
         """Serve a new base, rebuilt elsewhere, that contains additions.
 
         Args:
-            base: holds what is served now.
-            contained: texts of additions in it; later ones stay additions.
+            base: to be served.
+            contained: additions in it, as they were when it was built. What was removed
+                or changed since stays so.
         """
-        inside = frozenset(contained)
         with self._lock:
-            for text in inside:
-                self._names.pop(text, None)
-            self._replace(Part.of(base, self.gate), self._served.removed - inside)
+            settled = {n.text for n in contained if self._names.get(n.text) == n}
+            for text in settled:
+                del self._names[text]
+            self._replace(Part.of(base, self.gate), self._served.removed - settled)
 
     def _replace(self, base: Part, removed: frozenset[str]) -> None:
         added = database.build(self._names.values(), self._readings)

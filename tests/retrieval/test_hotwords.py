@@ -114,17 +114,18 @@ def test_what_is_removed_is_heard_no_more_and_can_come_back():
     assert hit.score == 3.0 * len(phonemes)
 
 
-def test_a_merged_base_serves_what_was_added_before_and_since():
-    served = layer("NIO")
-    served.add([Name("Weilai")])
-    names = [Name("NIO"), Name("Weilai")]
+def test_a_merged_base_serves_what_was_added_and_not_what_was_removed_since():
+    served = layer("NIO", "Weilai", "伤害")
+    names = [Name("NIO"), Name("Weilai"), Name("伤害")]
     base = database.build(names, {name.text: pronounce(name) for name in names})
-    served.add([Name("上海")])
+    served.add([Name("Tesla"), Name("伤害", weight=5.0)])
     served.remove(["NIO"])
-    served.merge(base, ["NIO", "Weilai"])
-    assert served.size == 1
-    phonemes, times = say("Weilai", "上海")
-    assert texts(hear([served], phonemes, times)) == {"Weilai", "上海"}
+    served.merge(base, names)
+    assert served.size == 2
+    phonemes, times = say("NIO", "Weilai", "Tesla", "伤害")
+    hits = hear([served], phonemes, times).hits
+    assert [hit.text for hit in hits] == ["Weilai", "Tesla", "伤害"]
+    assert hits[-1].score == 5.0 * len(pronounce(Name("伤害"))[0])
 
 
 def test_names_without_sound_are_returned_and_the_gate_holds():
