@@ -20,7 +20,8 @@ from nim4_jax.launch import build_hotwords
 from nim4_jax.launch.benchmarks import measure
 from nim4_jax.retrieval import automaton, database
 from nim4_jax.retrieval.database import Database, Gate
-from nim4_jax.retrieval.hotwords import HotwordRetriever, Layer, StreamState
+from nim4_jax.retrieval.hotwords import HotwordRetriever, StreamState
+from nim4_jax.retrieval.layer import Layer
 from nim4_jax.retrieval.names import Name, read_names
 from nim4_jax.retrieval.pronunciation import pronounce
 from nim4_jax.text import phonemes
@@ -177,7 +178,7 @@ def _time_updates(base: Database, pieces: Sequence[np.ndarray]) -> list[measure.
     times = np.zeros((_SCAN, 2))
 
     def scan(piece: np.ndarray) -> None:
-        retriever.scan(StreamState(), piece, times)
+        retriever.scan(StreamState(), piece, None, times)
 
     quiet = np.percentile(time_calls([scan], pieces), 99)
     visible, busy = [], []
@@ -191,7 +192,7 @@ def _time_updates(base: Database, pieces: Sequence[np.ndarray]) -> list[measure.
                 busy.append(_time_once(scan, pieces[len(busy) % len(pieces)]))
                 time.sleep(_PAUSE)
             visible.append(time.perf_counter() - began)
-        state, _ = retriever.scan(StreamState(), heard, times[: len(heard)])
+        state, _ = retriever.scan(StreamState(), heard, None, times[: len(heard)])
         if added[-1].text not in {hit.text for hit in state.hits}:
             raise ValueError(f"{added[-1].text!r} was added but is not heard.")
         layer.remove([name.text for name in added])

@@ -17,9 +17,12 @@ import numba
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
+from nim4_jax.retrieval.rules import find_strongest
+
 ROOT = 0
 """State of a stream that has heard nothing."""
 _ROOM = 64  # matches that a scan has room for before it is run again with more
+_LENGTH = np.uint8  # of the lengths of keys
 _LINEAR = 8  # children that are looked through one by one
 
 
@@ -40,6 +43,11 @@ class Matches:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Keys, starts and ends."""
+        return self.keys, self.starts, self.ends
+
     def take(self, chosen: Shaped[np.ndarray, " N"]) -> Matches:
         """Some of them, by index or by mask."""
         return Matches(self.keys[chosen], self.starts[chosen], self.ends[chosen])
@@ -50,7 +58,11 @@ class Matches:
         "NIO" inside "NIO House" goes, and so does a name that only shares phonemes with
         a longer one.
         """
-        return self.take(_longest(self.starts, self.ends))
+        lengths = (self.ends - self.starts).astype(np.float64)
+        every = np.ones(len(self), bool)
+        return self.take(
+            find_strongest(self.starts, self.ends, lengths, every, self.keys)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +187,12 @@ class Automaton:
         """Phonemes of a key."""
         return _spell(self.states, self.symbol, self.ends[key]).tobytes()
 
+    def spell_all(self) -> tuple[Int[np.ndarray, " Z"], Int[np.ndarray, " K1"]]:
+        """Phonemes of all keys one after the other, and where each key begins."""
+        begins = np.zeros(len(self.lengths) + 1, np.int64)
+        np.cumsum(self.lengths, out=begins[1:])
+        return _spell_all(self.states, self.symbol, self.ends, begins), begins
+
 
 _EVERYTHING = np.zeros(0, bool)
 _NO_MATCHES = Matches(*np.zeros((3, 0), np.int64))
@@ -190,7 +208,8 @@ def build(keys: Iterable[bytes]) -> tuple[Automaton, list[bytes]]:
         The automaton, and its keys by number: by length, then by phonemes.
 
     Raises:
-        ValueError: an empty key, or more states than 32 bits can number.
+        ValueError: an empty key, one of more than 255 phonemes, or more states than 32
+            bits can number.
     """
     sorted_keys = sorted(set(keys))
     if sorted_keys and not sorted_keys[0]:
@@ -200,6 +219,10 @@ def build(keys: Iterable[bytes]) -> tuple[Automaton, list[bytes]]:
     lengths = np.fromiter(map(len, sorted_keys), np.int64, len(sorted_keys))
     np.cumsum(lengths, out=offsets[1:])
     states = _count_states(text, offsets)
+    if len(lengths) and lengths.max() > np.iinfo(_LENGTH).max:
+        raise ValueError(
+            f"a key of {lengths.max()} phonemes; at most {np.iinfo(_LENGTH).max} fit."
+        )
     if states >= 2**31:
         raise ValueError(
             f"{states} states do not fit 32 bits; split the list of names."
@@ -209,7 +232,7 @@ def build(keys: Iterable[bytes]) -> tuple[Automaton, list[bytes]]:
     ends = np.flatnonzero(final).astype(np.int32)
     # Breadth first means by length; the sort is stable, so by phonemes within.
     numbered = sorted(sorted_keys, key=len)
-    lengths = np.sort(lengths).astype(np.int32)
+    lengths = np.sort(lengths).astype(_LENGTH)
     return Automaton(table, symbol, ends, lengths), numbered
 
 
@@ -254,7 +277,7 @@ def _scan(
                     key = np.searchsorted(ends, ending)
                     end = position + place + 1
                     found[0, count] = key
-                    found[1, count] = end - lengths[key]
+                    found[1, count] = end - np.int64(lengths[key])
                     found[2, count] = end
                 count += 1
             ending = ~states[ending, 2]
@@ -298,21 +321,6 @@ def _scan_many(
 
 
 @_jit
-def _longest(starts, ends):
-    """Whether no longer interval that stays overlaps each one."""
-    lengths = ends - starts
-    kept = np.zeros(len(starts), np.bool_)
-    for index in np.argsort(-lengths):
-        free = True
-        for other in np.flatnonzero(kept):
-            apart = ends[index] <= starts[other] or starts[index] >= ends[other]
-            if not apart and lengths[other] > lengths[index]:
-                free = False
-        kept[index] = free
-    return kept
-
-
-@_jit
 def _spell(states, symbol, state):
     """Symbols from the root to a state; parents are found by their children."""
     backwards = []
@@ -322,6 +330,21 @@ def _spell(states, symbol, state):
     spelled = np.empty(len(backwards), np.uint8)
     for place in range(len(backwards)):
         spelled[place] = backwards[len(backwards) - 1 - place]
+    return spelled
+
+
+@_jit
+def _spell_all(states, symbol, ends, begins):
+    """Symbols of all keys; every parent is noted once."""
+    parent = np.zeros(len(symbol), np.int32)
+    for state in range(len(symbol)):
+        parent[states[state, 0] : states[state + 1, 0]] = state
+    spelled = np.empty(begins[-1], np.uint8)
+    for key in range(len(ends)):
+        state = ends[key]
+        for place in range(begins[key + 1] - 1, begins[key] - 1, -1):
+            spelled[place] = symbol[state]
+            state = parent[state]
     return spelled
 
 

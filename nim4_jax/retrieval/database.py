@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from nim4_jax.retrieval import automaton
+from nim4_jax.retrieval import automaton, windows
 from nim4_jax.retrieval.automaton import Automaton
 from nim4_jax.retrieval.names import Name
+from nim4_jax.retrieval.windows import Windows
 from nim4_jax.text.phonemes import INVENTORY_HASH
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 Readings = Mapping[str, Sequence[bytes]]
@@ -38,10 +39,15 @@ class Gate:
     Attributes:
         min_phonemes: shorter keys never match.
         max_chance: nor do keys expected by chance more often than this an hour.
+        near_above: keys of so many phonemes must be heard exactly.
+        near_nats: what each phoneme more allows a name to be less likely than what was
+            heard; 0 for exact matches only.
     """
 
     min_phonemes: int = 4
     max_chance: float = 1.0
+    near_above: int = 5
+    near_nats: float = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +56,7 @@ class Database:
 
     Attributes:
         machine: automaton over the keys.
+        windows: where near matching finds the keys.
         chance: how often each key occurs by chance, an hour.
         first: names of key k are named[first[k]] … named[first[k + 1] − 1].
         named: numbers of names, by key.
@@ -61,6 +68,7 @@ class Database:
     """
 
     machine: Automaton
+    windows: Windows
     chance: Float[np.ndarray, " K"]
     first: Int[np.ndarray, " K1"]
     named: Int[np.ndarray, " M"]
@@ -96,6 +104,13 @@ class Database:
         """Keys that a gate lets through."""
         long = self.machine.lengths >= gate.min_phonemes
         return long & (self.chance <= gate.max_chance)
+
+    def find_floors(self, gate: Gate) -> Float[np.ndarray, " K"]:
+        """Forward score that each key must reach to be found nearly; 2 for never."""
+        lengths = np.arange(256)
+        nats = gate.near_nats * np.maximum(lengths - gate.near_above, 0)
+        floors = np.where(nats > 0, np.exp(-nats), 2.0).astype(np.float32)
+        return np.where(self.allow(gate), floors[self.machine.lengths], np.float32(2))
 
     def read_readings(self) -> dict[str, tuple[bytes, ...]]:
         """Every name's readings, to build the next generation from."""
@@ -144,6 +159,7 @@ def build(
     chance = np.zeros(len(numbered)) if expect is None else expect(numbered)
     return Database(
         machine=machine,
+        windows=windows.mark(machine),
         chance=chance.astype(np.float32),
         first=_sums(counts),
         named=pairs[:, 1].copy(),
@@ -163,13 +179,15 @@ def _sums(counts: Any) -> np.ndarray:
 
 def _arrays(database: Database) -> dict[str, np.ndarray]:
     """Every array by the name of its file."""
-    parts = {"machine": database.machine, "": database}
-    return {
+    parts = {"machine": database.machine, "windows": database.windows, "": database}
+    arrays = {
         f"{part}.{field.name}".lstrip("."): getattr(owner, field.name)
         for part, owner in parts.items()
         for field in dataclasses.fields(owner)
         if isinstance(getattr(owner, field.name), np.ndarray)
     }
+    del arrays["windows.lengths"]  # are the machine's
+    return arrays
 
 
 def save(database: Database, folder: str) -> None:
@@ -215,14 +233,16 @@ def load(folder: str) -> Database:
     with ThreadPoolExecutor() as threads:
         loaded = threads.map(lambda facts: _open(place, facts), files.values())
         arrays = dict(zip(files, loaded))
-    machine = {
-        name.removeprefix("machine."): array
-        for name, array in arrays.items()
-        if name.startswith("machine.")
-    }
-    own = {name: array for name, array in arrays.items() if "." not in name}
+    parts: dict[str, dict[str, np.ndarray]] = {"machine": {}, "windows": {}, "": {}}
+    for name, array in arrays.items():
+        part, _, field = name.rpartition(".")
+        parts[part][field] = array
+    machine = Automaton(**parts["machine"])
     return Database(
-        machine=Automaton(**machine), tag_names=tuple(manifest["tags"]), **own
+        machine=machine,
+        windows=Windows(lengths=machine.lengths, **parts["windows"]),
+        tag_names=tuple(manifest["tags"]),
+        **parts[""],
     )
 
 

@@ -1,27 +1,28 @@
-"""Hotwords of a stream: layers of names that change while they are served.
+"""Hotwords of a stream: names found in what is heard, exactly and nearly.
 
-A layer (everybody's, a tenant's, a request's) is a large base and a small database of
-what was added since. Both are immutable and change by replacing one reference, so a
-reader sees the whole of one moment. A stream is given the layers that it may see, and
+A stream is given the layers that it may see (everybody's, its tenant's, its own), and
 can reach no other.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from nim4_jax.retrieval import automaton, database
+from nim4_jax.decode.timing import FRAME_SECONDS
+from nim4_jax.retrieval import automaton, rules, verification
 from nim4_jax.retrieval.automaton import Matches
-from nim4_jax.retrieval.database import Database, Gate
-from nim4_jax.retrieval.names import Name
-from nim4_jax.retrieval.pronunciation import LONGEST, pronounce
+from nim4_jax.retrieval.database import Database
+from nim4_jax.retrieval.layer import Layer, Part
+from nim4_jax.retrieval.pronunciation import LONGEST
+from nim4_jax.retrieval.verification import Acoustics, Candidates, Verified
+from nim4_jax.text.phonemes import INVENTORY
 
 EXACT = "exact"
+NEAR = "near"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Hit:
         text: as it is written.
         start: seconds from the beginning of the stream.
         end: the same.
-        score: phonemes that agree, times the name's weight.
-        source: how it was found.
+        score: phonemes, each as sure as it was heard (1 if exactly), times the name's
+            weight.
+        source: EXACT or NEAR.
         tag: of the name.
     """
 
@@ -45,99 +47,14 @@ class Hit:
     tag: str = ""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Part:
-    """A database and the states of its machine at which a match may end."""
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A hit and where it is: first phoneme, one past the last, score without weight."""
 
-    database: Database
-    allowed: np.ndarray
-
-    @classmethod
-    def of(cls, base: Database, gate: Gate) -> Part:
-        """All that a gate lets through."""
-        return cls(base, base.machine.allow(base.allow(gate)))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Served:
-    """What a layer holds at one moment: base, additions, and texts taken out."""
-
-    base: Part
-    added: Part
-    removed: frozenset[str]
-
-
-_NO_NAMES = database.build([], {})
-
-
-class Layer:
-    """Names that may be added and removed while streams read them.
-
-    Any thread may call any method. The base is never rebuilt here: what was added is,
-    which is quick while it is small; `size` tells when to merge.
-    """
-
-    def __init__(self, base: Database | None = None, gate: Gate | None = None):
-        """A layer over a database, or an empty one."""
-        self.gate = gate or Gate()
-        self._lock = threading.Lock()
-        self._names: dict[str, Name] = {}
-        self._readings: dict[str, tuple[bytes, ...]] = {}
-        part = Part.of(_NO_NAMES if base is None else base, self.gate)
-        self._served = Served(part, Part.of(_NO_NAMES, self.gate), frozenset())
-
-    @property
-    def served(self) -> Served:
-        """What streams see from now on."""
-        return self._served
-
-    @property
-    def size(self) -> int:
-        """Names that were added to the base."""
-        return len(self._names)
-
-    def add(self, names: Iterable[Name]) -> list[Name]:
-        """Serve more names; a known text takes the new weight and tag.
-
-        Returns:
-            Those that cannot be pronounced and were left out.
-        """
-        listed = list(names)
-        readings = {name.text: pronounce(name) for name in listed}
-        with self._lock:
-            for name in listed:
-                if readings[name.text]:
-                    self._names[name.text] = name
-                    self._readings[name.text] = readings[name.text]
-            # What is in both is served as it was added last.
-            self._replace(self._served.base, self._served.removed | readings.keys())
-        return [name for name in listed if not readings[name.text]]
-
-    def remove(self, texts: Iterable[str]) -> None:
-        """Stop serving names; unknown ones are no error."""
-        gone = frozenset(texts)
-        with self._lock:
-            for text in gone:
-                self._names.pop(text, None)
-            self._replace(self._served.base, self._served.removed | gone)
-
-    def merge(self, base: Database, contained: Iterable[Name]) -> None:
-        """Serve a new base, rebuilt elsewhere, that contains additions.
-
-        Args:
-            base: to be served.
-            contained: additions in it, as they were when it was built. What was removed
-                or changed since stays so.
-        """
-        with self._lock:
-            settled = {n.text for n in contained if self._names.get(n.text) == n}
-            for text in settled:
-                del self._names[text]
-            self._replace(Part.of(base, self.gate), self._served.removed - settled)
-
-    def _replace(self, base: Part, removed: frozenset[str]) -> None:
-        added = database.build(self._names.values(), self._readings)
-        self._served = Served(base, Part.of(added, self.gate), removed)
+    hit: Hit
+    start: int
+    end: int
+    strength: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,7 +62,12 @@ class _Cursor:
     """Where a stream stands in a part; a part that is new is read from `recent`."""
 
     part: Part
-    state: int
+    state: int = automaton.ROOT
+    waiting: Candidates = dataclasses.field(default_factory=Candidates.none)
+
+
+def _nothing_heard() -> Acoustics:
+    return Acoustics.empty(len(INVENTORY))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,8 +78,9 @@ class StreamState:
         position: phonemes so far.
         recent: the last of them, LONGEST at most.
         times: start and end of each of those, seconds.
-        hits: names heard so far, none of which a longer one overlaps.
-        spans: first phoneme and one past the last of each hit.
+        found: names heard so far, by their ends, none of which gives way to another.
+        cursors: where the stream stands in each part that it sees.
+        acoustics: the last frames.
     """
 
     position: int = 0
@@ -165,9 +88,14 @@ class StreamState:
     times: Float[np.ndarray, "R 2"] = dataclasses.field(
         default_factory=lambda: np.zeros((0, 2))
     )
-    hits: tuple[Hit, ...] = ()
-    spans: tuple[tuple[int, int], ...] = ()
+    found: tuple[_Found, ...] = ()
     cursors: tuple[_Cursor, ...] = ()
+    acoustics: Acoustics = dataclasses.field(default_factory=_nothing_heard)
+
+    @property
+    def hits(self) -> tuple[Hit, ...]:
+        """Names heard so far, by their ends."""
+        return tuple(found.hit for found in self.found)
 
 
 class HotwordRetriever:
@@ -181,6 +109,7 @@ class HotwordRetriever:
         self,
         state: StreamState,
         phonemes: Int[np.ndarray, " N"],
+        posteriors: Float[np.ndarray, "U P"] | None,
         times: Float[np.ndarray, "N 2"],
     ) -> tuple[StreamState, list[Hit]]:
         """Names that end within the next phonemes.
@@ -188,38 +117,63 @@ class HotwordRetriever:
         Args:
             state: `StreamState()` for a new stream, then what the last call returned.
             phonemes: uint8 ids as the phoneme head heard them.
-            times: when each began and ended, seconds from the stream's beginning.
+            posteriors: natural log of the class posteriors of the stream's next frames
+                (FRAME_SECONDS each), in which these phonemes begin; None for exact
+                matches only. All calls of a stream have them or none has.
+            times: when each phoneme began and ended, seconds from the stream's
+                beginning.
 
         Returns:
-            The new state; and the hits that are new in it, by their ends. A hit that a
-            longer one overlaps is dropped, also when the longer one ends later.
+            The new state; and the hits that are new in it, by their ends. A hit may
+            still give way to a longer one that ends later, see `rules`.
 
         Raises:
-            ValueError: not one pair of times per phoneme.
+            ValueError: not one pair of times per phoneme, or posteriors of another
+                inventory.
         """
         if times.shape != (len(phonemes), 2):
             raise ValueError(
                 f"times have shape {times.shape}; expected {(len(phonemes), 2)}."
             )
-        known = {id(cursor.part): cursor.state for cursor in state.cursors}
-        before = np.frombuffer(state.recent, np.uint8)
+        if posteriors is not None and posteriors.shape[1:] != (len(INVENTORY),):
+            raise ValueError(
+                f"posteriors have shape {posteriors.shape}; expected "
+                f"(frames, {len(INVENTORY)}): is the head of another inventory?"
+            )
+        acoustics = state.acoustics
+        if posteriors is not None:
+            places = np.rint(times[:, 0] / FRAME_SECONDS).astype(np.int64)
+            acoustics = acoustics.extend(posteriors, places)
+        known = {id(cursor.part): cursor for cursor in state.cursors}
         clock = np.concatenate([state.times, times])
-        first = state.position - len(before)
+        first = state.position - len(state.recent)
         cursors, found = [], []
         for layer in self._layers:
             served = layer.served
             for part in (served.base, served.added):
-                machine = part.database.machine
-                place = known.get(id(part))
-                if place is None:
-                    place, _ = machine.scan(automaton.ROOT, before)
-                place, matches = machine.scan(
-                    place, phonemes, position=state.position, allowed=part.allowed
+                gone = served.removed if part is served.base else frozenset()
+                cursor, fresh = known.get(id(part)), len(phonemes)
+                if cursor is None:
+                    cursor, fresh = _join(part, state), len(acoustics.places)
+                place, matches = part.database.machine.scan(
+                    cursor.state,
+                    phonemes,
+                    position=state.position,
+                    allowed=part.allowed,
                 )
-                cursors.append(_Cursor(part, place))
                 if len(matches):
-                    gone = served.removed if part is served.base else frozenset()
-                    found += _name(part.database, matches, gone, clock, first)
+                    found += _name_exact(part.database, matches, gone, clock, first)
+                waiting = cursor.waiting
+                if posteriors is not None and len(part.database):
+                    verified, waiting = verification.verify(
+                        part.database.windows,
+                        *part.find_windows(acoustics, fresh),
+                        waiting,
+                        acoustics,
+                        part.floors,
+                    )
+                    found += _name_near(part.database, verified, gone)
+                cursors.append(_Cursor(part, place, waiting))
         recent = (state.recent + phonemes.tobytes())[-LONGEST:]
         after = dataclasses.replace(
             state,
@@ -227,51 +181,84 @@ class HotwordRetriever:
             recent=recent,
             times=clock[len(clock) - len(recent) :],
             cursors=tuple(cursors),
+            acoustics=acoustics,
         )
         if not found:
             return after, []
-        kept = _keep_longest([*zip(state.spans, state.hits), *found])
-        hits = tuple(hit for _, hit in kept)
-        spans = tuple(span for span, _ in kept)
+        after = dataclasses.replace(after, found=_settle([*state.found, *found]))
         old = set(state.hits)
-        after = dataclasses.replace(after, hits=hits, spans=spans)
-        return after, [hit for hit in hits if hit not in old]
+        return after, [hit for hit in after.hits if hit not in old]
 
 
-def _name(
+def _join(part: Part, state: StreamState) -> _Cursor:
+    """Where a stream stands in a part that it has not seen yet."""
+    recent = np.frombuffer(state.recent, np.uint8)
+    place, _ = part.database.machine.scan(automaton.ROOT, recent)
+    return _Cursor(part, place)
+
+
+def _name_exact(
     base: Database,
     matches: Matches,
     gone: frozenset[str],
     clock: Float[np.ndarray, "T 2"],
     first: int,
-) -> list[tuple[tuple[int, int], Hit]]:
-    """Matches of keys → spans with hits of all names that sound so."""
+) -> list[_Found]:
+    """Matches of keys → hits of all names that sound so."""
     if not gone:  # else a shorter name may be all that is left of a long match
         matches = matches.longest()
     found = []
-    for key, start, end in zip(matches.keys, matches.starts, matches.ends):
-        for name in base.names_of(int(key)):
-            if name.text in gone:
-                continue
-            hit = Hit(
-                text=name.text,
-                start=float(clock[start - first, 0]),
-                end=float(clock[end - 1 - first, 1]),
-                score=float(end - start) * name.weight,
-                source=EXACT,
-                tag=name.tag,
-            )
-            found.append(((int(start), int(end)), hit))
+    for key, start, end in zip(*map(np.ndarray.tolist, matches.columns)):
+        times = (float(clock[start - first, 0]), float(clock[end - 1 - first, 1]))
+        found += _hit(base, key, (start, end), times, float(end - start), EXACT, gone)
     return found
 
 
-def _keep_longest(
-    found: list[tuple[tuple[int, int], Hit]],
-) -> list[tuple[tuple[int, int], Hit]]:
-    """By their ends: one of each text and place, none that a longer one overlaps."""
-    unique = list({(span, hit.text): (span, hit) for span, hit in found}.values())
-    spans = np.asarray([span for span, _ in unique], np.int64).reshape(-1, 2)
-    numbers = np.arange(len(unique))
-    kept = Matches(numbers, spans[:, 0], spans[:, 1]).longest()
-    chosen = [unique[number] for number in kept.keys]
-    return sorted(chosen, key=lambda pair: (pair[0][1], pair[0][0], pair[1].text))
+def _name_near(
+    base: Database, verified: Verified, gone: frozenset[str]
+) -> list[_Found]:
+    """Keys that fit the acoustics → hits of all names that sound so."""
+    found = []
+    for index, key in enumerate(verified.keys.tolist()):
+        length = int(base.machine.lengths[key])
+        strength = length * float(np.exp(verified.scores[index] / length))
+        times = tuple((verified.frames[index] * FRAME_SECONDS).tolist())
+        span = tuple(verified.spans[index].tolist())
+        found += _hit(base, key, span, times, strength, NEAR, gone)
+    return found
+
+
+def _hit(
+    base: Database,
+    key: int,
+    span: tuple[int, int],
+    times: tuple[float, float],
+    strength: float,
+    source: str,
+    gone: frozenset[str],
+) -> list[_Found]:
+    """One key in one place, as all its names that are still served."""
+    return [
+        _Found(
+            Hit(name.text, *times, strength * name.weight, source, name.tag),
+            *span,
+            strength,
+        )
+        for name in base.names_of(key)
+        if name.text not in gone
+    ]
+
+
+def _settle(found: Sequence[_Found]) -> tuple[_Found, ...]:
+    """By their ends: one of each text and place, none that gives way to another."""
+    unique = list({(f.start, f.end, f.hit.text): f for f in reversed(found)}.values())
+    numbers = {f.hit.text: number for number, f in enumerate(unique)}
+    kept = rules.find_strongest(
+        np.array([f.start for f in unique]),
+        np.array([f.end for f in unique]),
+        np.array([f.strength for f in unique]),
+        np.array([f.hit.source == EXACT for f in unique]),
+        np.array([numbers[f.hit.text] for f in unique]),
+    )
+    chosen = [f for f, stays in zip(unique, kept) if stays]
+    return tuple(sorted(chosen, key=lambda f: (f.end, f.start, f.hit.text)))

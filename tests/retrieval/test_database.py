@@ -97,7 +97,7 @@ def test_any_changed_or_missing_byte_is_found(tmp_path_factory, data):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("format", 99, "format 99, this version reads 1"),
+        ("format", 99, "format 99, this version reads 2"),
         ("phonemes", "0" * 64, "inventory 000000000000, this package"),
     ],
 )

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from nim4_jax.launch import assembly
 from nim4_jax.retrieval import database, hints
 from nim4_jax.retrieval.database import Gate
-from nim4_jax.retrieval.hotwords import Hit, HotwordRetriever, Layer, StreamState
+from nim4_jax.retrieval.hotwords import Hit, HotwordRetriever, StreamState
+from nim4_jax.retrieval.layer import Layer
 from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.pronunciation import pronounce
 from nim4_jax.text import prompt
@@ -43,7 +44,7 @@ def hear(layers, phonemes, times, sizes=()):
     state, cuts = StreamState(), np.cumsum(sizes)
     cuts = [int(c) for c in cuts if c < len(phonemes)]
     for start, end in zip([0, *cuts], [*cuts, len(phonemes)]):
-        state, _ = retriever.scan(state, phonemes[start:end], times[start:end])
+        state, _ = retriever.scan(state, phonemes[start:end], None, times[start:end])
     return state
 
 
@@ -60,17 +61,17 @@ def test_hits_do_not_depend_on_the_pieces(spoken, sizes):
     phonemes, times = say(*spoken)
     whole = hear(layers, phonemes, times)
     cut = hear(layers, phonemes, times, sizes)
-    assert cut.hits == whole.hits and cut.spans == whole.spans
+    assert cut.found == whole.found
     assert cut.position == whole.position == len(phonemes)
 
 
 def test_a_longer_name_takes_the_place_of_a_shorter_one_heard_before():
     retriever = HotwordRetriever([layer("NIO", "NIO House")])
     (nio, times), (house, _) = say("NIO"), say("House")
-    state, fresh = retriever.scan(StreamState(), nio, times)
+    state, fresh = retriever.scan(StreamState(), nio, None, times)
     assert [hit.text for hit in fresh] == ["NIO"]
     later = clock(len(house)) + times[-1, 1]
-    state, fresh = retriever.scan(state, house, later)
+    state, fresh = retriever.scan(state, house, None, later)
     assert [hit.text for hit in fresh] == ["NIO House"]
     assert texts(state) == {"NIO House"}
     (hit,) = state.hits
@@ -94,9 +95,9 @@ def test_what_is_added_is_heard_at_once_even_when_it_was_half_spoken():
     served = layer("NIO")
     retriever = HotwordRetriever([served])
     phonemes, times = say("Weilai")
-    state, _ = retriever.scan(StreamState(), phonemes[:3], times[:3])
+    state, _ = retriever.scan(StreamState(), phonemes[:3], None, times[:3])
     served.add([Name("Weilai", weight=2.0, tag="brand")])
-    state, fresh = retriever.scan(state, phonemes[3:], times[3:])
+    state, fresh = retriever.scan(state, phonemes[3:], None, times[3:])
     assert fresh == [
         Hit("Weilai", 0.0, times[-1, 1], 2.0 * len(phonemes), "exact", "brand")
     ]
@@ -159,7 +160,7 @@ def test_a_reader_sees_the_whole_of_one_moment():
 def test_times_must_fit_the_phonemes():
     phonemes, times = say("NIO")
     with pytest.raises(ValueError, match="times have shape"):
-        HotwordRetriever([layer("NIO")]).scan(StreamState(), phonemes, times[1:])
+        HotwordRetriever([layer("NIO")]).scan(StreamState(), phonemes, None, times[1:])
 
 
 TOKENIZER = Tokenizer.from_file(assembly.find_tokenizer("nano"))

@@ -1,0 +1,210 @@
+"""Windows of phonemes by how they sound: ScaNN over embeddings.
+
+A phoneme's code is a random direction, bent towards those of phonemes that are
+articulated alike; a window's embedding is the codes of its phonemes side by side. What
+was heard is embedded by what the phoneme head thinks possible at each place, so the
+inner product is near to the acoustic score of the window, up to a shift by one.
+
+Source: Guo et al. 2020 (ScaNN); the embedding is ours, chosen by recall.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from nim4_jax.retrieval.verification import Acoustics
+from nim4_jax.retrieval.windows import WIDTH
+from nim4_jax.text import articulation
+
+SIZE = 16
+"""Coordinates of a phoneme; a window has WIDTH times as many."""
+NEIGHBOURS = 100
+"""Windows that a search gives."""
+
+_ALIKE = 0.3  # share of articulation in what a code is
+_SHARPNESS = 2.0
+_DEPTH = 6.0  # nats below the best class at which a phoneme no longer counts
+_FAINT = 1e-9  # of the best class: no more counts
+_SHIFT = 0.2  # weight of the phonemes before and behind
+_SMALL = 5_000  # windows up to which all are compared
+_PER_LEAF = 500
+_LEAVES = 24  # of the tree that are looked through
+_REORDERED = 150
+
+
+@functools.cache
+def codes() -> Float[np.ndarray, "P D"]:
+    """Unit vector of each phoneme, float32 [P, SIZE]; zeros for the blank."""
+    points = articulation.features()
+    distances = np.sum(np.square(points[:, None] - points[None]), axis=-1)
+    alike = _ALIKE * np.exp(-_SHARPNESS * distances)
+    mixed = np.linalg.cholesky(alike + (1.0 - _ALIKE) * np.eye(len(points)))
+    vectors = mixed @ np.random.default_rng(0).standard_normal((len(points), SIZE))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[0] = 0.0
+    return vectors.astype(np.float32)
+
+
+def embed(windows: Int[np.ndarray, "M W"]) -> Float[np.ndarray, "M D"]:
+    """Unit vectors of windows, float32 [M, WIDTH · SIZE]."""
+    return codes()[windows].reshape(len(windows), -1) / np.float32(np.sqrt(WIDTH))
+
+
+def embed_heard(
+    log_ratios: Float[np.ndarray, "N P"],
+) -> Float[np.ndarray, "Q D"]:
+    """Unit vectors of what was heard, one for each run of WIDTH phonemes.
+
+    Args:
+        log_ratios: log posterior of each phoneme less the best one's, where each of the
+            N phonemes was heard.
+
+    Returns:
+        Float32 [N − WIDTH + 1, WIDTH · SIZE], none for fewer phonemes than a window.
+    """
+    if len(log_ratios) < WIDTH:
+        return np.zeros((0, WIDTH * SIZE), np.float32)
+    heard = np.maximum(1.0 + log_ratios / _DEPTH, 0.0).astype(np.float32) @ codes()
+    runs = np.lib.stride_tricks.sliding_window_view(heard, WIDTH, axis=0)
+    runs = runs.transpose(0, 2, 1)
+    mixed = runs.copy()
+    mixed[:, 1:] += _SHIFT * runs[:, :-1]
+    mixed[:, :-1] += _SHIFT * runs[:, 1:]
+    flat = mixed.reshape(len(runs), -1)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+
+
+class PhoneticIndex:
+    """Nearest of M windows; which is which is for the caller to know.
+
+    Rows are windows in the order in which they were given. An index never changes;
+    `updated` makes another one.
+    """
+
+    def __init__(self, searcher: Any, windows: Int[np.ndarray, "M W"]):
+        """Over a ScaNN searcher without ids; use `build` or `load`."""
+        self._searcher = searcher
+        self.windows = windows
+
+    @classmethod
+    def build(cls, windows: Int[np.ndarray, "M W"]) -> PhoneticIndex:
+        """Train on windows: a tree, hashed residues, and exact reordering.
+
+        Raises:
+            ValueError: no windows.
+        """
+        if not len(windows):
+            raise ValueError("an index needs at least one window.")
+        return cls(_train(embed(windows)), windows)
+
+    @classmethod
+    def load(cls, folder: str, windows: Int[np.ndarray, "M W"]) -> PhoneticIndex:
+        """What `save` wrote, for the same windows."""
+        searcher = _scann().load_searcher(folder, assets_backcompat_shim=False)
+        return cls(searcher, windows)
+
+    def save(self, folder: str) -> None:
+        """Write ScaNN's files into an empty or missing folder."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self._searcher.serialize(folder, relative_path=True)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def search(self, heard: Float[np.ndarray, "Q D"]) -> Int[np.ndarray, "Q K"]:
+        """Rows nearest to each vector, the nearest first; K ≤ NEIGHBOURS.
+
+        Queries of many streams may stand in one call.
+        """
+        rows, _ = self._searcher.search_batched(heard)
+        return rows
+
+    def find(
+        self, acoustics: Acoustics, fresh: int
+    ) -> tuple[Int[np.ndarray, "Q K"], Int[np.ndarray, " Q"]]:
+        """Rows near to what ends within the last phonemes, and where each begins.
+
+        Args:
+            acoustics: of the stream.
+            fresh: number of phonemes that are new in it.
+        """
+        places = acoustics.places[-(fresh + WIDTH - 1) :] - acoustics.begin
+        heard = embed_heard(np.log(np.maximum(acoustics.ratios[places], _FAINT)))
+        if not fresh or not len(heard):
+            return np.zeros((0, 0), np.int64), np.zeros(0, np.int64)
+        starts = acoustics.end - len(places) + np.arange(len(heard))
+        return self.search(heard), starts
+
+    def updated(
+        self, folder: str, windows: Int[np.ndarray, "M2 W"]
+    ) -> tuple[PhoneticIndex, Int[np.ndarray, " M2"]]:
+        """An index over other windows, made from this one's files without training.
+
+        Args:
+            folder: that this index was saved to.
+            windows: distinct ones; those that are in both keep their place in the tree.
+
+        Returns:
+            The index, and which of `windows` each of its rows is.
+        """
+        known = [window.tobytes() for window in self.windows]
+        wanted = [window.tobytes() for window in windows]
+        numbers = {window: number for number, window in enumerate(wanted)}
+        scann = _scann()
+        searcher = scann.load_searcher(folder, assets_backcompat_shim=False)
+        # The wrapper moves ids as ScaNN moves rows.
+        changed = scann.ScannSearcher(searcher.searcher, docids=known)
+        old = set(known)
+        fresh = [number for number, window in enumerate(wanted) if window not in old]
+        if fresh:
+            vectors = embed(windows[fresh])
+            changed.upsert([wanted[n] for n in fresh], vectors, batch_size=len(fresh))
+        if gone := [window for window in old if window not in numbers]:
+            changed.delete(gone)
+        order = np.asarray([numbers[window] for window in changed.docids], np.int64)
+        plain = scann.ScannSearcher(changed.searcher)
+        return PhoneticIndex(plain, windows[order]), order
+
+
+def _scann() -> Any:
+    """ScaNN's Python interface; its native library is slow to load."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from scann.scann_ops.py import scann_ops_pybind
+
+    return scann_ops_pybind
+
+
+def _train(vectors: Float[np.ndarray, "M D"]) -> Any:
+    scann = _scann()
+    count = len(vectors)
+    most = min(NEIGHBOURS, count)
+    builder = scann.builder(vectors, most, "dot_product")
+    if count <= _SMALL:
+        return builder.score_brute_force().build()
+    from scann.scann_ops.py.scann_builder import ReorderType
+
+    leaves = max(count // _PER_LEAF, 1)
+    return (
+        builder.tree(
+            leaves, min(_LEAVES, leaves), training_sample_size=min(count, 200_000)
+        )
+        .score_ah(2)
+        .reorder(_REORDERED, ReorderType.BFLOAT16)
+        .build()
+    )
+
+
+@functools.partial(jax.jit, static_argnames="most")
+def search_exactly(
+    vectors: Float[Array, "M D"], heard: Float[Array, "Q D"], most: int
+) -> Int[Array, "Q K"]:
+    """What `PhoneticIndex.search` approximates: every window compared."""
+    return jax.lax.top_k(jnp.matmul(heard, vectors.T), most)[1]
