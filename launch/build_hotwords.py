@@ -123,7 +123,7 @@ def build(
     """
     readings = _pronounce_new(listed, _known_readings(folder), workers)
     trigrams = PhonemeTrigrams(_read_sentences(text))
-    base = database.build(listed, readings, trigrams.expect)
+    base = database.build(listed, readings, trigrams)
     database.save(base, folder)
     silent = [name.text for name in listed if not readings[name.text]]
     _report(folder, listed, base, silent)

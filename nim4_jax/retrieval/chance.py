@@ -6,7 +6,9 @@ phonemes in ordinary text tells how often a sequence is to be expected.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +20,54 @@ PHONEMES_PER_HOUR = 12 * 3600
 
 _COUNT = len(phonemes.INVENTORY)
 _DISCOUNT = 0.75
+
+
+_SURPRISE = 4.4  # nats of a phoneme of which nothing is known
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PhonemeBigrams:
+    """How likely phonemes follow each other in ordinary text.
+
+    Attributes:
+        first: natural log of the probability of each phoneme by itself, float32.
+        pairs: the same of each second phoneme behind each first one.
+    """
+
+    first: Float[np.ndarray, " P"]
+    pairs: Float[np.ndarray, "P P"]
+
+    @classmethod
+    def flat(cls) -> PhonemeBigrams:
+        """Where there is no text to learn from: every phoneme alike."""
+        return cls(
+            np.full(_COUNT, -_SURPRISE, np.float32),
+            np.full((_COUNT, _COUNT), -_SURPRISE, np.float32),
+        )
+
+    @property
+    def bigrams(self) -> PhonemeBigrams:
+        """Itself."""
+        return self
+
+    def expect(self, keys: Sequence[bytes]) -> Float[np.ndarray, " K"]:
+        """Occurrences an hour of each phoneme sequence, by chance."""
+        logs = np.zeros(len(keys))
+        for index, key in enumerate(keys):
+            ids = np.frombuffer(key, np.uint8)
+            logs[index] = self.first[ids[0]] + self.pairs[ids[:-1], ids[1:]].sum()
+        return (np.exp(logs) * PHONEMES_PER_HOUR).astype(np.float32)
+
+
+class Background(Protocol):
+    """What tells how often phonemes occur by chance."""
+
+    @property
+    def bigrams(self) -> PhonemeBigrams:
+        """The part of it that goes with a database."""
+
+    def expect(self, keys: Sequence[bytes]) -> Float[np.ndarray, " K"]:
+        """Occurrences an hour of each phoneme sequence."""
 
 
 class PhonemeTrigrams:
@@ -40,6 +90,13 @@ class PhonemeTrigrams:
         second = _smooth(triples.sum(0)[None], self._first[None, None])[0]
         self._second = second.astype(np.float32)
         self._third = _smooth(triples, second[None]).astype(np.float32)
+
+    @property
+    def bigrams(self) -> PhonemeBigrams:
+        """What phonemes do to the next one only."""
+        return PhonemeBigrams(
+            np.log(self._first).astype(np.float32), np.log(self._second)
+        )
 
     def expect(self, keys: Sequence[bytes]) -> Float[np.ndarray, " K"]:
         """Occurrences an hour of each phoneme sequence, by chance."""

@@ -7,11 +7,12 @@ while a new generation takes its place.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from jaxtyping import Bool, Float, Int
 
 from nim4_jax.retrieval import automaton, windows
 from nim4_jax.retrieval.automaton import Automaton
+from nim4_jax.retrieval.chance import Background, PhonemeBigrams
 from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.windows import Windows
 from nim4_jax.text.phonemes import INVENTORY_HASH
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+_NEVER = 1e-37  # an hour
 
 Readings = Mapping[str, Sequence[bytes]]
 """Text of a name → how it may be said."""
@@ -39,15 +42,17 @@ class Gate:
     Attributes:
         min_phonemes: shorter keys never match.
         max_chance: nor do keys expected by chance more often than this an hour.
-        near_above: keys of so many phonemes must be heard exactly.
-        near_nats: what each phoneme more allows a name to be less likely than what was
-            heard; 0 for exact matches only.
+        near_chance: how often an hour the name by itself, and what was heard in its
+            place, may be expected by chance (geometric mean) for the name to be found
+            where both sound the same; the less alike they are, the rarer they must be.
+            0 for exact matches only.
+        near_nats: per phoneme, how much less likely than what was heard a name may be.
     """
 
     min_phonemes: int = 4
     max_chance: float = 1.0
-    near_above: int = 5
-    near_nats: float = 3.0
+    near_chance: float = 1e-4
+    near_nats: float = 2.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Database:
     Attributes:
         machine: automaton over the keys.
         windows: where near matching finds the keys.
+        bigrams: of ordinary text.
         chance: how often each key occurs by chance, an hour.
         first: names of key k are named[first[k]] … named[first[k + 1] − 1].
         named: numbers of names, by key.
@@ -69,6 +75,7 @@ class Database:
 
     machine: Automaton
     windows: Windows
+    bigrams: PhonemeBigrams
     chance: Float[np.ndarray, " K"]
     first: Int[np.ndarray, " K1"]
     named: Int[np.ndarray, " M"]
@@ -105,12 +112,17 @@ class Database:
         long = self.machine.lengths >= gate.min_phonemes
         return long & (self.chance <= gate.max_chance)
 
-    def find_floors(self, gate: Gate) -> Float[np.ndarray, " K"]:
-        """Forward score that each key must reach to be found nearly; 2 for never."""
-        lengths = np.arange(256)
-        nats = gate.near_nats * np.maximum(lengths - gate.near_above, 0)
-        floors = np.where(nats > 0, np.exp(-nats), 2.0).astype(np.float32)
-        return np.where(self.allow(gate), floors[self.machine.lengths], np.float32(2))
+    def find_limits(self, gate: Gate) -> Float[np.ndarray, " K"]:
+        """What a key's log score must exceed to be found nearly; inf for never.
+
+        Half of the log of the chance of what was heard instead is still to be added.
+        """
+        limits = np.full(len(self.chance), np.inf, np.float32)
+        keys = self.allow(gate)
+        if gate.near_chance > 0.0:
+            rare = np.log(np.maximum(self.chance[keys], _NEVER))
+            limits[keys] = 0.5 * rare - np.log(gate.near_chance)
+        return limits
 
     def read_readings(self) -> dict[str, tuple[bytes, ...]]:
         """Every name's readings, to build the next generation from."""
@@ -125,15 +137,16 @@ class Database:
 def build(
     names: Iterable[Name],
     readings: Readings,
-    expect: Callable[[Sequence[bytes]], np.ndarray] | None = None,
+    background: Background | None = None,
 ) -> Database:
     """A database of the names that have a reading.
 
     Args:
         names: of one tenant; equal texts become one, with the greatest weight.
         readings: of each text.
-        expect: keys → occurrences an hour by chance; None: never.
+        background: of ordinary text; None if there is none to learn from.
     """
+    background = background or PhonemeBigrams.flat()
     merged: dict[str, Name] = {}
     for name in names:
         known = merged.get(name.text)
@@ -156,11 +169,11 @@ def build(
     encoded = [name.text.encode("utf8") for name in kept]
     tag_names = tuple(sorted({name.tag for name in kept} | {""}))
     places = {tag: place for place, tag in enumerate(tag_names)}
-    chance = np.zeros(len(numbered)) if expect is None else expect(numbered)
     return Database(
         machine=machine,
         windows=windows.mark(machine),
-        chance=chance.astype(np.float32),
+        bigrams=background.bigrams,
+        chance=background.expect(numbered),
         first=_sums(counts),
         named=pairs[:, 1].copy(),
         text=np.frombuffer(b"".join(encoded), np.uint8),
@@ -179,7 +192,12 @@ def _sums(counts: Any) -> np.ndarray:
 
 def _arrays(database: Database) -> dict[str, np.ndarray]:
     """Every array by the name of its file."""
-    parts = {"machine": database.machine, "windows": database.windows, "": database}
+    parts = {
+        "machine": database.machine,
+        "windows": database.windows,
+        "bigrams": database.bigrams,
+        "": database,
+    }
     arrays = {
         f"{part}.{field.name}".lstrip("."): getattr(owner, field.name)
         for part, owner in parts.items()
@@ -233,7 +251,7 @@ def load(folder: str) -> Database:
     with ThreadPoolExecutor() as threads:
         loaded = threads.map(lambda facts: _open(place, facts), files.values())
         arrays = dict(zip(files, loaded))
-    parts: dict[str, dict[str, np.ndarray]] = {"machine": {}, "windows": {}, "": {}}
+    parts: dict[str, dict[str, np.ndarray]] = collections.defaultdict(dict)
     for name, array in arrays.items():
         part, _, field = name.rpartition(".")
         parts[part][field] = array
@@ -241,6 +259,7 @@ def load(folder: str) -> Database:
     return Database(
         machine=machine,
         windows=Windows(lengths=machine.lengths, **parts["windows"]),
+        bigrams=PhonemeBigrams(**parts["bigrams"]),
         tag_names=tuple(manifest["tags"]),
         **parts[""],
     )

@@ -143,7 +143,7 @@ class HotwordRetriever:
         acoustics = state.acoustics
         if posteriors is not None:
             places = np.rint(times[:, 0] / FRAME_SECONDS).astype(np.int64)
-            acoustics = acoustics.extend(posteriors, places)
+            acoustics = acoustics.extend(posteriors, places, phonemes)
         known = {id(cursor.part): cursor for cursor in state.cursors}
         clock = np.concatenate([state.times, times])
         first = state.position - len(state.recent)
@@ -170,7 +170,7 @@ class HotwordRetriever:
                         *part.find_windows(acoustics, fresh),
                         waiting,
                         acoustics,
-                        part.floors,
+                        part.demand,
                     )
                     found += _name_near(part.database, verified, gone)
                 cursors.append(_Cursor(part, place, waiting))

@@ -11,14 +11,14 @@ import threading
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from nim4_jax.retrieval import database, lattice
 from nim4_jax.retrieval.database import Database, Gate
 from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.phonetic_index import PhoneticIndex
 from nim4_jax.retrieval.pronunciation import pronounce
-from nim4_jax.retrieval.verification import Acoustics
+from nim4_jax.retrieval.verification import Acoustics, Demand
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,20 +28,21 @@ class Part:
     Attributes:
         database: the names.
         allowed: states of its machine at which an exact match may end.
-        floors: forward score that each key must reach to be found nearly.
+        demand: what a near match must fulfil.
         index: where its windows are looked for; None: in the lattice of what was heard.
     """
 
     database: Database
     allowed: Bool[np.ndarray, " S"]
-    floors: Float[np.ndarray, " K"]
+    demand: Demand
     index: PhoneticIndex | None = None
 
     @classmethod
     def of(cls, base: Database, gate: Gate, index: PhoneticIndex | None = None) -> Part:
         """All that a gate lets through."""
         allowed = base.machine.allow(base.allow(gate))
-        return cls(base, allowed, base.find_floors(gate), index)
+        demand = Demand(base.find_limits(gate), gate.near_nats, base.bigrams)
+        return cls(base, allowed, demand, index)
 
     def find_windows(
         self, acoustics: Acoustics, fresh: int
@@ -136,5 +137,6 @@ class Layer:
             self._replace(Part.of(base, self.gate), self._served.removed - settled)
 
     def _replace(self, base: Part, removed: frozenset[str]) -> None:
-        added = database.build(self._names.values(), self._readings)
+        background = base.database.bigrams
+        added = database.build(self._names.values(), self._readings, background)
         self._served = Served(base, Part.of(added, self.gate), removed)

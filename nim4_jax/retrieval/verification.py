@@ -15,13 +15,15 @@ import numba
 import numpy as np
 from jaxtyping import Float, Int
 
+from nim4_jax.retrieval.chance import PHONEMES_PER_HOUR, PhonemeBigrams
 from nim4_jax.retrieval.windows import Windows
 
 FRAMES = 192
 """Frames of a stream that are kept: a name that lasts longer is not found nearly."""
 
 _TINY = 1e-30  # of a path that is as good as impossible; still smaller numbers are slow
-_LENIENCE = 3.0  # a sum over paths may be greater than the product of the peaks
+_LENIENCE = 3.0  # nats, for the span may yet move and paths add up
+_RATE = float(np.log(PHONEMES_PER_HOUR))
 _SLACK = 1  # phonemes that may be heard behind a name before it is given up
 
 
@@ -33,18 +35,21 @@ class Acoustics:
         ratios: posteriors over each frame's greatest one, float32.
         begin: number of the first of those frames.
         places: frame at which each phoneme begins.
+        labels: the phonemes, uint8.
         position: number of the first of those phonemes.
     """
 
     ratios: Float[np.ndarray, "T P"]
     begin: int
     places: Int[np.ndarray, " R"]
+    labels: Int[np.ndarray, " R"]
     position: int
 
     @classmethod
     def empty(cls, classes: int) -> Acoustics:
         """Before the first frame."""
-        return cls(np.zeros((0, classes), np.float32), 0, np.zeros(0, np.int64), 0)
+        nothing = np.zeros((0, classes), np.float32)
+        return cls(nothing, 0, np.zeros(0, np.int64), np.zeros(0, np.uint8), 0)
 
     @property
     def end(self) -> int:
@@ -52,7 +57,10 @@ class Acoustics:
         return self.position + len(self.places)
 
     def extend(
-        self, posteriors: Float[np.ndarray, "U P"], places: Int[np.ndarray, " N"]
+        self,
+        posteriors: Float[np.ndarray, "U P"],
+        places: Int[np.ndarray, " N"],
+        labels: Int[np.ndarray, " N"],
     ) -> Acoustics:
         """With the next frames (natural log) and the phonemes that begin in them."""
         new = np.exp(posteriors - posteriors.max(axis=1, keepdims=True))
@@ -60,8 +68,47 @@ class Acoustics:
         ratios = joined[-FRAMES:]
         begin = self.begin + len(joined) - len(ratios)
         all_places = np.concatenate([self.places, places])
-        kept = all_places[np.searchsorted(all_places, begin) :]
-        return Acoustics(ratios, begin, kept, self.end + len(places) - len(kept))
+        all_labels = np.concatenate([self.labels, labels])
+        gone = np.searchsorted(all_places, begin)
+        return Acoustics(
+            ratios,
+            begin,
+            all_places[gone:],
+            all_labels[gone:],
+            self.position + int(gone),
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Demand:
+    """What the log score of a key must reach.
+
+    Speech in which nobody says a name sounds like one the more often, the commoner what
+    was heard and the commoner the name's own phonemes are. So the limit is its own part
+    and half of the log of how often an hour what was heard is expected by chance.
+
+    Attributes:
+        limits: own part of each key, inf for never.
+        nats: a key may cost that much for each of its phonemes, whatever the limit.
+        bigrams: what is expected.
+    """
+
+    limits: Float[np.ndarray, " K"]
+    nats: float
+    bigrams: PhonemeBigrams
+
+    def measure(
+        self, labels: Int[np.ndarray, " R"]
+    ) -> tuple[Float[np.ndarray, " R"], Float[np.ndarray, " R"]]:
+        """Log of how often an hour any piece of what was heard is expected.
+
+        Returns:
+            `opened` and `summed`: phonemes a … b − 1 have opened[a] + summed[b − 1].
+        """
+        steps = self.bigrams.pairs[labels[:-1], labels[1:]]
+        summed = np.concatenate([np.zeros(min(len(labels), 1)), np.cumsum(steps)])
+        rate = np.log(PHONEMES_PER_HOUR)
+        return rate + self.bigrams.first[labels] - summed, summed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,6 +140,12 @@ class Verified:
     frames: Int[np.ndarray, "V 2"]
     scores: Float[np.ndarray, " V"]
 
+    @classmethod
+    def nothing(cls) -> Verified:
+        """No key fits."""
+        none, pairs = np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
+        return cls(none, pairs, pairs, np.zeros(0))
+
 
 def verify(
     windows: Windows,
@@ -100,7 +153,7 @@ def verify(
     positions: Int[np.ndarray, " Q"],
     waiting: Candidates,
     acoustics: Acoustics,
-    floors: Float[np.ndarray, " K"],
+    demand: Demand,
 ) -> tuple[Verified, Candidates]:
     """The keys behind some windows, checked against the acoustics.
 
@@ -110,46 +163,46 @@ def verify(
         positions: first phoneme of the stream that each row of `rows` stands for.
         waiting: keys that had not ended the last time.
         acoustics: of the stream, up to now.
-        floors: least forward score of each key, above 1 for never.
+        demand: on the keys.
 
     Returns:
         What fits, and what has still to end.
     """
+    if not len(acoustics.places):
+        return Verified.nothing(), waiting
     places = acoustics.places - acoustics.begin
+    text = windows.spelled, windows.lengths, windows.origins
+    opened, summed = demand.measure(acoustics.labels)
     keys, starts = _sift(
         windows.first,
         windows.keys,
         windows.places,
-        windows.spelled,
-        windows.lengths,
-        windows.origins,
+        *text,
         rows,
         positions - acoustics.position,
         waiting.keys,
         waiting.starts - acoustics.position,
         _find_peaks(acoustics.ratios, places),
-        floors,
+        opened,
+        summed,
+        demand.limits,
+        demand.nats,
     )
-    scores, frames = _score(
-        windows.spelled,
-        windows.lengths,
-        windows.origins,
-        keys,
-        starts,
-        acoustics.ratios,
-        places,
-    )
-    fits = scores >= floors[keys]
-    behind = starts + windows.lengths[keys]
-    waits = ~fits & (behind + _SLACK > len(places))
-    frames = frames[fits]
+    scores, frames = _score(*text, keys, starts, acoustics.ratios, places)
     # The phoneme that a frame belongs to began at it or before.
     spans = np.searchsorted(places, frames - [0, 1], side="right") - [1, 0]
+    spans = np.maximum(spans, [0, 1])
+    scores = np.minimum(scores, 0.0)
+    lengths = windows.lengths[keys].astype(np.int64)
+    expected = opened[spans[:, 0]] + summed[spans[:, 1] - 1]
+    limits = np.maximum(demand.limits[keys] + 0.5 * expected, -demand.nats * lengths)
+    fits = scores >= limits
+    waits = ~fits & (starts + lengths + _SLACK > len(places))
     verified = Verified(
         keys=keys[fits],
-        spans=np.maximum(spans, 0) + acoustics.position,
-        frames=frames + acoustics.begin,
-        scores=np.log(np.minimum(scores[fits], 1.0)),
+        spans=spans[fits] + acoustics.position,
+        frames=frames[fits] + acoustics.begin,
+        scores=scores[fits],
     )
     return verified, Candidates(keys[waits], starts[waits] + acoustics.position)
 
@@ -180,15 +233,19 @@ def _labels(spelled, lengths, origins, key):
 
 
 @_jit
-def _may_fit(labels, start, peaks, floor):
+def _may_fit(labels, start, peaks, opened, summed, limit, nats):
     """Whether what was heard of a key leaves it a chance, the order left aside."""
-    if start < 0 or floor > 1.0:
+    if start < 0 or limit == np.inf:
         return False
-    product = _LENIENCE
+    length, heard = len(labels), min(len(labels), len(peaks) - start)
+    expected = opened[start] + summed[start + heard - 1]
+    if heard < length:  # and the rest like that
+        expected -= (expected - _RATE) * (heard - length) / heard
+    product = np.exp(-max(limit + 0.5 * expected - _LENIENCE, -nats * length))
     # Of the last phoneme that was heard not all frames may be there.
-    for place in range(min(len(labels), len(peaks) - 1 - start)):
+    for place in range(min(length, len(peaks) - 1 - start)):
         product *= peaks[start + place, labels[place]]
-        if product < floor:
+        if product < 1.0:
             return False
     return True
 
@@ -206,14 +263,17 @@ def _sift(
     waiting,
     since,
     peaks,
-    floors,
+    opened,
+    summed,
+    limits,
+    nats,
 ):
-    """Distinct keys and starts that may fit, those waiting first."""
+    """Distinct keys and starts that may fit."""
     found = set()
     for index in range(len(waiting)):
         key, start = waiting[index], since[index]
         labels = _labels(spelled, lengths, origins, key)
-        if _may_fit(labels, start, peaks, floors[key]):
+        if _may_fit(labels, start, peaks, opened, summed, limits[key], nats):
             found.add((key, start))
     for query in range(len(rows)):
         for row in rows[query]:
@@ -221,7 +281,7 @@ def _sift(
                 key = np.int64(marked[mark])
                 start = positions[query] - np.int64(offsets[mark])
                 labels = _labels(spelled, lengths, origins, key)
-                if _may_fit(labels, start, peaks, floors[key]):
+                if _may_fit(labels, start, peaks, opened, summed, limits[key], nats):
                     found.add((key, start))
     keys = np.empty(len(found), np.int64)
     starts = np.empty(len(found), np.int64)
@@ -263,8 +323,8 @@ def _forward(labels, ratios, begin, end):
 
 @_jit
 def _score(spelled, lengths, origins, keys, starts, ratios, places):
-    """Forward score of each key near where it should be, and its frames."""
-    scores = np.zeros(len(keys))
+    """Log forward score of each key near where it should be, and its frames."""
+    scores = np.full(len(keys), -np.inf)
     frames = np.zeros((len(keys), 2), np.int64)
     for index in range(len(keys)):
         key, start = keys[index], starts[index]
@@ -274,7 +334,7 @@ def _score(spelled, lengths, origins, keys, starts, ratios, places):
         behind = start + len(labels) + 1
         begin = places[start - 1] if start else 0
         end = places[behind] if behind < len(places) else len(ratios)
-        scores[index], frames[index, 0], frames[index, 1] = _forward(
-            labels, ratios, begin, end
-        )
+        score, frames[index, 0], frames[index, 1] = _forward(labels, ratios, begin, end)
+        if score > 0.0:
+            scores[index] = np.log(score)
     return scores, frames

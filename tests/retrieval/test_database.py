@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nim4_jax.retrieval import database, names
+from nim4_jax.retrieval.chance import PhonemeBigrams
 from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.pronunciation import pronounce
 
@@ -23,9 +24,16 @@ LIST = [
 ]
 
 
-def make(listed=LIST, expect=None):
+class Expecting:
+    bigrams = PhonemeBigrams.flat()
+
+    def __init__(self, expect):
+        self.expect = expect
+
+
+def make(listed=LIST, background=None):
     readings = {name.text: pronounce(name) for name in listed}
-    return database.build(listed, readings, expect), readings
+    return database.build(listed, readings, background), readings
 
 
 def find(base, reading):
@@ -51,7 +59,7 @@ def test_homophones_share_a_key():
 
 
 def test_saved_and_loaded_is_the_same(tmp_path):
-    base, readings = make(expect=lambda keys: np.arange(len(keys)) / 7)
+    base, readings = make(background=Expecting(lambda keys: np.arange(len(keys)) / 7))
     database.save(base, str(tmp_path / "db"))
     again = database.load(str(tmp_path / "db"))
     for name, array in database._arrays(base).items():
@@ -122,7 +130,9 @@ def test_an_empty_list_is_a_database_that_finds_nothing(tmp_path):
 
 
 def test_the_gate_holds_short_and_common_keys_back():
-    base, _ = make(expect=lambda keys: np.where(np.arange(len(keys)) % 2, 5.0, 0.1))
+    base, _ = make(
+        background=Expecting(lambda keys: np.where(np.arange(len(keys)) % 2, 5.0, 0.1))
+    )
     allowed = base.allow(database.Gate(min_phonemes=5, max_chance=1.0))
     assert (allowed == ((base.machine.lengths >= 5) & (base.chance < 1))).all()
     assert allowed.any() and not allowed.all()
