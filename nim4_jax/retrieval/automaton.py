@@ -58,11 +58,9 @@ class Matches:
         "NIO" inside "NIO House" goes, and so does a name that only shares phonemes with
         a longer one.
         """
-        lengths = (self.ends - self.starts).astype(np.float64)
-        every = np.ones(len(self), bool)
-        return self.take(
-            find_strongest(self.starts, self.ends, lengths, every, self.keys)
-        )
+        exact = np.ones(len(self), bool)
+        nothing = np.zeros(len(self))
+        return self.take(find_strongest(self.starts, self.ends, nothing, exact))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from nim4_jax.retrieval import automaton, windows
 from nim4_jax.retrieval.automaton import Automaton
 from nim4_jax.retrieval.chance import Background, PhonemeBigrams
 from nim4_jax.retrieval.names import Name
+from nim4_jax.retrieval.verification import Demand
 from nim4_jax.retrieval.windows import Windows
 from nim4_jax.text.phonemes import INVENTORY_HASH
 
@@ -112,17 +114,14 @@ class Database:
         long = self.machine.lengths >= gate.min_phonemes
         return long & (self.chance <= gate.max_chance)
 
-    def find_limits(self, gate: Gate) -> Float[np.ndarray, " K"]:
-        """What a key's log score must exceed to be found nearly; inf for never.
-
-        Half of the log of the chance of what was heard instead is still to be added.
-        """
-        limits = np.full(len(self.chance), np.inf, np.float32)
-        keys = self.allow(gate)
+    def demand(self, gate: Gate) -> Demand:
+        """What it takes for each key to be found nearly."""
+        rarity = np.full(len(self.chance), -np.inf, np.float32)
         if gate.near_chance > 0.0:
-            rare = np.log(np.maximum(self.chance[keys], _NEVER))
-            limits[keys] = 0.5 * rare - np.log(gate.near_chance)
-        return limits
+            keys = self.allow(gate)
+            rarity[keys] = -0.5 * np.log(np.maximum(self.chance[keys], _NEVER))
+        least = -math.log(gate.near_chance or 1.0)
+        return Demand(rarity, least, gate.near_nats, self.bigrams)
 
     def read_readings(self) -> dict[str, tuple[bytes, ...]]:
         """Every name's readings, to build the next generation from."""

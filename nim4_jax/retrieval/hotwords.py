@@ -49,12 +49,19 @@ class Hit:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """A hit and where it is: first phoneme, one past the last, score without weight."""
+    """A hit and where it is.
+
+    Attributes:
+        hit: what the caller sees.
+        start: first phoneme of the stream.
+        end: one past the last.
+        evidence: for a near hit, see `Verified`.
+    """
 
     hit: Hit
     start: int
     end: int
-    strength: float
+    evidence: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -209,8 +216,12 @@ def _name_exact(
         matches = matches.longest()
     found = []
     for key, start, end in zip(*map(np.ndarray.tolist, matches.columns)):
-        times = (float(clock[start - first, 0]), float(clock[end - 1 - first, 1]))
-        found += _hit(base, key, (start, end), times, float(end - start), EXACT, gone)
+        begin, until = clock[start - first, 0], clock[end - 1 - first, 1]
+        for name in base.names_of(key):
+            if name.text not in gone:
+                score = (end - start) * name.weight
+                hit = Hit(name.text, float(begin), float(until), score, EXACT, name.tag)
+                found.append(_Found(hit, start, end))
     return found
 
 
@@ -218,47 +229,31 @@ def _name_near(
     base: Database, verified: Verified, gone: frozenset[str]
 ) -> list[_Found]:
     """Keys that fit the acoustics → hits of all names that sound so."""
+    if not gone:
+        verified = verified.strongest()
     found = []
     for index, key in enumerate(verified.keys.tolist()):
         length = int(base.machine.lengths[key])
-        strength = length * float(np.exp(verified.scores[index] / length))
-        times = tuple((verified.frames[index] * FRAME_SECONDS).tolist())
-        span = tuple(verified.spans[index].tolist())
-        found += _hit(base, key, span, times, strength, NEAR, gone)
+        alike = length * float(np.exp(verified.scores[index] / length))
+        begin, until = (verified.frames[index] * FRAME_SECONDS).tolist()
+        start, end = verified.spans[index].tolist()
+        evidence = float(verified.evidence[index])
+        for name in base.names_of(key):
+            if name.text not in gone:
+                score = alike * name.weight
+                hit = Hit(name.text, begin, until, score, NEAR, name.tag)
+                found.append(_Found(hit, start, end, evidence))
     return found
-
-
-def _hit(
-    base: Database,
-    key: int,
-    span: tuple[int, int],
-    times: tuple[float, float],
-    strength: float,
-    source: str,
-    gone: frozenset[str],
-) -> list[_Found]:
-    """One key in one place, as all its names that are still served."""
-    return [
-        _Found(
-            Hit(name.text, *times, strength * name.weight, source, name.tag),
-            *span,
-            strength,
-        )
-        for name in base.names_of(key)
-        if name.text not in gone
-    ]
 
 
 def _settle(found: Sequence[_Found]) -> tuple[_Found, ...]:
     """By their ends: one of each text and place, none that gives way to another."""
     unique = list({(f.start, f.end, f.hit.text): f for f in reversed(found)}.values())
-    numbers = {f.hit.text: number for number, f in enumerate(unique)}
     kept = rules.find_strongest(
         np.array([f.start for f in unique]),
         np.array([f.end for f in unique]),
-        np.array([f.strength for f in unique]),
+        np.array([f.evidence for f in unique]),
         np.array([f.hit.source == EXACT for f in unique]),
-        np.array([numbers[f.hit.text] for f in unique]),
     )
     chosen = [f for f, stays in zip(unique, kept) if stays]
     return tuple(sorted(chosen, key=lambda f: (f.end, f.start, f.hit.text)))

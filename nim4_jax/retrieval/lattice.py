@@ -15,7 +15,7 @@ from jaxtyping import Int
 from nim4_jax.retrieval.verification import Acoustics
 from nim4_jax.retrieval.windows import WIDTH, Windows
 
-FLOOR = 1e-3
+FLOOR = 5e-4
 """Product of the ratios along a path, in relation to the greedy one."""
 _WIDEST = 8  # classes that are tried in a place
 _PATHS = 1500  # that are followed from a place at most
@@ -33,8 +33,7 @@ def find_windows(
         fresh: number of phonemes that are new in it.
 
     Returns:
-        Rows of the windows, and the phoneme of the stream at which each begins; one row
-        several times where several paths spell it.
+        Rows of the windows, and the phoneme of the stream at which each begins.
     """
     count = len(acoustics.places)
     begin = max(count - fresh - 1 - _BACK, 0)
@@ -126,7 +125,7 @@ def _walk(windows, pairs, classes, scores, counts, nothing, fresh, floor):
     A path goes from a place to the next one, or over one that was made up, or to a
     class behind the phoneme of its own place, where one was lost.
     """
-    rows, starts = [np.int64(0) for _ in range(0)], [np.int64(0) for _ in range(0)]
+    found = [np.int64(0) for _ in range(0)]
     places = len(nothing)
     room = WIDTH * 4 * _WIDEST
     stack = np.empty((room, 5), np.int64)  # place, kind, depth, low, high
@@ -165,10 +164,10 @@ def _walk(windows, pairs, classes, scores, counts, nothing, fresh, floor):
                         continue
                     if depth == WIDTH - 1:
                         if to >= fresh:
-                            rows.append(begin)
-                            starts.append(np.int64(start))
+                            found.append(begin * places + start)
                         continue
                     stack[height] = (to, other, depth + 1, begin, end)
                     products[height] = score
                     height += 1
-    return np.array(rows, np.int64), np.array(starts, np.int64)
+    distinct = np.unique(np.array(found, np.int64))
+    return distinct // places, distinct % places

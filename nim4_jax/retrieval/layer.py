@@ -41,8 +41,7 @@ class Part:
     def of(cls, base: Database, gate: Gate, index: PhoneticIndex | None = None) -> Part:
         """All that a gate lets through."""
         allowed = base.machine.allow(base.allow(gate))
-        demand = Demand(base.find_limits(gate), gate.near_nats, base.bigrams)
-        return cls(base, allowed, demand, index)
+        return cls(base, allowed, base.demand(gate), index)
 
     def find_windows(
         self, acoustics: Acoustics, fresh: int

@@ -6,9 +6,6 @@ import numba
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-MARGIN = 0.8
-"""A near hit stays beside a stronger one that is not stronger than 1 / MARGIN times."""
-
 
 @numba.njit(cache=True, nogil=True)
 def find_strongest(
@@ -16,39 +13,37 @@ def find_strongest(
     ends: Int[np.ndarray, " N"],
     strengths: Float[np.ndarray, " N"],
     exact: Bool[np.ndarray, " N"],
-    names: Int[np.ndarray, " N"],
 ) -> Bool[np.ndarray, " N"]:
     """Hits that no stronger one overlaps.
 
-    An exact hit gives way to an exact one only; as its strength is its length, that is
-    a longer one ("NIO" inside "NIO House"), and equally long ones all stay. A near hit
-    gives way to an exact one that is as strong, to a near one that is much stronger,
-    and to the same name heard better.
+    An exact hit gives way to a longer exact one ("NIO" inside "NIO House"); equally
+    long ones all stay. A near hit gives way to an exact one that is not shorter, and to
+    a near one that is stronger.
 
     Args:
-        starts: of the hits.
+        starts: first phoneme of each hit.
         ends: one past the last of each.
-        strengths: the greater, the surer.
+        strengths: of the near hits; the greater, the surer.
         exact: which are exact hits.
-        names: equal for equal names.
 
     Returns:
         True for those that stay.
     """
+    lengths = ends - starts
     kept = np.zeros(len(starts), np.bool_)
-    # Of equally strong ones the exact come first.
-    order = np.argsort(-strengths - 1e-6 * exact)
-    for index in order:
+    # Exact ones first, the longest before; then near ones, the strongest before.
+    rank = np.where(exact, -1e9 - lengths, -strengths)
+    for index in np.argsort(rank):
         free = True
         for other in np.flatnonzero(kept):
             if ends[index] <= starts[other] or starts[index] >= ends[other]:
                 continue
             if exact[index]:
-                beaten = exact[other] and strengths[other] > strengths[index]
-            elif exact[other] or names[other] == names[index]:
-                beaten = True
+                beaten = lengths[other] > lengths[index]
+            elif exact[other]:
+                beaten = lengths[other] >= lengths[index]
             else:
-                beaten = strengths[other] * MARGIN > strengths[index]
+                beaten = strengths[other] > strengths[index]
             if beaten:
                 free = False
                 break

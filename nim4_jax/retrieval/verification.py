@@ -13,9 +13,10 @@ import dataclasses
 
 import numba
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from nim4_jax.retrieval.chance import PHONEMES_PER_HOUR, PhonemeBigrams
+from nim4_jax.retrieval.rules import find_strongest
 from nim4_jax.retrieval.windows import Windows
 
 FRAMES = 192
@@ -81,19 +82,22 @@ class Acoustics:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Demand:
-    """What the log score of a key must reach.
+    """What it takes for a key to be found.
 
     Speech in which nobody says a name sounds like one the more often, the commoner what
-    was heard and the commoner the name's own phonemes are. So the limit is its own part
-    and half of the log of how often an hour what was heard is expected by chance.
+    was heard and the commoner the name's own phonemes are. So the evidence for a name
+    is its log score, less half of the logs of how often an hour either is expected by
+    chance.
 
     Attributes:
-        limits: own part of each key, inf for never.
-        nats: a key may cost that much for each of its phonemes, whatever the limit.
+        rarity: the key's own part of its evidence; −inf for never.
+        least: evidence that is needed.
+        nats: most that the score may lose for each phoneme of the key.
         bigrams: what is expected.
     """
 
-    limits: Float[np.ndarray, " K"]
+    rarity: Float[np.ndarray, " K"]
+    least: float
     nats: float
     bigrams: PhonemeBigrams
 
@@ -133,18 +137,31 @@ class Verified:
         spans: first phoneme of the stream that each one covers, and one past the last.
         frames: first frame of each one, and one past the last.
         scores: natural log of the forward score, at most 0.
+        evidence: see `Demand`.
     """
 
     keys: Int[np.ndarray, " V"]
     spans: Int[np.ndarray, "V 2"]
     frames: Int[np.ndarray, "V 2"]
     scores: Float[np.ndarray, " V"]
+    evidence: Float[np.ndarray, " V"]
+
+    def take(self, chosen: Bool[np.ndarray, " V"]) -> Verified:
+        """Some of them."""
+        fields = dataclasses.fields(self)
+        return Verified(*(getattr(self, field.name)[chosen] for field in fields))
+
+    def strongest(self) -> Verified:
+        """Those that give way to none of the others."""
+        starts, ends = self.spans.T
+        near = np.zeros(len(self.keys), bool)
+        return self.take(find_strongest(starts, ends, self.evidence, near))
 
     @classmethod
     def nothing(cls) -> Verified:
         """No key fits."""
         none, pairs = np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
-        return cls(none, pairs, pairs, np.zeros(0))
+        return cls(none, pairs, pairs, np.zeros(0), np.zeros(0))
 
 
 def verify(
@@ -173,19 +190,24 @@ def verify(
     places = acoustics.places - acoustics.begin
     text = windows.spelled, windows.lengths, windows.origins
     opened, summed = demand.measure(acoustics.labels)
-    keys, starts = _sift(
+    keys, starts = _list(
         windows.first,
         windows.keys,
         windows.places,
-        *text,
         rows,
         positions - acoustics.position,
         waiting.keys,
         waiting.starts - acoustics.position,
+    )
+    keys, starts = _sift(
+        *text,
+        keys,
+        starts,
         _find_peaks(acoustics.ratios, places),
         opened,
         summed,
-        demand.limits,
+        demand.rarity,
+        demand.least,
         demand.nats,
     )
     scores, frames = _score(*text, keys, starts, acoustics.ratios, places)
@@ -195,15 +217,11 @@ def verify(
     scores = np.minimum(scores, 0.0)
     lengths = windows.lengths[keys].astype(np.int64)
     expected = opened[spans[:, 0]] + summed[spans[:, 1] - 1]
-    limits = np.maximum(demand.limits[keys] + 0.5 * expected, -demand.nats * lengths)
-    fits = scores >= limits
+    evidence = scores + demand.rarity[keys] - 0.5 * expected
+    fits = (evidence >= demand.least) & (scores >= -demand.nats * lengths)
     waits = ~fits & (starts + lengths + _SLACK > len(places))
-    verified = Verified(
-        keys=keys[fits],
-        spans=spans[fits] + acoustics.position,
-        frames=frames[fits] + acoustics.begin,
-        scores=scores[fits],
-    )
+    spans, frames = spans + acoustics.position, frames + acoustics.begin
+    verified = Verified(keys, spans, frames, scores, evidence).take(fits)
     return verified, Candidates(keys[waits], starts[waits] + acoustics.position)
 
 
@@ -233,17 +251,30 @@ def _labels(spelled, lengths, origins, key):
 
 
 @_jit
-def _may_fit(labels, start, peaks, opened, summed, limit, nats):
-    """Whether what was heard of a key leaves it a chance, the order left aside."""
-    if start < 0 or limit == np.inf:
-        return False
-    length, heard = len(labels), min(len(labels), len(peaks) - start)
-    expected = opened[start] + summed[start + heard - 1]
-    if heard < length:  # and the rest like that
-        expected -= (expected - _RATE) * (heard - length) / heard
-    product = np.exp(-max(limit + 0.5 * expected - _LENIENCE, -nats * length))
+def _list(first, marked, offsets, rows, positions, waiting, since):
+    """Keys behind the rows and those that wait, and where each would have begun."""
+    count = len(waiting)
+    for query in range(len(rows)):
+        for row in rows[query]:
+            count += first[row + 1] - first[row]
+    keys, starts = np.empty(count, np.int64), np.empty(count, np.int64)
+    count = len(waiting)
+    keys[:count], starts[:count] = waiting, since
+    for query in range(len(rows)):
+        for row in rows[query]:
+            for mark in range(first[row], first[row + 1]):
+                keys[count] = marked[mark]
+                starts[count] = positions[query] - np.int64(offsets[mark])
+                count += 1
+    return keys, starts
+
+
+@_jit
+def _may_sound(labels, start, peaks, loss):
+    """Whether what was heard of a key may cost less, the order of frames left aside."""
+    product = np.exp(loss)
     # Of the last phoneme that was heard not all frames may be there.
-    for place in range(min(length, len(peaks) - 1 - start)):
+    for place in range(min(len(labels), len(peaks) - 1 - start)):
         product *= peaks[start + place, labels[place]]
         if product < 1.0:
             return False
@@ -252,42 +283,45 @@ def _may_fit(labels, start, peaks, opened, summed, limit, nats):
 
 @_jit
 def _sift(
-    first,
-    marked,
-    offsets,
     spelled,
     lengths,
     origins,
-    rows,
-    positions,
-    waiting,
-    since,
+    keys,
+    starts,
     peaks,
     opened,
     summed,
-    limits,
+    rarity,
+    least,
     nats,
 ):
     """Distinct keys and starts that may fit."""
-    found = set()
-    for index in range(len(waiting)):
-        key, start = waiting[index], since[index]
+    heard = len(peaks)
+    losses = np.empty(len(keys))
+    # Far memory is read here, where one read need not wait for the other.
+    for index in range(len(keys)):
+        key, start = keys[index], starts[index]
         labels = _labels(spelled, lengths, origins, key)
-        if _may_fit(labels, start, peaks, opened, summed, limits[key], nats):
-            found.add((key, start))
-    for query in range(len(rows)):
-        for row in rows[query]:
-            for mark in range(first[row], first[row + 1]):
-                key = np.int64(marked[mark])
-                start = positions[query] - np.int64(offsets[mark])
-                labels = _labels(spelled, lengths, origins, key)
-                if _may_fit(labels, start, peaks, opened, summed, limits[key], nats):
-                    found.add((key, start))
-    keys = np.empty(len(found), np.int64)
-    starts = np.empty(len(found), np.int64)
+        losses[index] = -1.0
+        if start < 0 or peaks[start, labels[0]] == 0.0:
+            continue
+        length, known = len(labels), min(len(labels), heard - start)
+        expected = opened[start] + summed[start + known - 1]
+        if known < length:  # and the rest like that
+            expected -= (expected - _RATE) * (known - length) / known
+        loss = rarity[key] - 0.5 * expected - least + _LENIENCE
+        losses[index] = min(loss, nats * length)
+    found = set()
+    for index in range(len(keys)):
+        key, start, loss = keys[index], starts[index], losses[index]
+        if loss >= 0.0:
+            labels = _labels(spelled, lengths, origins, key)
+            if _may_sound(labels, start, peaks, loss):
+                found.add((key, start))
+    chosen = np.empty((2, len(found)), np.int64)
     for index, (key, start) in enumerate(sorted(found)):
-        keys[index], starts[index] = key, start
-    return keys, starts
+        chosen[0, index], chosen[1, index] = key, start
+    return chosen[0], chosen[1]
 
 
 @_jit

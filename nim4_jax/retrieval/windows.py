@@ -18,7 +18,7 @@ from nim4_jax.retrieval.automaton import Automaton
 
 WIDTH = 4
 """Phonemes of a window; a shorter key has none."""
-LONGEST = 32
+LONGEST = 48
 """Phonemes of the longest key that is looked for nearly."""
 _COMMON = 64  # a second window that is in more places than this tells too little
 
@@ -50,8 +50,8 @@ class Windows:
     @functools.cached_property
     def origins(self) -> Int[np.ndarray, " L"]:
         """Key k of length n begins at origins[n] + n · k in `spelled`."""
-        counts = np.bincount(self.lengths, minlength=2)
-        sizes = np.arange(len(counts))
+        sizes = np.arange(256)
+        counts = np.bincount(self.lengths, minlength=256)
         before = np.cumsum(counts * sizes) - counts * sizes
         return before - (np.cumsum(counts) - counts) * sizes
 
