@@ -52,11 +52,14 @@ class PhonemeBigrams:
 
     def expect(self, keys: Sequence[bytes]) -> Float[np.ndarray, " K"]:
         """Occurrences an hour of each phoneme sequence, by chance."""
-        logs = np.zeros(len(keys))
-        for index, key in enumerate(keys):
-            ids = np.frombuffer(key, np.uint8)
-            logs[index] = self.first[ids[0]] + self.pairs[ids[:-1], ids[1:]].sum()
-        return (np.exp(logs) * PHONEMES_PER_HOUR).astype(np.float32)
+        if not keys:
+            return np.zeros(0, np.float32)
+        ids = np.frombuffer(b"".join(keys), np.uint8)
+        begins = np.cumsum([0, *map(len, keys[:-1])])
+        logs = np.append(0.0, self.pairs[ids[:-1], ids[1:]])
+        logs[begins] = self.first[ids[begins]]
+        rates = np.exp(np.add.reduceat(logs, begins)) * PHONEMES_PER_HOUR
+        return rates.astype(np.float32)
 
 
 class Background(Protocol):

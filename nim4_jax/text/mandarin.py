@@ -105,6 +105,14 @@ def load_corrections() -> tuple[re.Pattern[str], dict[str, list[str]]]:
     return re.compile("|".join(sorted(table, key=len, reverse=True))), table
 
 
+@lru_cache(maxsize=4096)
+def _number_tone(syllable: str) -> str:
+    """zhōng → zhong1; pypinyin itself would work it out again for every character."""
+    from pypinyin.contrib import tone_convert
+
+    return tone_convert.to_tone3(syllable, neutral_tone_with_five=True)
+
+
 @lru_cache(maxsize=65536)
 def pronounce_characters(characters: str) -> tuple[tuple[str, ...], ...]:
     """Phonemes of each character of a run, read in the context of the whole run.
@@ -122,15 +130,14 @@ def pronounce_characters(characters: str) -> tuple[tuple[str, ...], ...]:
     from pypinyin import Style, lazy_pinyin
 
     unknown: Any = _keep_unknown  # pypinyin's annotation allows no lists
-    syllables = lazy_pinyin(
-        characters, style=Style.TONE3, neutral_tone_with_five=True, errors=unknown
-    )
+    syllables = lazy_pinyin(characters, style=Style.TONE, errors=unknown)
     if len(syllables) != len(characters):
         return tuple(
             pronounce_characters(one)[0] if len(characters) > 1 else ()
             for one in characters
         )
     pattern, table = load_corrections()
+    syllables = [_number_tone(syllable) for syllable in syllables]
     for match in pattern.finditer(characters):
         syllables[match.start() : match.end()] = table[match[0]]
     return tuple(split_syllable(s) if s else () for s in syllables)
