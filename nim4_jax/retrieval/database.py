@@ -13,7 +13,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -235,6 +235,42 @@ def save(database: Database, folder: str) -> None:
     os.replace(temporary, place / MANIFEST)
     for file in before:
         file.unlink()
+
+
+class _Settled:
+    """What a database expects by chance; keys that it lacks by bigrams."""
+
+    def __init__(self, base: Database):
+        """Reads all keys of a database."""
+        self.bigrams = base.bigrams
+        spelled = (base.machine.spell(key) for key in range(len(base.chance)))
+        self._known = dict(zip(spelled, base.chance.tolist()))
+
+    def expect(self, keys: Sequence[bytes]) -> np.ndarray:
+        """Occurrences an hour of each phoneme sequence."""
+        expected = self.bigrams.expect(keys)
+        known = [self._known.get(key, own) for key, own in zip(keys, expected)]
+        return np.asarray(known, np.float32)
+
+
+def rebuild(
+    folder: str, added: Sequence[Name], readings: Readings, removed: Set[str]
+) -> None:
+    """Save a new generation of a database with some names more and some fewer.
+
+    It takes a minute for a million names: have another process do it.
+
+    Args:
+        folder: of the database.
+        added: names, which replace those of the same text.
+        readings: of the added names.
+        removed: texts to leave out; added ones stay.
+    """
+    base = load(folder)
+    gone = removed | {name.text for name in added}
+    kept = (base.name(number) for number in range(len(base)))
+    names = [*(name for name in kept if name.text not in gone), *added]
+    save(build(names, {**base.read_readings(), **readings}, _Settled(base)), folder)
 
 
 def load(folder: str) -> Database:

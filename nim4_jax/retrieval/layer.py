@@ -7,8 +7,10 @@ one moment.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
+from concurrent.futures import Executor
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -30,18 +32,21 @@ class Part:
         allowed: states of its machine at which an exact match may end.
         demand: what a near match must fulfil.
         index: where its windows are looked for; None: in the lattice of what was heard.
+        numbers: window of each row of the index.
     """
 
     database: Database
     allowed: Bool[np.ndarray, " S"]
     demand: Demand
     index: PhoneticIndex | None = None
+    numbers: Int[np.ndarray, " M"] | None = None
 
     @classmethod
     def of(cls, base: Database, gate: Gate, index: PhoneticIndex | None = None) -> Part:
         """All that a gate lets through."""
         allowed = base.machine.allow(base.allow(gate))
-        return cls(base, allowed, base.demand(gate), index)
+        numbers = None if index is None else index.number(base.windows.phonemes)
+        return cls(base, allowed, base.demand(gate), index, numbers)
 
     def find_windows(
         self, acoustics: Acoustics, fresh: int
@@ -53,7 +58,8 @@ class Part:
             begins.
         """
         if self.index is not None:
-            return self.index.find(acoustics, fresh)
+            rows, starts = self.index.find(acoustics, fresh)
+            return self.numbers[rows], starts
         rows, starts = lattice.find_windows(self.database.windows, acoustics, fresh)
         return rows[:, None], starts
 
@@ -77,13 +83,28 @@ class Layer:
     which is quick while it is small; `size` tells when to merge.
     """
 
-    def __init__(self, base: Database | None = None, gate: Gate | None = None):
-        """A layer over a database, or an empty one."""
+    def __init__(
+        self,
+        base: Database | None = None,
+        gate: Gate | None = None,
+        index: PhoneticIndex | None = None,
+    ):
+        """A layer over a database, or an empty one.
+
+        Args:
+            base: the names.
+            gate: what may give hints.
+            index: over the base's windows, to look there for near matches; None for the
+                lattice, which is faster and finds more.
+
+        Raises:
+            ValueError: an index of other windows.
+        """
         self.gate = gate or Gate()
         self._lock = threading.Lock()
         self._names: dict[str, Name] = {}
         self._readings: dict[str, tuple[bytes, ...]] = {}
-        part = Part.of(_NO_NAMES if base is None else base, self.gate)
+        part = Part.of(_NO_NAMES if base is None else base, self.gate, index)
         self._served = Served(part, Part.of(_NO_NAMES, self.gate), frozenset())
 
     @property
@@ -119,21 +140,54 @@ class Layer:
         with self._lock:
             for text in gone:
                 self._names.pop(text, None)
+                self._readings.pop(text, None)
             self._replace(self._served.base, self._served.removed | gone)
 
-    def merge(self, base: Database, contained: Iterable[Name]) -> None:
-        """Serve a new base, rebuilt elsewhere, that contains additions.
+    def merge(self, folder: str, executor: Executor | None = None) -> None:
+        """Rebuild the base with all that was added and removed, and serve it.
+
+        Names may be added, removed and looked for in the meantime: call it from a
+        thread of its own, with a process pool. If anything fails, the layer stays as it
+        was.
 
         Args:
-            base: to be served.
-            contained: additions in it, as they were when it was built. What was removed
-                or changed since stays so.
+            folder: the base's; becomes its next generation.
+            executor: where the work is done; None for this thread.
+
+        Raises:
+            ValueError: the folder holds no sound database.
+        """
+        with self._lock:
+            added, readings = list(self._names.values()), dict(self._readings)
+            removed = self._served.removed
+        work = functools.partial(database.rebuild, folder, added, readings, removed)
+        if executor is None:
+            work()
+        else:
+            executor.submit(work).result()
+        absent = removed - {name.text for name in added}
+        self.swap(database.load(folder), added, absent)
+
+    def swap(
+        self,
+        base: Database,
+        contained: Iterable[Name] = (),
+        absent: Set[str] = frozenset(),
+    ) -> None:
+        """Serve another base.
+
+        Args:
+            base: to be served; near matches are looked for in the lattice from now on.
+            contained: additions in it, as they were when it was built. What was added,
+                removed or changed since stays so.
+            absent: removed texts that are not in it.
         """
         with self._lock:
             settled = {n.text for n in contained if self._names.get(n.text) == n}
             for text in settled:
-                del self._names[text]
-            self._replace(Part.of(base, self.gate), self._served.removed - settled)
+                del self._names[text], self._readings[text]
+            removed = self._served.removed - settled - absent
+            self._replace(Part.of(base, self.gate), removed)
 
     def _replace(self, base: Part, removed: frozenset[str]) -> None:
         background = base.database.bigrams

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ SIZE = 16
 NEIGHBOURS = 100
 """Windows that a search gives."""
 
+_WINDOWS = "windows.npy"
+
 _ALIKE = 0.3  # share of articulation in what a code is
 _SHARPNESS = 2.0
 _DEPTH = 6.0  # nats below the best class at which a phoneme no longer counts
@@ -36,7 +39,7 @@ _FAINT = 1e-9  # of the best class: no more counts
 _SHIFT = 0.2  # weight of the phonemes before and behind
 _SMALL = 5_000  # windows up to which all are compared
 _PER_LEAF = 500
-_LEAVES = 24  # of the tree that are looked through
+_LEAVES = 14  # of the tree that are looked through
 _REORDERED = 150
 
 
@@ -83,10 +86,10 @@ def embed_heard(
 
 
 class PhoneticIndex:
-    """Nearest of M windows; which is which is for the caller to know.
+    """Nearest of M windows. An index never changes; `updated` makes another one.
 
-    Rows are windows in the order in which they were given. An index never changes;
-    `updated` makes another one.
+    Attributes:
+        windows: by row.
     """
 
     def __init__(self, searcher: Any, windows: Int[np.ndarray, "M W"]):
@@ -106,15 +109,43 @@ class PhoneticIndex:
         return cls(_train(embed(windows)), windows)
 
     @classmethod
-    def load(cls, folder: str, windows: Int[np.ndarray, "M W"]) -> PhoneticIndex:
-        """What `save` wrote, for the same windows."""
-        searcher = _scann().load_searcher(folder, assets_backcompat_shim=False)
-        return cls(searcher, windows)
+    def load(cls, folder: str) -> PhoneticIndex:
+        """What `save` wrote.
+
+        Raises:
+            ValueError: no index there.
+        """
+        file = Path(folder, _WINDOWS)
+        if not file.is_file():
+            raise ValueError(f"no phonetic index in {folder}; build and save one.")
+        return cls(_load(folder), np.load(file))
 
     def save(self, folder: str) -> None:
-        """Write ScaNN's files into an empty or missing folder."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self._searcher.serialize(folder, relative_path=True)
+        """Write ScaNN's files and the windows; whatever was there is replaced."""
+        place = Path(folder)
+        fresh = place.with_name(f"{place.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        self._searcher.serialize(str(fresh), relative_path=True)
+        np.save(fresh / _WINDOWS, self.windows)
+        shutil.rmtree(place, ignore_errors=True)
+        fresh.rename(place)
+
+    def number(self, windows: Int[np.ndarray, "M W"]) -> Int[np.ndarray, " M"]:
+        """Which of the same windows, ascending, each row of this index is.
+
+        Raises:
+            ValueError: they are not the same.
+        """
+        order = np.lexsort(self.windows.T[::-1])
+        if not np.array_equal(self.windows[order], windows):
+            raise ValueError(
+                f"the index holds {len(self)} windows, the database {len(windows)}, "
+                "and not the same ones; update or build the index again."
+            )
+        numbers = np.empty(len(order), np.int64)
+        numbers[order] = np.arange(len(order))
+        return numbers
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -143,35 +174,30 @@ class PhoneticIndex:
         starts = acoustics.end - len(places) + np.arange(len(heard))
         return self.search(heard), starts
 
-    def updated(
-        self, folder: str, windows: Int[np.ndarray, "M2 W"]
-    ) -> tuple[PhoneticIndex, Int[np.ndarray, " M2"]]:
-        """An index over other windows, made from this one's files without training.
+    @classmethod
+    def updated(cls, folder: str, windows: Int[np.ndarray, "M W"]) -> PhoneticIndex:
+        """A saved index made to hold other windows, without training.
+
+        Those that are in both keep their place in the tree.
 
         Args:
-            folder: that this index was saved to.
-            windows: distinct ones; those that are in both keep their place in the tree.
-
-        Returns:
-            The index, and which of `windows` each of its rows is.
+            folder: where the index was saved; it stays as it is.
+            windows: distinct ones.
         """
-        known = [window.tobytes() for window in self.windows]
-        wanted = [window.tobytes() for window in windows]
-        numbers = {window: number for number, window in enumerate(wanted)}
-        scann = _scann()
-        searcher = scann.load_searcher(folder, assets_backcompat_shim=False)
+        before = cls.load(folder)
+        known = [window.tobytes() for window in before.windows]
+        wanted = {window.tobytes(): window for window in windows}
         # The wrapper moves ids as ScaNN moves rows.
-        changed = scann.ScannSearcher(searcher.searcher, docids=known)
+        changed = _scann().ScannSearcher(before._searcher.searcher, docids=known)
+        gone = [window for window in known if window not in wanted]
         old = set(known)
-        fresh = [number for number, window in enumerate(wanted) if window not in old]
-        if fresh:
-            vectors = embed(windows[fresh])
-            changed.upsert([wanted[n] for n in fresh], vectors, batch_size=len(fresh))
-        if gone := [window for window in old if window not in numbers]:
+        if fresh := [window for window in wanted if window not in old]:
+            vectors = embed(np.stack([wanted[window] for window in fresh]))
+            changed.upsert(fresh, vectors, batch_size=len(fresh))
+        if gone:
             changed.delete(gone)
-        order = np.asarray([numbers[window] for window in changed.docids], np.int64)
-        plain = scann.ScannSearcher(changed.searcher)
-        return PhoneticIndex(plain, windows[order]), order
+        rows = np.stack([wanted[window] for window in changed.docids])
+        return cls(_scann().ScannSearcher(changed.searcher), rows)
 
 
 def _scann() -> Any:
@@ -180,6 +206,10 @@ def _scann() -> Any:
     from scann.scann_ops.py import scann_ops_pybind
 
     return scann_ops_pybind
+
+
+def _load(folder: str) -> Any:
+    return _scann().load_searcher(folder, assets_backcompat_shim=False)
 
 
 def _train(vectors: Float[np.ndarray, "M D"]) -> Any:

@@ -7,14 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nim4_jax.decode.timing import FRAME_SECONDS
+from nim4_jax.eval import hypotheses
 from nim4_jax.launch import assembly
 from nim4_jax.retrieval import database, hints
 from nim4_jax.retrieval.database import Gate
-from nim4_jax.retrieval.hotwords import Hit, HotwordRetriever, StreamState
+from nim4_jax.retrieval.hotwords import (
+    EXACT,
+    NEAR,
+    Hit,
+    HotwordRetriever,
+    StreamState,
+)
 from nim4_jax.retrieval.layer import Layer
 from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.pronunciation import pronounce
 from nim4_jax.text import prompt
+from nim4_jax.text.phonemes import INVENTORY
 from nim4_jax.text.tokenizer import Tokenizer
 
 OPEN = Gate(min_phonemes=1, max_chance=np.inf)
@@ -121,7 +130,7 @@ def test_a_merged_base_serves_what_was_added_and_not_what_was_removed_since():
     base = database.build(names, {name.text: pronounce(name) for name in names})
     served.add([Name("Tesla"), Name("伤害", weight=5.0)])
     served.remove(["NIO"])
-    served.merge(base, names)
+    served.swap(base, names)
     assert served.size == 2
     phonemes, times = say("NIO", "Weilai", "Tesla", "伤害")
     hits = hear([served], phonemes, times).hits
@@ -163,6 +172,129 @@ def test_times_must_fit_the_phonemes():
         HotwordRetriever([layer("NIO")]).scan(StreamState(), phonemes, None, times[1:])
 
 
+def mishear(text, wrong, ratio=0.1):
+    """A name with some phonemes taken for others, a blank frame behind each."""
+    spoken, _ = say(text)
+    heard, frames = spoken.copy(), 2 * np.arange(len(spoken))
+    heard[wrong] = [label for label in range(1, 99) if label not in spoken][
+        : len(wrong)
+    ]
+    ratios = np.full((2 * len(spoken), len(INVENTORY)), 1e-5)
+    ratios[1::2, 0] = 1.0
+    ratios[frames, spoken] = ratio
+    ratios[frames, heard] = 1.0
+    log_probs = np.log(ratios / ratios.sum(axis=1, keepdims=True))
+    return hypotheses.Hypothesis(heard, frames, log_probs)
+
+
+def listen(layers, heard, ends=(), posteriors=True):
+    """All hits of a stream whose posteriors come in pieces up to these frames."""
+    retriever, state = HotwordRetriever(layers), StreamState()
+    cuts = sorted({end for end in ends if end < len(heard.log_probs)})
+    for begin, end in zip([0, *cuts], [*cuts, len(heard.log_probs)]):
+        new = (heard.frames >= begin) & (heard.frames < end)
+        state, _ = retriever.scan(
+            state,
+            heard.phonemes[new],
+            heard.log_probs[begin:end] if posteriors else None,
+            heard.times[new],
+        )
+    return state
+
+
+@given(place=st.integers(0, 5), ends=st.sets(st.integers(0, 12)))
+def test_a_name_with_a_phoneme_taken_for_another_is_found_nearly(place, ends):
+    served = layer("NIO House", "Weilai")
+    heard = mishear("NIO House", [place], ratio=0.1)
+    length = len(heard.phonemes)
+    for pieces in ((), ends):
+        (hit,) = listen([served], heard, pieces).hits
+        assert (hit.text, hit.source) == ("NIO House", NEAR)
+        assert hit.score == pytest.approx(length * 0.1 ** (1 / length), rel=1e-2)
+        assert hit.start == 0.0
+        assert hit.end == pytest.approx((2 * length - 1) * FRAME_SECONDS)
+    assert not listen([served], heard, ends, posteriors=False).hits
+
+
+def test_the_weight_and_the_tag_of_a_near_hit_are_the_names():
+    plain, heavy = Layer(gate=OPEN), Layer(gate=OPEN)
+    plain.add([Name("NIO House")])
+    heavy.add([Name("NIO House", weight=2.0, tag="place")])
+    heard = mishear("NIO House", [3])
+    (one,), (other,) = (listen([served], heard).hits for served in (plain, heavy))
+    assert other.score == pytest.approx(2.0 * one.score)
+    assert (one.tag, other.tag) == ("", "place")
+
+
+def test_what_was_not_thought_possible_is_not_found_nearly():
+    for wrong, ratio in (([3], 1e-5), ([1, 3, 5], 0.02), ([0, 1, 2, 3, 4, 5], 0.1)):
+        assert not listen([layer("NIO House")], mishear("NIO House", wrong, ratio)).hits
+
+
+@given(
+    spoken=st.lists(st.sampled_from([*NAMES, "drive", "你好"]), max_size=8),
+    rate=st.sampled_from([0.0, 0.1, 0.3]),
+    seed=st.integers(0, 2**32 - 1),
+    ends=st.sets(st.integers(0, 200)),
+)
+def test_near_hits_never_take_the_place_of_exact_ones(spoken, rate, seed, ends):
+    layers = [layer("NIO", "上海", "海"), layer("NIO House", "Weilai", "伤害")]
+    said = [int(label) for text in spoken for label in say(text)[0]]
+    heard = hypotheses.simulate(said, rate, np.random.default_rng(seed))
+    both = listen(layers, heard, ends)
+    alone = listen(layers, heard, ends, posteriors=False)
+    assert tuple(hit for hit in both.hits if hit.source == EXACT) == alone.hits
+    for found in both.found:
+        exact = [f for f in alone.found if f.start < found.end and found.start < f.end]
+        longest = max((f.end - f.start for f in exact), default=0)
+        assert found.hit.source == EXACT or found.end - found.start > longest
+
+
+def test_a_removed_name_is_not_found_nearly():
+    names = [Name("NIO House"), Name("Weilai")]
+    base = database.build(names, {name.text: pronounce(name) for name in names})
+    heard = mishear("NIO House", [3])
+    for served in (Layer(base, OPEN), layer("NIO House", "Weilai")):
+        assert texts(listen([served], heard)) == {"NIO House"}
+        served.remove(["NIO House"])
+        assert not listen([served], heard).hits
+        served.add([Name("NIO House")])
+        assert texts(listen([served], heard)) == {"NIO House"}
+
+
+def test_a_tenants_names_are_found_nearly_for_the_tenant_only():
+    everybody, acme, bmw = layer("上海"), layer("NIO House"), layer("Weilai")
+    heard = mishear("NIO House", [3])
+    assert texts(listen([everybody, acme], heard)) == {"NIO House"}
+    assert not listen([everybody, bmw], heard).hits
+
+
+@pytest.mark.parametrize("gate", [Gate(near_chance=0), Gate(near_nats=0.1)])
+def test_a_gate_may_let_exact_hits_through_only(gate):
+    served = layer("NIO House", gate=gate)
+    assert not listen([served], mishear("NIO House", [3])).hits
+    (hit,) = listen([served], mishear("NIO House", [])).hits
+    assert (hit.source, hit.score) == (EXACT, len(say("NIO House")[0]))
+
+
+def test_silence_is_heard_in_any_pieces():
+    silence = hypotheses.simulate([], 0.0, np.random.default_rng(0))
+    many = np.repeat(silence.log_probs, 500, axis=0)
+    heard = hypotheses.Hypothesis.read(many)
+    state = listen([layer("NIO House")], heard, [0, 1, 100, 400])
+    assert not state.hits and state.position == 0
+
+
+@pytest.mark.parametrize("width", [1, len(INVENTORY) - 1, len(INVENTORY) + 1])
+def test_posteriors_must_fit_the_inventory(width):
+    phonemes, times = say("NIO")
+    posteriors = np.zeros((9, width), np.float32)
+    with pytest.raises(ValueError, match=rf"\(9, {width}\).*{len(INVENTORY)}"):
+        HotwordRetriever([layer("NIO")]).scan(
+            StreamState(), phonemes, posteriors, times
+        )
+
+
 TOKENIZER = Tokenizer.from_file(assembly.find_tokenizer("nano"))
 
 
@@ -188,3 +320,13 @@ def test_hints_are_whole_names_within_the_budget(found, most, budget):
     assert scores == sorted(scores, reverse=True)
     if not chosen:
         assert ids == bare
+
+
+def test_a_packed_suffix_is_the_suffix_in_a_fixed_size():
+    chosen = ("NIO House", "上海", "<|im_end|>")
+    tokens = prompt.encode_suffix(TOKENIZER, chosen)
+    packed, real = hints.pack_suffix(chosen, TOKENIZER, len(tokens) + 5)
+    assert packed[real].tolist() == tokens and not packed[~real].any()
+    assert len(packed) == len(tokens) + 5 and packed.dtype == np.int32
+    with pytest.raises(ValueError, match="3 hints make"):
+        hints.pack_suffix(chosen, TOKENIZER, len(tokens) - 1)

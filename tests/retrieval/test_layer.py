@@ -1,0 +1,106 @@
+"""A layer changes as a whole, or not at all."""
+
+import concurrent.futures
+import threading
+
+import numpy as np
+import pytest
+
+from nim4_jax.retrieval import database
+from nim4_jax.retrieval.database import Gate
+from nim4_jax.retrieval.layer import Layer
+from nim4_jax.retrieval.names import Name
+from nim4_jax.retrieval.pronunciation import pronounce
+
+OPEN = Gate(min_phonemes=1, max_chance=float("inf"))
+
+
+def write(folder, *texts):
+    names = [Name(text) for text in texts]
+    base = database.build(names, {name.text: pronounce(name) for name in names})
+    database.save(base, str(folder))
+    return database.load(str(folder))
+
+
+def find(served, text):
+    """Whether a layer finds a name in its own phonemes."""
+    heard = np.frombuffer(pronounce(Name(text))[0], np.uint8)
+    found = set()
+    for part, gone in (
+        (served.served.base, served.served.removed),
+        (served.served.added, frozenset()),
+    ):
+        _, matches = part.database.machine.scan(0, heard, allowed=part.allowed)
+        found |= {n.text for k in matches.keys for n in part.database.names_of(int(k))}
+        found -= gone
+    return text in found
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_merge_keeps_what_is_served_and_empties_the_additions(tmp_path, elsewhere):
+    layer = Layer(write(tmp_path, "Weilai", "Tesla", "上海"), OPEN)
+    layer.add([Name("Nanjing", weight=2.0), Name("Tesla", tag="car")])
+    layer.remove(["上海"])
+    if elsewhere:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            layer.merge(str(tmp_path), pool)
+    else:
+        layer.merge(str(tmp_path))
+    assert layer.size == 0 and not layer.served.removed
+    assert [find(layer, t) for t in ("Weilai", "Tesla", "Nanjing")] == [True] * 3
+    assert not find(layer, "上海")
+    base = database.load(str(tmp_path))
+    names = {name.text: name for name in map(base.name, range(len(base)))}
+    assert names["Tesla"].tag == "car" and names["Nanjing"].weight == 2.0
+
+
+def test_what_changes_during_a_merge_stays_changed(tmp_path):
+    layer = Layer(write(tmp_path, "Weilai", "Tesla"), OPEN)
+    layer.add([Name("Nanjing"), Name("Toronto")])
+
+    class Meanwhile:
+        def submit(self, work):
+            work()
+            layer.remove(["Nanjing", "Tesla"])
+            layer.add([Name("Toronto", weight=3.0), Name("Lisbon")])
+            return concurrent.futures.Future()
+
+    class Done(Meanwhile):
+        def submit(self, work):
+            future = super().submit(work)
+            future.set_result(None)
+            return future
+
+    layer.merge(str(tmp_path), Done())
+    assert [find(layer, t) for t in ("Weilai", "Toronto", "Lisbon")] == [True] * 3
+    assert not find(layer, "Nanjing") and not find(layer, "Tesla")
+    assert layer.size == 2
+    layer.merge(str(tmp_path))
+    assert layer.size == 0 and find(layer, "Lisbon") and not find(layer, "Nanjing")
+
+
+def test_a_corrupt_database_leaves_the_old_one_in_use(tmp_path):
+    layer = Layer(write(tmp_path, "Weilai", "Tesla"), OPEN)
+    layer.add([Name("Nanjing")])
+    (symbols,) = tmp_path.glob("*machine.symbol.npy")
+    content = bytearray(symbols.read_bytes())
+    symbols.unlink()  # the mapped one stays as it is
+    content[-1] ^= 1
+    symbols.write_bytes(content)
+    with pytest.raises(ValueError, match="was changed: checksum"):
+        layer.merge(str(tmp_path))
+    with pytest.raises(ValueError, match="was changed: checksum"):
+        layer.swap(database.load(str(tmp_path)))
+    assert [find(layer, t) for t in ("Weilai", "Tesla", "Nanjing")] == [True] * 3
+    assert layer.size == 1
+
+
+def test_threads_that_add_lose_nothing():
+    layer = Layer(gate=OPEN)
+    words = [f"{a}{b}" for a in ("bar", "ten", "sol") for b in ("ka", "lo", "mi", "nu")]
+    threads = [threading.Thread(target=layer.add, args=([Name(w)],)) for w in words]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(find(layer, word) for word in words)
