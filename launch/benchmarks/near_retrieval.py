@@ -48,7 +48,7 @@ def run(base: Database, folder: str, full: bool) -> list[measure.Row]:
     layers = {
         "ours": Layer(base),
         "scann": Layer(base, index=open_index(base, folder)),
-        "exact": Layer(base, Gate(near_chance=0.0)),
+        "exact": Layer(base, Gate(near_rate=0.0)),
     }
     retrievers = {name: HotwordRetriever([layer]) for name, layer in layers.items()}
     rng = np.random.default_rng(0)

@@ -44,16 +44,14 @@ class Gate:
     Attributes:
         min_phonemes: shorter keys never match.
         max_chance: nor do keys expected by chance more often than this an hour.
-        near_chance: how often an hour the name by itself, and what was heard in its
-            place, may be expected by chance (geometric mean) for the name to be found
-            where both sound the same; the less alike they are, the rarer they must be.
-            0 for exact matches only.
+        near_rate: how many near matches an hour may be expected by chance, all keys
+            together, though none more often than `max_chance`; 0 for exact ones only.
         near_nats: per phoneme, how much less likely than what was heard a name may be.
     """
 
     min_phonemes: int = 4
     max_chance: float = 1.0
-    near_chance: float = 1e-4
+    near_rate: float = 100.0
     near_nats: float = 2.5
 
 
@@ -116,11 +114,12 @@ class Database:
 
     def demand(self, gate: Gate) -> Demand:
         """What it takes for each key to be found nearly."""
-        rarity = np.full(len(self.chance), -np.inf, np.float32)
-        if gate.near_chance > 0.0:
-            keys = self.allow(gate)
+        keys = self.allow(gate)
+        rate = min(gate.near_rate / max(keys.sum(), 1), gate.max_chance)
+        rarity = np.full(len(keys), -np.inf, np.float32)
+        if rate > 0.0:
             rarity[keys] = -0.5 * np.log(np.maximum(self.chance[keys], _NEVER))
-        least = -math.log(gate.near_chance or 1.0)
+        least = -math.log(max(rate, _NEVER))
         return Demand(rarity, least, gate.near_nats, self.bigrams)
 
     def read_readings(self) -> dict[str, tuple[bytes, ...]]:

@@ -22,7 +22,7 @@ def base():
 
 def test_recall_falls_with_the_error_and_less_so_nearly(base):
     near = HotwordRetriever([Layer(base)])
-    exact = HotwordRetriever([Layer(base, Gate(near_chance=0.0))])
+    exact = HotwordRetriever([Layer(base, Gate(near_rate=0.0))])
     found = {}
     for percent in (0, 10, 20):
         rng = np.random.default_rng(percent)

@@ -269,7 +269,7 @@ def test_a_tenants_names_are_found_nearly_for_the_tenant_only():
     assert not listen([everybody, bmw], heard).hits
 
 
-@pytest.mark.parametrize("gate", [Gate(near_chance=0), Gate(near_nats=0.1)])
+@pytest.mark.parametrize("gate", [Gate(near_rate=0), Gate(near_nats=0.1)])
 def test_a_gate_may_let_exact_hits_through_only(gate):
     served = layer("NIO House", gate=gate)
     assert not listen([served], mishear("NIO House", [3])).hits
