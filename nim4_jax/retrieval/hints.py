@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-import numpy as np
-from jaxtyping import Bool, Int
+from collections.abc import Iterable
 
 from nim4_jax.retrieval.hotwords import Hit
 from nim4_jax.text import prompt
@@ -34,30 +31,3 @@ def select_hints(
         if len(chosen) == most:
             break
     return chosen
-
-
-def pack_suffix(
-    hints: Sequence[str], tokenizer: Tokenizer, size: int
-) -> tuple[Int[np.ndarray, " L"], Bool[np.ndarray, " L"]]:
-    """What follows the speech in the prompt, in arrays of one size for a jitted loop.
-
-    Args:
-        hints: as `select_hints` chose them.
-        tokenizer: of the LLM.
-        size: L; the prompt's suffix without hints and the budget fit in it.
-
-    Returns:
-        Token ids, int32, zeros behind the last; and where they are real.
-
-    Raises:
-        ValueError: they do not fit.
-    """
-    tokens = prompt.encode_suffix(tokenizer, hints)
-    if len(tokens) > size:
-        raise ValueError(
-            f"{len(hints)} hints make {len(tokens)} tokens, there is room for {size}; "
-            "choose them with a smaller budget."
-        )
-    packed = np.zeros(size, np.int32)
-    packed[: len(tokens)] = tokens
-    return packed, np.arange(size) < len(tokens)

@@ -23,6 +23,7 @@ from nim4_jax.text.phonemes import INVENTORY
 
 EXACT = "exact"
 NEAR = "near"
+_PIECE = verification.FRAMES // 3  # frames that are looked through at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,12 @@ class _Found:
     start: int
     end: int
     evidence: float = 0.0
+
+    def weaker_than(self, other: _Found) -> bool:
+        """Whether the same name in the same place is surer so."""
+        if self.hit.source == EXACT:
+            return False
+        return other.hit.source == EXACT or other.evidence > self.evidence
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,10 +154,32 @@ class HotwordRetriever:
                 f"posteriors have shape {posteriors.shape}; expected "
                 f"(frames, {len(INVENTORY)}): is the head of another inventory?"
             )
+        if posteriors is None or len(posteriors) <= _PIECE:
+            return self._scan(state, phonemes, posteriors, times)
+        fresh: list[Hit] = []
+        first = state.acoustics.begin + len(state.acoustics.ratios)
+        frames = _find_frames(times)
+        for begin in range(0, len(posteriors), _PIECE):
+            last = begin + _PIECE >= len(posteriors)
+            inside = (frames >= first + begin) | (begin == 0)
+            inside &= (frames < first + begin + _PIECE) | last
+            piece = posteriors[begin : begin + _PIECE]
+            state, new = self._scan(state, phonemes[inside], piece, times[inside])
+            fresh += new
+        standing = set(state.hits)
+        return state, [hit for hit in fresh if hit in standing]
+
+    def _scan(
+        self,
+        state: StreamState,
+        phonemes: Int[np.ndarray, " N"],
+        posteriors: Float[np.ndarray, "U P"] | None,
+        times: Float[np.ndarray, "N 2"],
+    ) -> tuple[StreamState, list[Hit]]:
+        """`scan` of a piece that is not too long to be kept."""
         acoustics = state.acoustics
         if posteriors is not None:
-            places = np.rint(times[:, 0] / FRAME_SECONDS).astype(np.int64)
-            acoustics = acoustics.extend(posteriors, places, phonemes)
+            acoustics = acoustics.extend(posteriors, _find_frames(times), phonemes)
         known = {id(cursor.part): cursor for cursor in state.cursors}
         clock = np.concatenate([state.times, times])
         first = state.position - len(state.recent)
@@ -195,6 +224,11 @@ class HotwordRetriever:
         after = dataclasses.replace(after, found=_settle([*state.found, *found]))
         old = set(state.hits)
         return after, [hit for hit in after.hits if hit not in old]
+
+
+def _find_frames(times: Float[np.ndarray, "N 2"]) -> Int[np.ndarray, " N"]:
+    """Frame of the stream at which each phoneme begins."""
+    return np.rint(times[:, 0] / FRAME_SECONDS).astype(np.int64)
 
 
 def _join(part: Part, state: StreamState) -> _Cursor:
@@ -248,7 +282,12 @@ def _name_near(
 
 def _settle(found: Sequence[_Found]) -> tuple[_Found, ...]:
     """By their ends: one of each text and place, none that gives way to another."""
-    unique = list({(f.start, f.end, f.hit.text): f for f in reversed(found)}.values())
+    best: dict[tuple[int, int, str], _Found] = {}
+    for one in found:
+        place = (one.start, one.end, one.hit.text)
+        if place not in best or best[place].weaker_than(one):
+            best[place] = one
+    unique = list(best.values())
     kept = rules.find_strongest(
         np.array([f.start for f in unique]),
         np.array([f.end for f in unique]),

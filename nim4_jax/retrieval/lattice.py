@@ -127,7 +127,7 @@ def _walk(windows, pairs, classes, scores, counts, nothing, fresh, floor):
     """
     found = [np.int64(0) for _ in range(0)]
     places = len(nothing)
-    room = WIDTH * 4 * _WIDEST
+    room = WIDTH * 3 * _WIDEST
     stack = np.empty((room, 5), np.int64)  # place, kind, depth, low, high
     products = np.empty(room)
     for start in range(places):
@@ -139,18 +139,15 @@ def _walk(windows, pairs, classes, scores, counts, nothing, fresh, floor):
             paths += 1
             place, kind, depth, low, high = stack[height]
             product = products[height]
-            for way in range(4):  # what is pushed last is followed first
+            for way in range(3):  # what is pushed last is followed first
                 to, other, factor = place + 1, 0, product
                 if way == 0:  # the next one was made up
                     to = place + 2
-                elif way == 1:  # the next one was made up, one behind it lost
-                    other = 1
-                elif way == 2:  # one behind this one was lost
+                elif way == 1:  # one behind this one was lost
                     to, other = place, 1
-                first = depth == 0
-                if (first and way % 2 == 0) or (way == 2 and kind == 1) or to >= places:
+                if to >= places or (way < 2 and depth == 0) or (way == 1 and kind == 1):
                     continue
-                if way < 2 and not first:
+                if way == 0:
                     factor *= nothing[place + 1]
                 if factor < floor:
                     continue

@@ -155,8 +155,8 @@ class PhoneticIndex:
 
         Queries of many streams may stand in one call.
         """
-        rows, _ = self._searcher.search_batched(heard)
-        return rows
+        most = min(NEIGHBOURS, len(self))
+        return self._searcher.search_batched(heard, final_num_neighbors=most)[0]
 
     def find(
         self, acoustics: Acoustics, fresh: int
@@ -183,7 +183,12 @@ class PhoneticIndex:
         Args:
             folder: where the index was saved; it stays as it is.
             windows: distinct ones.
+
+        Raises:
+            ValueError: no index there, or no windows.
         """
+        if not len(windows):
+            raise ValueError("an index needs at least one window.")
         before = cls.load(folder)
         known = [window.tobytes() for window in before.windows]
         wanted = {window.tobytes(): window for window in windows}

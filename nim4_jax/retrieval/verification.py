@@ -219,7 +219,8 @@ def verify(
     expected = opened[spans[:, 0]] + summed[spans[:, 1] - 1]
     evidence = scores + demand.rarity[keys] - 0.5 * expected
     fits = (evidence >= demand.least) & (scores >= -demand.nats * lengths)
-    waits = ~fits & (starts + lengths + _SLACK > len(places))
+    # What fits already may fit better when its last phoneme has been heard.
+    waits = starts + lengths + _SLACK > len(places)
     spans, frames = spans + acoustics.position, frames + acoustics.begin
     verified = Verified(keys, spans, frames, scores, evidence).take(fits)
     return verified, Candidates(keys[waits], starts[waits] + acoustics.position)

@@ -322,11 +322,42 @@ def test_hints_are_whole_names_within_the_budget(found, most, budget):
         assert ids == bare
 
 
-def test_a_packed_suffix_is_the_suffix_in_a_fixed_size():
-    chosen = ("NIO House", "上海", "<|im_end|>")
-    tokens = prompt.encode_suffix(TOKENIZER, chosen)
-    packed, real = hints.pack_suffix(chosen, TOKENIZER, len(tokens) + 5)
-    assert packed[real].tolist() == tokens and not packed[~real].any()
-    assert len(packed) == len(tokens) + 5 and packed.dtype == np.int32
-    with pytest.raises(ValueError, match="3 hints make"):
-        hints.pack_suffix(chosen, TOKENIZER, len(tokens) - 1)
+def test_an_exact_hit_beats_a_near_one_of_the_same_text_in_another_layer():
+    def read(ids):
+        return Name("tomato", pronunciation=" ".join(INVENTORY[i] for i in ids))
+
+    one, other = Layer(gate=OPEN), Layer(gate=OPEN)
+    one.add([read([1, 2, 3, 4, 5, 6, 7])])
+    other.add([read([1, 2, 3, 9, 5, 6, 7])])
+    ratios = np.full((7, len(INVENTORY)), 1e-6)
+    ratios[range(7), [1, 2, 3, 9, 5, 6, 7]] = 1.0
+    ratios[3, 4] = 0.3
+    heard = hypotheses.Hypothesis.read(
+        np.log(ratios / ratios.sum(axis=1, keepdims=True))
+    )
+    for layers in ([one, other], [other, one]):
+        assert [hit.source for hit in listen(layers, heard).hits] == [EXACT]
+
+
+def test_a_whole_file_in_one_piece_is_heard_as_in_chunks():
+    rng = np.random.default_rng(3)
+    spoken = bytes(pronounce(Name("Nakagawa"))[0])
+    filler = pronounce(Name("please call me when you are at home again"))[0]
+    said = [*spoken, *filler * 6, *pronounce(Name("Weilai"))[0], *filler * 6]
+    heard = hypotheses.simulate(said, 0.08, rng)
+    assert len(heard.log_probs) > 600
+    layers = [layer("Nakagawa", "Weilai", "Okonkwo")]
+    state = StreamState()
+    for begin in range(0, len(heard.log_probs), 64):
+        now = (heard.frames >= begin) & (heard.frames < begin + 64)
+        state, _ = HotwordRetriever(layers).scan(
+            state,
+            heard.phonemes[now],
+            heard.log_probs[begin : begin + 64],
+            heard.times[now],
+        )
+    whole, fresh = HotwordRetriever(layers).scan(
+        StreamState(), heard.phonemes, heard.log_probs, heard.times
+    )
+    assert whole.hits == state.hits and set(fresh) == set(whole.hits)
+    assert "Nakagawa" in {hit.text for hit in whole.hits}

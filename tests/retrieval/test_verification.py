@@ -24,9 +24,8 @@ def collapse(path):
 
 def align(spelled, frames):
     """All paths of CTC over some frames, from the first label to the last."""
-    for path in itertools.product(range(4), repeat=frames):
-        if path[0] and path[-1] and collapse(path) == spelled:
-            yield list(path)
+    paths = map(list, itertools.product(range(4), repeat=frames))
+    return [p for p in paths if p[0] and p[-1] and collapse(p) == spelled]
 
 
 def draw_ratios(seed, frames):
@@ -40,15 +39,12 @@ def demand_little(keys, nats=8.0):
 
 def hear(hypothesis, ends=()):
     """Acoustics and fresh phonemes of a stream that is cut at some frames."""
-    acoustics = Acoustics.empty(CLASSES)
-    cuts = sorted({end for end in ends if end < len(hypothesis.log_probs)})
-    for begin, end in zip([0, *cuts], [*cuts, len(hypothesis.log_probs)]):
+    acoustics, scores = Acoustics.empty(CLASSES), hypothesis.log_probs
+    cuts = sorted({end for end in ends if end < len(scores)})
+    for begin, end in zip([0, *cuts], [*cuts, len(scores)]):
         new = (hypothesis.frames >= begin) & (hypothesis.frames < end)
-        acoustics = acoustics.extend(
-            hypothesis.log_probs[begin:end],
-            hypothesis.frames[new],
-            hypothesis.phonemes[new],
-        )
+        fresh = hypothesis.frames[new], hypothesis.phonemes[new]
+        acoustics = acoustics.extend(scores[begin:end], *fresh)
         yield acoustics, int(new.sum())
 
 
@@ -80,12 +76,12 @@ def distinct(found):
 
 
 def speak(seed, size):
-    """A hearing without error, and the first and last place of a key within it."""
+    """A hearing without error, a key that is spoken in it, and where the key begins."""
     rng = np.random.default_rng(seed)
     spoken = rng.permutation(np.arange(1, CLASSES))[: size + 10]
     begin = int(rng.integers(1, 10))
-    heard = hypotheses.simulate(spoken.tolist(), 0.0, rng)
-    return heard, bytes(spoken[begin : begin + size].tolist()), begin
+    key = bytes(spoken[begin : begin + size].tolist())
+    return hypotheses.simulate(spoken.tolist(), 0.0, rng), key, begin
 
 
 @given(spelled=labels, frames=st.integers(1, 5), seed=seeds)
@@ -110,9 +106,8 @@ def test_what_the_greedy_path_spells_scores_at_least_one(frames, seed, data):
     greedy = collapse(np.argmax(ratios, axis=1).tolist())
     first = data.draw(st.integers(0, len(greedy)))
     spelled = greedy[first : first + data.draw(st.integers(1, 12))]
-    if spelled:
-        ids = np.array(spelled, np.uint8)
-        assert verification._forward(ids, ratios, 0, frames)[0] >= 1.0
+    ids = np.array(spelled or [1], np.uint8)
+    assert verification._forward(ids, ratios, 0, frames)[0] >= 1.0 or not spelled
 
 
 @given(seed=seeds, ends=st.sets(st.integers(0, 2 * FRAMES), max_size=30))
@@ -202,3 +197,17 @@ def test_before_the_first_phoneme_nothing_is_found():
     assert not len(verified.keys) and not len(verified.frames)
     opened, summed = demand_little(0).measure(np.zeros(0, np.uint8))
     assert len(opened) == len(summed) == 0
+
+
+def test_a_key_that_fits_early_is_scored_again_when_it_has_ended():
+    tail = bytes(range(101, 113))
+    keys = [bytes([first]) + tail for first in range(1, 101)]
+    ratios = np.full((14, CLASSES), 1e-6)
+    ratios[range(12), list(keys[41][:12])] = 1.0
+    ratios[12, [0, tail[-1]]] = 1.0, 0.05  # blank, a hint of the last phoneme
+    ratios[13, tail[-1]] = 1.0
+    heard = hypotheses.Hypothesis.read(np.log(ratios))
+    for ends in ((), (13,)):
+        *_, last = (p for p in find(keys, heard, ends) if 41 in p.keys)
+        (index,) = np.flatnonzero(last.keys == 41)[:1]
+        assert last.spans[index].tolist() == [0, 13]
