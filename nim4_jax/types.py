@@ -69,8 +69,11 @@ class AsrBatch:
         audio: Frames of [B, S] float32 samples in [-1, 1) at 16 kHz.
         phonemes: Labels, CTC targets (no blanks).
         tokens: Labels, the transcript's tokens followed by `<|im_end|>`.
+        suffix: Labels, what follows the speech in each row's prompt, where rows have
+            hints of their own.
     """
 
     audio: Frames
     phonemes: Labels
     tokens: Labels
+    suffix: Labels | None = None

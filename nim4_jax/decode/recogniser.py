@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import cast
 
 import flax.struct
@@ -19,8 +20,9 @@ from nim4_jax.models.asr import Asr, AsrConfig, Prompt
 from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.ops import ctc
 from nim4_jax.ops.relative import Chunking
+from nim4_jax.text import prompt as prompt_text
 from nim4_jax.text.tokenizer import Tokenizer
-from nim4_jax.types import Frames, Params
+from nim4_jax.types import Frames, Labels, Params
 
 SILENCE_PEAK = 3e-4
 """Audio whose loudest sample is below this (−70 dBFS) is silence: the empty string."""
@@ -111,12 +113,14 @@ def _transcribe(
     params: Params,
     audio: Frames,
     chunking: Chunking,
+    suffix: Labels | None,
 ) -> tuple[_Heard, offline.Generation]:
     """The whole recogniser in one program per batch shape."""
 
     def prepare(asr: Asr):
         heard = _listen(asr, audio, chunking)
-        return heard, asr.assemble(asr.adapt(heard.frames), prompt)
+        speech = asr.adapt(heard.frames)
+        return heard, asr.assemble(speech, prompt, suffix=suffix)
 
     heard, sequence = model.apply({"params": params}, method=prepare)
     config = model.config
@@ -250,18 +254,26 @@ class Recogniser:
         scores, mask = jax.device_get((heard.log_probs, heard.frames.mask))
         return [row[valid] for row, valid in zip(scores, mask)]
 
-    def transcribe(self, audio: Frames, *, timings: bool = True) -> list[Transcript]:
+    def transcribe(
+        self,
+        audio: Frames,
+        *,
+        hints: Sequence[Sequence[str]] | None = None,
+        timings: bool = True,
+    ) -> list[Transcript]:
         """Transcripts of a batch, greedily decoded; a row is the same in any batch.
 
         Args:
             audio: samples in [-1, 1), Float [B, S] at 16 kHz. Rows without sound, or
                 shorter than one frame (25 ms), become "".
+            hints: hotwords for the prompt of each row; None for none at all.
             timings: whether words get times and confidences.
 
         Raises:
-            ValueError: the model holds no LLM.
+            ValueError: the model holds no LLM, or not one list of hints per row.
         """
         self.check_writes()
+        suffix = None if hints is None else self._pack_suffixes(hints, len(audio.mask))
         heard, written = _transcribe(
             self.model,
             self.prompt,
@@ -270,6 +282,7 @@ class Recogniser:
             self.params,
             audio,
             self.chunking,
+            suffix,
         )
         written, ids, starts = jax.device_get((written, heard.ids, heard.starts))
         durations = np.asarray(audio.mask).sum(axis=1) / features.SAMPLE_RATE
@@ -291,6 +304,12 @@ class Recogniser:
             )
             timed.append(dataclasses.replace(transcript, words=words))
         return timed
+
+    def _pack_suffixes(self, hints: Sequence[Sequence[str]], rows: int) -> Labels:
+        """Each row's instruction with its hints; few widths, so that few compile."""
+        if len(hints) != rows:
+            raise ValueError(f"{len(hints)} lists of hints for {rows} rows of audio.")
+        return Labels(*prompt_text.pack_suffixes(self.tokenizer, hints))
 
     def _read_row(
         self,

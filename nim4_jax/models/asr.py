@@ -133,12 +133,22 @@ class Asr(nn.Module):
         return self.phoneme_reader(classes)
 
     def assemble(
-        self, speech: Frames, prompt: Prompt, answer: Labels | None = None
+        self,
+        speech: Frames,
+        prompt: Prompt,
+        answer: Labels | None = None,
+        suffix: Labels | None = None,
     ) -> Sequence:
         """Lay [prefix | speech | suffix | answer] out for the LLM.
 
         Padding of the speech stays where it is, as a masked gap; positions count real
         tokens only, so a row means the same alone and in a batch.
+
+        Args:
+            speech: tokens of the adaptor.
+            prompt: what stands around them.
+            answer: teacher forced; None to decode one.
+            suffix: each row's own, where rows have hints; None for the prompt's.
         """
         batch = speech.mask.shape[0]
 
@@ -146,9 +156,13 @@ class Asr(nn.Module):
             tokens = jnp.broadcast_to(jnp.asarray(ids, jnp.int32), (batch, len(ids)))
             return Frames(self.llm.embed(tokens), jnp.ones((batch, len(ids)), bool))
 
-        parts = [constant(prompt.prefix), speech.masked(), constant(prompt.suffix)]
+        def embed(tokens: Labels) -> Frames:
+            return Frames(self.llm.embed(tokens.ids), tokens.mask)
+
+        behind = constant(prompt.suffix) if suffix is None else embed(suffix)
+        parts = [constant(prompt.prefix), speech.masked(), behind]
         if answer is not None:
-            parts.append(Frames(self.llm.embed(answer.ids), answer.mask))
+            parts.append(embed(answer))
         policy = self.config.policy
         values = [policy.cast(part.values) for part in parts]
         mask = jnp.concatenate([part.mask for part in parts], axis=1)
@@ -156,10 +170,14 @@ class Asr(nn.Module):
         return Sequence(jnp.concatenate(values, axis=1), positions, mask)
 
     def answer_states(
-        self, speech: Frames, prompt: Prompt, answer: Labels
+        self,
+        speech: Frames,
+        prompt: Prompt,
+        answer: Labels,
+        suffix: Labels | None = None,
     ) -> Float[Array, "B L D"]:
         """Hidden state that predicts each token of `answer` (teacher forced)."""
-        sequence = self.assemble(speech, prompt, answer)
+        sequence = self.assemble(speech, prompt, answer, suffix)
         hidden, _ = self.llm(sequence.embeddings, sequence.positions, sequence.mask)
         length = answer.ids.shape[1]
         return hidden[:, -length - 1 : -1]

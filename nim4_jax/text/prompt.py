@@ -20,10 +20,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+from jaxtyping import Bool, Int
+
 if TYPE_CHECKING:
     from nim4_jax.text.tokenizer import Tokenizer
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+SUFFIX_STEP = 32
+"""Widths of packed suffixes are multiples of it."""
+
 _SYSTEM = "system\nYou are a Multilingual Speech Recognition Model."
 _USER = "user\n"
 _INSTRUCTION = "\nTranscribe the speech into text."
@@ -62,6 +68,39 @@ def encode_suffix(tokenizer: Tokenizer, hints: Sequence[str] = ()) -> list[int]:
         tokenizer.special_id(IM_START),
         *tokenizer.encode(_ASSISTANT),
     ]
+
+
+def pack_suffixes(
+    tokenizer: Tokenizer, hints: Sequence[Sequence[str]], size: int | None = None
+) -> tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
+    """`encode_suffix` of many rows in arrays of one width, for jitted programs.
+
+    Args:
+        tokenizer: of the language model.
+        hints: hotwords of each row.
+        size: L; None for the least multiple of SUFFIX_STEP that holds all rows.
+
+    Returns:
+        Ids, int32, zeros behind the last; and where they are real.
+
+    Raises:
+        ValueError: a row does not fit.
+    """
+    rows = [encode_suffix(tokenizer, row) for row in hints]
+    longest = max(map(len, rows), default=1)
+    width = -(-longest // SUFFIX_STEP) * SUFFIX_STEP if size is None else size
+    if longest > width:
+        raise ValueError(
+            f"hints make a prompt of {longest} tokens behind the speech, there is room "
+            f"for {width}; choose them with a smaller budget."
+        )
+    ids, mask = (
+        np.zeros((len(rows), width), np.int32),
+        np.zeros((len(rows), width), bool),
+    )
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
+    return ids, mask
 
 
 def encode_answer(tokenizer: Tokenizer, text: str) -> list[int]:

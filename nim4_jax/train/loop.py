@@ -24,10 +24,15 @@ Arrays = dict[str, np.ndarray]
 
 def to_batch(arrays: Arrays) -> AsrBatch:
     """The pipeline's dict of arrays as one struct, still on the host."""
+
+    def read(name: str) -> Labels:
+        return Labels(arrays[name], arrays[f"{name}_mask"])
+
     return AsrBatch(
         audio=Frames(arrays["audio"], arrays["audio_mask"]),
-        phonemes=Labels(arrays["phonemes"], arrays["phonemes_mask"]),
-        tokens=Labels(arrays["tokens"], arrays["tokens_mask"]),
+        phonemes=read("phonemes"),
+        tokens=read("tokens"),
+        suffix=read("suffix") if "suffix" in arrays else None,
     )
 
 

@@ -149,12 +149,12 @@ class CrCtc:
 
 
 def _answer_loss(
-    model: Asr, speech: Frames, prompt: Prompt, answer: Labels, chunk: int
+    model: Asr, speech: Frames, prompt: Prompt, batch: AsrBatch, chunk: int
 ) -> Loss:
     """Cross-entropy of the answer's tokens after [prefix | speech | suffix]."""
     heard = jnp.any(speech.mask, axis=1, keepdims=True)
-    answer = answer.replace(mask=answer.mask & heard)
-    hidden = model.answer_states(speech, prompt, answer)
+    answer = batch.tokens.replace(mask=batch.tokens.mask & heard)
+    hidden = model.answer_states(speech, prompt, answer, batch.suffix)
     log_probs, best = cross_entropy.token_log_probs(
         hidden, answer.ids, model.unembed, chunk
     )
@@ -194,7 +194,7 @@ class Transcribe:
         length = -(-features.mask.shape[1] // 4)
         frames = model.encode(features, self.chunks.draw(rngs[2], length))
         speech = model.adapt(frames)
-        loss = _answer_loss(model, speech, self.prompt, batch.tokens, self.vocab_chunk)
+        loss = _answer_loss(model, speech, self.prompt, batch, self.vocab_chunk)
         if not self.imitate:
             return loss
         distance = _distance_from_reader(model, frames, speech)
@@ -289,7 +289,7 @@ class ReadPhonemes:
         keys = jax.random.split(model.make_rng("augment"))
         classes = self.imitate(keys[0], batch.phonemes)
         speech = self._blur(keys[1], model.read_phonemes(classes).masked())
-        return _answer_loss(model, speech, self.prompt, batch.tokens, self.vocab_chunk)
+        return _answer_loss(model, speech, self.prompt, batch, self.vocab_chunk)
 
     def _blur(self, rng: Array, speech: Frames) -> Frames:
         """Add noise as loud as `noise` times the speech tokens."""

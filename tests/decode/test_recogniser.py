@@ -125,3 +125,22 @@ def test_shapes_come_with_the_model(model_files, tiny_model):
 def test_bad_chunks_are_refused(model_files, chunk, left):
     with pytest.raises(ValueError, match="must be ≥ 0"):
         recognition.load(model_files[0], chunk=chunk, left=left)
+
+
+def test_hints_stand_in_the_prompt_of_their_own_row(whole):
+    audio = make_batch([12_800, 9_000, 8_000], 12_800)
+    plain = whole.transcribe(audio, timings=False)
+    none = whole.transcribe(audio, hints=[(), (), ()], timings=False)
+    for one, other in zip(plain, none):
+        assert_same(one, other)
+    hinted = whole.transcribe(audio, hints=[(), ("上海", "Ann"), ()], timings=False)
+    assert_same(hinted[0], plain[0])
+    assert_same(hinted[2], plain[2])
+    assert hinted[1].log_prob != pytest.approx(plain[1].log_prob, abs=1e-4)
+    alone = make_batch([9_000], 12_800, rows=3, offset=1)
+    (again, *_) = whole.transcribe(
+        alone, hints=[("上海", "Ann"), (), ()], timings=False
+    )
+    assert_same(again, hinted[1])
+    with pytest.raises(ValueError, match="2 lists of hints for 3 rows"):
+        whole.transcribe(audio, hints=[(), ()])

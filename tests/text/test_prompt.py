@@ -61,3 +61,14 @@ def test_any_text_leaves_the_frame_intact(hints, text):
     suffix = prompt.encode_suffix(TOKENIZER, hints)
     assert (suffix.count(END), suffix.count(START)) == (1, 1)
     assert TOKENIZER.decode(prompt.encode_answer(TOKENIZER, text)) == text
+
+
+@given(st.lists(st.lists(st.text(max_size=9), max_size=3), min_size=1, max_size=4))
+def test_packed_suffixes_are_the_suffixes_in_one_width(hints):
+    ids, mask = prompt.pack_suffixes(TOKENIZER, hints)
+    assert ids.shape == mask.shape and ids.shape[1] % prompt.SUFFIX_STEP == 0
+    for row, own in enumerate(hints):
+        assert ids[row][mask[row]].tolist() == prompt.encode_suffix(TOKENIZER, own)
+        assert not ids[row][~mask[row]].any()
+    with pytest.raises(ValueError, match="there is room for 3"):
+        prompt.pack_suffixes(TOKENIZER, hints, 3)
