@@ -78,6 +78,7 @@ def generate(
     top_p: float | None = None,
     top_k: int | None = None,
     limits: Int[Array, " B"] | None = None,
+    samples: int = 1,
 ) -> Generation:
     """Continue each prompt until its end token or its limit.
 
@@ -94,13 +95,14 @@ def generate(
         max_new_tokens: size of the result, ≥ 1; the cache holds L + max_new_tokens.
         end_id: token that ends a row.
         temperature: 0 is greedy.
-        rng: one key or a key per row; needed when temperature > 0.
+        rng: one key or a key per row of the result; needed when temperature > 0.
         top_p: nucleus mass, see `sampling.restrict`.
         top_k: number of candidates, see `sampling.restrict`.
         limits: tokens that each row may write, cut at max_new_tokens; None for all.
+        samples: K, how often each prompt is continued; it is read once.
 
     Returns:
-        Generation of shape [B, max_new_tokens].
+        Generation of shape [B · K, max_new_tokens]; the K of a prompt stand together.
 
     Raises:
         ValueError: sizes that do not fit, or settings that `sampling.sample` refuses.
@@ -109,18 +111,22 @@ def generate(
     if limits is None:
         limits = jnp.full((batch,), max_new_tokens, jnp.int32)
     _check_shapes(model, prompt_embeddings, prompt_mask, max_new_tokens, limits)
+    if samples < 1:
+        raise ValueError(f"samples={samples} must be ≥ 1.")
+    limits = jnp.repeat(limits, samples)
     sampling.check_settings(temperature, rng, top_p, top_k)
     options = _Options(jnp.asarray(end_id, jnp.int32), jnp.asarray(limits, jnp.int32))
     if temperature > 0.0:
         options = options.replace(
             temperature=jnp.asarray(temperature, jnp.float32),
             top_p=None if top_p is None else jnp.asarray(top_p, jnp.float32),
-            rngs=sampling.row_keys(rng, batch),
+            rngs=sampling.row_keys(rng, batch * samples),
         )
     return _generate(
         model,
         max_new_tokens,
         top_k if temperature > 0.0 else None,
+        samples,
         params,
         prompt_embeddings,
         prompt_mask,
@@ -145,11 +151,12 @@ def _check_shapes(model, embeddings, mask, max_new_tokens, limits) -> None:
         raise ValueError(f"limits has shape {limits.shape}; need {(batch,)}.")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _generate(
     model: qwen3.Qwen3,
     max_new_tokens: int,
     top_k: int | None,
+    samples: int,
     params: types.Params,
     embeddings: Float[Array, "B L D"],
     mask: Bool[Array, "B L"],
@@ -185,9 +192,11 @@ def _generate(
     # The last real slot of each row says what comes next; padding may follow it.
     final = length - 1 - jnp.argmax(mask[:, ::-1], axis=1)
     hidden = jnp.take_along_axis(hidden, final[:, None, None], axis=1)
-    loop = _start(
-        kv_cache.grow(cache, length + max_new_tokens), mask, max_new_tokens, options
-    )
+    if samples > 1:
+        cache = kv_cache.repeat(cache, samples)
+        hidden, mask = (jnp.repeat(x, samples, axis=0) for x in (hidden, mask))
+    cache = kv_cache.grow(cache, length + max_new_tokens)
+    loop = _start(cache, mask, max_new_tokens, options)
     return jax.lax.while_loop(unfinished, advance, draw(loop, hidden)).output
 
 

@@ -173,6 +173,18 @@ def visible_slots(cache: KVCache, tokens: int) -> Bool[Array, "B L C"]:
     return (slots[None, None, :] <= own[:, :, None]) & cache.mask[:, None, :]
 
 
+def repeat(cache: KVCache, times: int) -> KVCache:
+    """Each row so many times in a row, to go on in as many ways."""
+    rows = functools.partial(jnp.repeat, repeats=times)
+    heads = functools.partial(jax.tree.map, lambda x: rows(x, axis=x.ndim - 4))
+    return KVCache(
+        keys=heads(cache.keys),
+        values=heads(cache.values),
+        mask=rows(cache.mask, axis=0),
+        length=rows(cache.length, axis=0),
+    )
+
+
 def grow(cache: KVCache, slots: int) -> KVCache:
     """The same tokens in a cache with room for more.
 

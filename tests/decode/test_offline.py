@@ -203,3 +203,22 @@ def test_prompts_that_do_not_fit_are_refused():
         generate((embeddings, mask[:, 1:]))
     with pytest.raises(ValueError, match="are 8 wide, but the LLM is 16"):
         generate((embeddings[:, :, :8], mask))
+
+
+@given(samples=st.integers(1, 4), seed=st.integers(0, 99))
+def test_samples_that_share_a_prompt_are_those_of_repeated_prompts(samples, seed):
+    embeddings, mask = random_prompt(seed, np.tri(3, LENGTH, 4, dtype=bool))
+    settings = {"temperature": 1.0, "top_p": 0.9, "limits": jnp.array([2, 0, NEW])}
+    keys = jax.random.split(jax.random.key(seed), 3 * samples)
+    shared = generate((embeddings, mask), rng=keys, samples=samples, **settings)
+    repeated = [jnp.repeat(x, samples, axis=0) for x in (embeddings, mask)]
+    settings["limits"] = jnp.repeat(settings["limits"], samples)
+    alone = generate(repeated, rng=keys, **settings)
+    assert np.array_equal(shared.tokens, alone.tokens)
+    assert np.array_equal(shared.mask, alone.mask)
+    np.testing.assert_allclose(shared.log_probs, alone.log_probs, atol=1e-5)
+
+
+def test_no_samples_are_refused():
+    with pytest.raises(ValueError, match="samples=0"):
+        generate(random_prompt(0, FULL), samples=0)
