@@ -14,6 +14,8 @@ from nim4_jax.data.config import DataConfig
 from nim4_jax.data.text_pipeline import TextConfig
 from nim4_jax.launch import settings
 from nim4_jax.models.asr import AsrConfig, Prompt
+from nim4_jax.rl.objective import Grpo, Judge
+from nim4_jax.rl.rewards import RewardConfig
 from nim4_jax.text import articulation, phonemes, prompt
 from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.train import checkpoint
@@ -24,7 +26,12 @@ from nim4_jax.types import Params
 from nim4_jax.weights import snapshot
 
 DATA_KINDS = {"speech": DataConfig, "text": TextConfig}
-LOSSES = {"cr_ctc": CrCtc, "transcribe": Transcribe, "read_phonemes": ReadPhonemes}
+LOSSES = {
+    "cr_ctc": CrCtc,
+    "transcribe": Transcribe,
+    "read_phonemes": ReadPhonemes,
+    "grpo": Grpo,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +95,10 @@ def _build_loss(values: dict[str, Any], tokenizer_path: str, model: AsrConfig) -
         check_vocabulary(tokenizer, model)
         made = make_prompt(tokenizer)
         values["prompt"] = {"prefix": made.prefix, "suffix": made.suffix}
+        if "judge" in names:
+            given = values.pop("rewards", {})
+            weights = settings.build(RewardConfig, given, "config.loss.rewards")
+            values["judge"] = Judge(tokenizer, weights)
     if "confusions" in names:
         values["confusions"] = articulation.confusions()
     return settings.build(cls, values, "config.loss")
@@ -136,6 +147,7 @@ def build_settings(config: ConfigDict) -> TrainSettings:
         ),
         steps=int(values["steps"]),
         seed=int(values["seed"]),
+        reference=bool(values.get("reference", False)),
     )
     origins = values["init_from"]
     return TrainSettings(

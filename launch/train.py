@@ -105,6 +105,8 @@ def _first_params(model: Asr, settings: assembly.TrainSettings, data: Any) -> Pa
                 f"{origin} holds weights quantised for inference; start from the model "
                 "that they were made from."
             )
+        # The frozen policy of an earlier stage means nothing to the next one.
+        loaded.pop(train_state.REFERENCE, None)
         given = {**given, **loaded}
     params, left = train_state.adopt(fresh, given, " + ".join(settings.init_from))
     if given and left:
@@ -117,7 +119,7 @@ def _first_params(model: Asr, settings: assembly.TrainSettings, data: Any) -> Pa
             else cmvn.measure(_audio_batches(settings.data), settings.model.features)
         )
         params["cmvn"] = cmvn.to_params(statistics)
-    return params
+    return train_state.add_reference(params, settings.recipe)
 
 
 def _audio_batches(config: DataConfig):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import numbers
 
 import flax.struct
 import jax
@@ -73,7 +74,7 @@ def generate(
     *,
     max_new_tokens: int,
     end_id: int,
-    temperature: float = 0.0,
+    temperature: float | Float[Array, ""] = 0.0,
     rng: Key[Array, "*B"] | None = None,
     top_p: float | None = None,
     top_k: int | None = None,
@@ -94,7 +95,7 @@ def generate(
             row without any real position writes nothing.
         max_new_tokens: size of the result, ≥ 1; the cache holds L + max_new_tokens.
         end_id: token that ends a row.
-        temperature: 0 is greedy.
+        temperature: the number 0 is greedy; an array must be positive.
         rng: one key or a key per row of the result; needed when temperature > 0.
         top_p: nucleus mass, see `sampling.restrict`.
         top_k: number of candidates, see `sampling.restrict`.
@@ -116,7 +117,8 @@ def generate(
     limits = jnp.repeat(limits, samples)
     sampling.check_settings(temperature, rng, top_p, top_k)
     options = _Options(jnp.asarray(end_id, jnp.int32), jnp.asarray(limits, jnp.int32))
-    if temperature > 0.0:
+    greedy = isinstance(temperature, numbers.Real) and temperature == 0.0
+    if not greedy:
         options = options.replace(
             temperature=jnp.asarray(temperature, jnp.float32),
             top_p=None if top_p is None else jnp.asarray(top_p, jnp.float32),
@@ -125,7 +127,7 @@ def generate(
     return _generate(
         model,
         max_new_tokens,
-        top_k if temperature > 0.0 else None,
+        None if greedy else top_k,
         samples,
         params,
         prompt_embeddings,

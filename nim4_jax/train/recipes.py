@@ -26,6 +26,7 @@ class Recipe:
         optimizer: rates and moments.
         steps: length of the stage.
         seed: root of all randomness; step s draws from fold_in(seed, s).
+        reference: whether a frozen copy of what is trained stays beside it.
     """
 
     loss: LossFunction
@@ -33,3 +34,4 @@ class Recipe:
     optimizer: OptimizerConfig
     steps: int
     seed: int = 0
+    reference: bool = False

@@ -32,6 +32,19 @@ class TrainState:
     opt_state: Any
 
 
+REFERENCE = "reference"
+"""Part of the parameters that holds the policy as it was: a copy of what is trained."""
+
+
+def add_reference(params: Params, recipe: Recipe) -> Params:
+    """Put a copy of what the recipe trains beside it, if the recipe wants one."""
+    if not recipe.reference:
+        return params
+    trainable, _ = optim.split_params(params, recipe.rules)
+    copied = {path: jnp.array(leaf, copy=True) for path, leaf in trainable.items()}
+    return {**params, REFERENCE: optim.unflatten(copied)}
+
+
 def init_params(model: Asr, recipe: Recipe, batch: AsrBatch, seed: int) -> Params:
     """Fresh parameters of every part that the recipe's loss reaches."""
 

@@ -1,0 +1,41 @@
+r"""Stage 6, reinforcement learning: GRPO on the model's own transcripts.
+
+python launch/train.py --config=configs/stage6.py:nano --workdir=runs/stage6 \
+    --config.init_from=runs/stage4
+"""
+
+from ml_collections import ConfigDict
+
+from nim4_jax.configs import base, stage4
+
+
+def get_config(size: str = "") -> ConfigDict:
+    """Stage 6 at any size."""
+    config = stage4.get_config(size)
+    tiny = base.on_laptop(size)
+    config.stage = "stage6"
+    config.steps = 200 if tiny else 2_000
+    config.reference = True
+    config.rules = (("reference/.*", None), *config.rules)
+    config.loss = ConfigDict(
+        {
+            "kind": "grpo",
+            "steps": config.steps,
+            "samples": 6 if tiny else 8,
+            "hottest": 1.0,
+            "coolest": 0.7,
+            "objective": {
+                "clip_low": 0.2,
+                "clip_high": 0.2,
+                "beta": 0.04,
+                "ratio": "token",
+            },
+            "rewards": {"accuracy": 1.0, "hallucination": 0.5, "context": 0.5},
+            "budget": {"first": 8, "per_second": 8.0, "most": 64 if tiny else 448},
+            "chunks": {"full_share": 0.5, "largest": 25, "unlimited_left": 0.5},
+            "vocab_chunk": 128,
+        }
+    )
+    config.optimizer.peak_rate = 3e-5 if tiny else 1e-6
+    config.optimizer.warmup_steps = 10 if tiny else 100
+    return config

@@ -1,0 +1,337 @@
+"""Group-relative policy optimisation: pure maths on rewards and log-probabilities.
+
+A group is one utterance, here G of them, with K transcripts each; B = G · K rows. No
+model is called: whoever has the log-probabilities passes them in.
+
+Source: arXiv 2402.03300 (GRPO), 2503.14476 (DAPO), 2507.18071 (GSPO).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from nim4_jax.train.losses import Loss
+
+RATIOS = ("token", "sequence")
+_MOST = 20.0
+"""Largest log-ratio, nats, so that exp does not overflow; no gradient beyond it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoConfig:
+    """The clipped objective and its pull towards the reference.
+
+    Attributes:
+        clip_low: a ratio below 1 − clip_low gains nothing more; no unit.
+        clip_high: nor one above 1 + clip_high; DAPO's clip-higher takes 0.28. Sequence
+            ratios lie far nearer to 1: GSPO takes 3e-4 and 4e-4.
+        beta: weight of the KL divergence from the frozen reference, per nat; 0 needs no
+            reference.
+        ratio: "token": a ratio for each token; "sequence": the geometric mean of a
+            row's token ratios, for each of its tokens (GSPO).
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    beta: float = 0.04
+    ratio: str = "token"
+
+    def __post_init__(self):
+        if not 0.0 < self.clip_low < 1.0:
+            raise ValueError(
+                f"grpo.clip_low={self.clip_low} must lie in (0, 1): ratios are kept "
+                "above 1 − clip_low."
+            )
+        if not 0.0 < self.clip_high < math.inf:
+            raise ValueError(
+                f"grpo.clip_high={self.clip_high} must be a number > 0: ratios are "
+                "kept below 1 + clip_high."
+            )
+        if not 0.0 <= self.beta < math.inf:
+            raise ValueError(
+                f"grpo.beta={self.beta} must be a number ≥ 0; 0 needs no reference."
+            )
+        if self.ratio not in RATIOS:
+            raise ValueError(f"grpo.ratio={self.ratio!r}; choose from {RATIOS}.")
+
+
+@flax.struct.dataclass
+class Drift:
+    """How far the sampler's log-probabilities are from the trainer's.
+
+    Attributes:
+        largest: largest absolute difference of a token, nats.
+        mean: mean absolute difference, nats.
+    """
+
+    largest: Float[Array, ""]
+    mean: Float[Array, ""]
+
+
+def advantages(
+    rewards: Float[Array, "G K"], epsilon: float = 1e-6
+) -> tuple[Float[Array, "G K"], Int[Array, ""]]:
+    """(reward − mean) / (std + ε) within each group.
+
+    The standard deviation is the population's. A group whose rewards are all equal has
+    exactly zero advantages: nothing can be learnt from it.
+
+    Args:
+        rewards: K of each of G utterances.
+        epsilon: ε, in units of reward.
+
+    Returns:
+        float32 advantages, and the number of groups of equal rewards.
+    """
+    rewards = rewards.astype(jnp.float32)
+    flat = jnp.max(rewards, axis=1) == jnp.min(rewards, axis=1)
+    centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
+    spread = jnp.sqrt(jnp.mean(jnp.square(centred), axis=1, keepdims=True))
+    scaled = jnp.where(flat[:, None], 0.0, centred / (spread + epsilon))
+    return scaled, jnp.sum(flat, dtype=jnp.int32)
+
+
+def select_groups(rewards: Float[np.ndarray, "G K"]) -> Bool[np.ndarray, " G"]:
+    """Groups that teach something: DAPO's dynamic sampling keeps only them.
+
+    Args:
+        rewards: K of each of G utterances.
+
+    Returns:
+        True for groups whose rewards are not all equal.
+    """
+    return np.max(rewards, axis=1) != np.min(rewards, axis=1)
+
+
+def find_ratios(
+    log_probs: Float[Array, "B L"],
+    old_log_probs: Float[Array, "B L"],
+    mask: Bool[Array, "B L"],
+    kind: str,
+) -> Float[Array, "B L"]:
+    """How much likelier the policy has made what was sampled; 1 behind the mask.
+
+    kind     | ratio of token t of row b
+    token    | exp(log π(t) − log π_old(t))
+    sequence | exp(mean over the row's tokens of log π − log π_old)
+
+    Args:
+        log_probs: of the policy, nats.
+        old_log_probs: of the policy that sampled, nats.
+        mask: True for sampled tokens, the end token among them.
+        kind: one of `RATIOS`.
+
+    Returns:
+        float32 ratios.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind not in RATIOS:
+        raise ValueError(f"unknown ratio {kind!r}; choose from {RATIOS}.")
+    change = log_probs.astype(jnp.float32) - old_log_probs.astype(jnp.float32)
+    change = jnp.where(mask, change, 0.0)
+    if kind == "sequence":
+        count = jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.float32)
+        mean = jnp.sum(change, axis=1, keepdims=True) / jnp.maximum(count, 1.0)
+        change = jnp.where(mask, mean, 0.0)
+    return jnp.exp(jnp.minimum(change, _MOST))
+
+
+def kl_divergence(
+    log_probs: Float[Array, "B L"],
+    reference_log_probs: Float[Array, "B L"],
+    mask: Bool[Array, "B L"],
+) -> Float[Array, "B L"]:
+    """exp(r) − r − 1 with r = log π_ref − log π; 0 behind the mask.
+
+    It is never negative, 0 only where both agree, and its mean over samples of π is
+    KL(π ‖ π_ref): the estimator called k3.
+
+    Args:
+        log_probs: of the policy, nats.
+        reference_log_probs: of the frozen reference, nats.
+        mask: True for sampled tokens.
+
+    Returns:
+        float32 divergence of each token, nats.
+    """
+    change = reference_log_probs.astype(jnp.float32) - log_probs.astype(jnp.float32)
+    change = jnp.minimum(jnp.where(mask, change, 0.0), _MOST)
+    # expm1, and never below 0: near 0 the difference is smaller than exp's rounding.
+    return jnp.maximum(jnp.expm1(change) - change, 0.0)
+
+
+def token_loss(
+    log_probs: Float[Array, "B L"],
+    old_log_probs: Float[Array, "B L"],
+    reference_log_probs: Float[Array, "B L"] | None,
+    advantages: Float[Array, " B"],
+    mask: Bool[Array, "B L"],
+    config: GrpoConfig,
+    rewards: Float[Array, " B"] | None = None,
+) -> Loss:
+    """What GRPO minimises: a sum over tokens, with their number.
+
+    Σ_t −min(ρ_t A, clip(ρ_t, 1 − low, 1 + high) A) + β · KL_t. Every token weighs the
+    same, whatever the length of its row, so micro-batches add up to the batch. With
+    sequence ratios a token's gradient is −ρA too: ρ holds 1/length of it, and there are
+    as many tokens.
+
+    Args:
+        log_probs: of the policy that learns, nats, at the temperature that sampled.
+        old_log_probs: of the policy that sampled; no gradient flows into them.
+        reference_log_probs: of the frozen reference; None if β = 0.
+        advantages: of each row, `advantages(…).reshape(-1)`.
+        mask: True for sampled tokens, the end token among them; what stands behind it
+            may be NaN without effect.
+        config: clipping, β and the kind of ratio.
+        rewards: of each row, only for the metrics.
+
+    Returns:
+        The loss. Metrics: `ratio`; `clip_fraction`, the share of tokens whose gradient
+        is cut; `entropy`, the mean of −log π of what was sampled, nats; `kl`, nats, if
+        there is a reference; `reward`, the mean over rows with tokens, if there are
+        rewards.
+
+    Raises:
+        ValueError: β > 0 without a reference.
+    """
+    if config.beta and reference_log_probs is None:
+        raise ValueError(
+            f"grpo.beta={config.beta} but there are no reference log-probabilities; "
+            "pass those of the frozen reference, or set grpo.beta=0."
+        )
+    old_log_probs = jax.lax.stop_gradient(old_log_probs)
+    gain = jax.lax.stop_gradient(advantages.astype(jnp.float32))[:, None]
+    gain = jnp.where(mask, gain, 0.0)
+    ratio = find_ratios(log_probs, old_log_probs, mask, config.ratio)
+    free = ratio * gain
+    bound = jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high) * gain
+    total = -jnp.sum(jnp.minimum(free, bound))
+    weight = jnp.sum(mask, dtype=jnp.float32)
+    surprise = -jnp.where(mask, log_probs.astype(jnp.float32), 0.0)
+    metrics = {
+        "ratio": (jnp.sum(jnp.where(mask, ratio, 0.0)), weight),
+        "clip_fraction": (jnp.sum(bound < free, dtype=jnp.float32), weight),
+        "entropy": (jnp.sum(surprise), weight),
+    }
+    if reference_log_probs is not None:
+        reference_log_probs = jax.lax.stop_gradient(reference_log_probs)
+        divergence = jnp.sum(kl_divergence(log_probs, reference_log_probs, mask))
+        metrics["kl"] = (divergence, weight)
+        if config.beta:
+            total = total + config.beta * divergence
+    if rewards is not None:
+        real = jnp.any(mask, axis=1)
+        earned = jnp.sum(jnp.where(real, rewards.astype(jnp.float32), 0.0))
+        metrics["reward"] = (earned, jnp.sum(real, dtype=jnp.float32))
+    return Loss(total, weight, metrics)
+
+
+def temperature(step: int, steps: int, start: float = 1.0, end: float = 0.7) -> float:
+    """Sampling temperature of a rollout: half a cosine from `start` to `end`.
+
+    Args:
+        step: from 0; from `steps` on the temperature is `end`.
+        steps: length of the stage.
+        start: temperature of step 0.
+        end: the last one.
+
+    Raises:
+        ValueError: a negative step, no steps, or a temperature that is not positive.
+    """
+    if step < 0 or steps < 1:
+        raise ValueError(f"step {step} of {steps}; expected step ≥ 0 and steps ≥ 1.")
+    if not (0.0 < start < math.inf and 0.0 < end < math.inf):
+        raise ValueError(
+            f"temperatures from {start} to {end} must be positive numbers: greedy "
+            "transcripts of one utterance are all the same."
+        )
+    share = 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0)))
+    return end + (start - end) * share
+
+
+def drift(
+    sampler_log_probs: Float[Array, "B L"],
+    recomputed: Float[Array, "B L"],
+    mask: Bool[Array, "B L"],
+) -> Drift:
+    """How far the sampler's log-probabilities are from the teacher-forced ones.
+
+    Args:
+        sampler_log_probs: as the sampler gave them, nats.
+        recomputed: of the same tokens by the trainer, same weights, nats.
+        mask: True for sampled tokens.
+
+    Returns:
+        The differences; NaN where a log-probability is, 0 without any token.
+    """
+    apart = sampler_log_probs.astype(jnp.float32) - recomputed.astype(jnp.float32)
+    apart = jnp.where(mask, jnp.abs(apart), 0.0)
+    count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
+    return Drift(jnp.max(apart, initial=0.0), jnp.sum(apart) / count)
+
+
+def check_drift(found: Drift, limit: float) -> None:
+    """Stop before learning from samples of another policy than is thought.
+
+    Args:
+        found: what `drift` says; on the host.
+        limit: largest difference allowed of any token, nats.
+
+    Raises:
+        ValueError: a larger one, or NaN.
+    """
+    largest, mean = float(found.largest), float(found.mean)
+    if not largest <= limit:
+        raise ValueError(
+            f"the sampler's log-probability of a token is {largest:.4g} nats from the "
+            f"trainer's ({mean:.4g} on average), expected at most {limit:g}: give both "
+            "the same weights, prompt, temperature and compute dtype, and sample "
+            "without top_p and top_k."
+        )
+
+
+def check_finite(
+    log_probs: Float[np.ndarray, "B L"],
+    mask: Bool[np.ndarray, "B L"],
+    names: Sequence[str],
+) -> None:
+    """Refuse log-probabilities that are NaN or infinite, by the utterance's name.
+
+    Args:
+        log_probs: nats; on the host.
+        mask: True for sampled tokens; the others are not looked at.
+        names: of the G utterances, each with B / G rows in a row.
+
+    Raises:
+        FloatingPointError: names the first utterance, sample and token, and counts the
+            rows like it.
+        ValueError: rows that do not divide by the number of names.
+    """
+    if not names or len(log_probs) % len(names):
+        raise ValueError(
+            f"{len(log_probs)} rows of log-probabilities for {len(names)} names; give "
+            "one name an utterance, with equally many samples of each."
+        )
+    log_probs = np.asarray(log_probs)
+    wrong = np.asarray(mask) & ~np.isfinite(log_probs)
+    if not wrong.any():
+        return
+    row, token = np.argwhere(wrong)[0]
+    utterance, sample = divmod(int(row), len(log_probs) // len(names))
+    raise FloatingPointError(
+        f"utterance {names[utterance]!r}: the log-probability of token {token} of "
+        f"sample {sample} is {log_probs[row, token]}, expected a finite number "
+        f"({wrong.any(axis=1).sum()} of {len(wrong)} rows have such); look at its "
+        "audio, lower the learning rate, or compute in float32."
+    )

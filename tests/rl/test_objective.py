@@ -1,0 +1,151 @@
+"""GRPO as a loss: one hearing, exact first steps, and what is rewarded grows."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from nim4_jax.decode.recogniser import Budget
+from nim4_jax.models.conformer import Conformer
+from nim4_jax.rl.grpo import GrpoConfig
+from nim4_jax.rl.objective import Grpo, Judge
+from nim4_jax.train import optim
+from nim4_jax.train import state as train_state
+from nim4_jax.train.optim import OptimizerConfig
+from nim4_jax.train.recipes import Recipe
+from nim4_jax.train.step import make_train_step
+from tests import tiny_training as tiny
+
+SAMPLES = 4
+WANTED = 7
+
+
+class Letters:
+    """A decoder whose text is one character a token."""
+
+    end_id = 1
+
+    def decode(self, ids):
+        return "".join(chr(ord("a") + i % 26) for i in ids)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Count:
+    """Rewards the share of one token."""
+
+    decoder: Letters = Letters()
+
+    def __call__(self, ids, mask, said, said_mask):
+        hits = np.sum((np.asarray(ids) == WANTED) & np.asarray(mask), axis=1)
+        return hits.reshape(len(said), -1).astype(np.float32)
+
+
+def make_recipe(judge=None, beta=0.04, rate=3e-3, **settings):
+    loss = Grpo(
+        tiny.PROMPT,
+        judge or Count(),
+        steps=100,
+        objective=GrpoConfig(beta=beta),
+        samples=SAMPLES,
+        budget=Budget(first=3, per_second=4.0, most=6),
+        chunks=tiny.FULL,
+        **settings,
+    )
+    rules = (("(reference|cmvn|ctc_head)/.*", None), (".*", 1.0))
+    optimizer = OptimizerConfig(peak_rate=rate, warmup_steps=1, weight_decay=0.0)
+    return Recipe(loss, rules, optimizer, steps=100, reference=beta > 0)
+
+
+def start(recipe):
+    model = tiny.Asr(tiny.CONFIG)
+    params = train_state.init_params(model, recipe, tiny.make_batch(0), 0)
+    params = train_state.add_reference(params, recipe)
+    tx = optim.make_optimizer(recipe.optimizer, recipe.rules, recipe.steps)
+    state = train_state.init_state(params, recipe, tx)
+    return state, jax.jit(make_train_step(model, recipe, tx))
+
+
+def test_the_first_step_has_ratio_one_and_clips_nothing():
+    state, step = start(make_recipe())
+    _, metrics = step(state, tiny.make_batch(0))
+    assert float(metrics["ratio"]) == 1.0 and float(metrics["clip_fraction"]) == 0.0
+    assert float(metrics["kl"]) == pytest.approx(0.0, abs=1e-6)
+    assert float(metrics["drift"]) < 1e-4
+    assert float(metrics["temperature"]) == pytest.approx(1.0)
+
+
+def test_each_utterance_is_heard_once_however_many_samples(monkeypatch):
+    rows = []
+    heard = Conformer.__call__
+
+    def count(self, features, *rest):
+        rows.append(features.mask.shape[0])
+        return heard(self, features, *rest)
+
+    for beta, passes in ((0.0, 1), (0.04, 2)):  # the frozen policy has its own encoder
+        recipe = make_recipe(beta=beta)
+        state, _ = start(recipe)
+        batch = tiny.make_batch(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(Conformer, "__call__", count)
+            rows.clear()
+
+            def run(module, inputs, recipe=recipe):
+                return recipe.loss(module, inputs, np.int32(0)).total
+
+            rngs = {"augment": jax.random.key(0), "dropout": jax.random.key(1)}
+            nn.apply(run, tiny.Asr(tiny.CONFIG))(
+                {"params": state.params}, batch, rngs=rngs
+            )
+        assert rows == [batch.audio.mask.shape[0]] * passes
+
+
+def test_what_is_rewarded_grows_and_the_reference_stays():
+    state, step = start(make_recipe())
+    before = jax.device_get(state.params)
+    earned = []
+    for number in range(60):
+        state, metrics = step(state, tiny.make_batch(number % 4))
+        earned.append(float(metrics["reward"]))
+    assert np.mean(earned[-10:]) > np.mean(earned[:10]) + 0.5
+    assert float(metrics["kl"]) > 0.0
+    after = jax.device_get(state.params)
+    for name in ("reference", "cmvn"):
+        jax.tree.map(np.testing.assert_array_equal, before[name], after[name])
+
+
+def test_equal_rewards_teach_nothing():
+    class Same(Count):
+        def __call__(self, ids, mask, said, said_mask):
+            return np.full((len(said), SAMPLES), 0.7, np.float32)
+
+    state, step = start(make_recipe(Same(), beta=0.0))
+    _, metrics = step(state, tiny.make_batch(0))
+    assert float(metrics["flat_groups"]) == 1.0
+    assert float(metrics["gradient_norm"]) == 0.0
+
+
+def test_a_step_is_the_same_whenever_it_is_done():
+    state, step = start(make_recipe())
+    one, _ = step(state, tiny.make_batch(0))
+    two, _ = step(state, tiny.make_batch(0))
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+
+
+def test_the_judge_reads_tokens_as_text():
+    judge = Judge(Letters())
+    ids = np.array([[2, 3, 1], [2, 4, 1], [1, 0, 0], [5, 5, 5]], np.int32)
+    mask = np.array([[1, 1, 1], [1, 1, 1], [1, 0, 0], [1, 1, 1]], bool)
+    said = np.array([[2, 3, 1], [1, 0, 0]], np.int32)
+    said_mask = np.array([[1, 1, 1], [1, 0, 0]], bool)
+    earned = judge(ids, mask, said, said_mask)
+    assert earned.shape == (2, 2) and earned.dtype == np.float32
+    assert earned[0, 0] == 1.0 and earned[0, 1] == pytest.approx(np.exp(-1.0))
+    assert earned[1, 0] == 1.0 and earned[1, 1] == pytest.approx(-0.5)
+
+
+def test_a_group_of_one_is_refused():
+    with pytest.raises(ValueError, match=r"loss\.samples=1"):
+        Grpo(tiny.PROMPT, Count(), steps=1, samples=1)
