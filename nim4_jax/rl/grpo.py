@@ -237,7 +237,9 @@ def token_loss(
     return Loss(total, weight, metrics)
 
 
-def temperature(step: int, steps: int, start: float = 1.0, end: float = 0.7) -> float:
+def temperature(
+    step: int | Int[Array, ""], steps: int, start: float = 1.0, end: float = 0.7
+) -> Float[Array, ""]:
     """Sampling temperature of a rollout: half a cosine from `start` to `end`.
 
     Args:
@@ -247,17 +249,17 @@ def temperature(step: int, steps: int, start: float = 1.0, end: float = 0.7) -> 
         end: the last one.
 
     Raises:
-        ValueError: a negative step, no steps, or a temperature that is not positive.
+        ValueError: no steps, or a temperature that is not positive.
     """
-    if step < 0 or steps < 1:
-        raise ValueError(f"step {step} of {steps}; expected step ≥ 0 and steps ≥ 1.")
+    if steps < 1:
+        raise ValueError(f"a stage of {steps} steps; expected at least 1.")
     if not (0.0 < start < math.inf and 0.0 < end < math.inf):
         raise ValueError(
             f"temperatures from {start} to {end} must be positive numbers: greedy "
             "transcripts of one utterance are all the same."
         )
-    share = 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0)))
-    return end + (start - end) * share
+    done = jnp.minimum(jnp.asarray(step, jnp.float32) / steps, 1.0)
+    return end + (start - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
 
 
 def drift(

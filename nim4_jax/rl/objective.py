@@ -110,7 +110,7 @@ class Grpo:
         if model.is_initializing():
             model.answer_states(speech, self.prompt, batch.tokens, batch.suffix)
             return Loss(jnp.zeros(()), jnp.ones(()), {})
-        temperature = self._cool(step)
+        temperature = grpo.temperature(step, self.steps, self.hottest, self.coolest)
         written = self._write(model, speech, batch, draws, temperature)
         answer = Labels(written.tokens, written.mask)
         log_probs = self._score(model, speech, answer, batch, temperature)
@@ -143,12 +143,6 @@ class Grpo:
             "drift": (jax.lax.stop_gradient(apart.largest), one),
         }
         return loss.replace(metrics=metrics)
-
-    def _cool(self, step: Int[Array, ""]) -> Float[Array, ""]:
-        """Half a cosine from the hottest to the coolest temperature."""
-        share = jnp.minimum(step.astype(jnp.float32) / self.steps, 1.0)
-        height = 0.5 * (1.0 + jnp.cos(jnp.pi * share))
-        return self.coolest + (self.hottest - self.coolest) * height
 
     def _listen(self, model: Asr, batch: AsrBatch, rng: Array) -> Frames:
         """Speech tokens; the encoder's one pass."""
