@@ -68,9 +68,11 @@ class Background(Protocol):
     @property
     def bigrams(self) -> PhonemeBigrams:
         """The part of it that goes with a database."""
+        ...
 
     def expect(self, keys: Sequence[bytes]) -> Float[np.ndarray, " K"]:
         """Occurrences an hour of each phoneme sequence."""
+        ...
 
 
 class PhonemeTrigrams:

@@ -57,11 +57,12 @@ class Part:
             Rows of its database's windows, and the phoneme at which each row of rows
             begins.
         """
-        if self.index is not None:
-            rows, starts = self.index.find(acoustics, fresh)
-            return self.numbers[rows], starts
-        rows, starts = lattice.find_windows(self.database.windows, acoustics, fresh)
-        return rows[:, None], starts
+        if self.index is None or self.numbers is None:
+            windows = self.database.windows
+            rows, starts = lattice.find_windows(windows, acoustics, fresh)
+            return rows[:, None], starts
+        rows, starts = self.index.find(acoustics, fresh)
+        return self.numbers[rows], starts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
