@@ -95,6 +95,47 @@ def decode(
     return resample(samples, rate, SAMPLE_RATE)
 
 
+def decode_piece(
+    audio: Audio,
+    start: float,
+    seconds: float,
+    *,
+    sample_rate: int | None = None,
+    name: str | None = None,
+) -> np.ndarray:
+    """Decode a part of a recording; of a file only that part is read.
+
+    Args:
+        audio: as `decode` takes it.
+        start: where the part begins, s.
+        seconds: its length; less is returned where the recording ends earlier.
+        sample_rate: rate of an array, Hz; 16000 if None.
+        name: what errors call the audio; a path's own name if None.
+
+    Returns:
+        float32 [S] at 16 kHz.
+
+    Raises:
+        AudioError: missing, unreadable, not finite, or nothing there.
+    """
+    name = name or _name_audio(audio)
+    if isinstance(audio, np.ndarray):
+        rate = sample_rate or SAMPLE_RATE
+        first = round(start * rate)
+        samples = audio[first : first + int(np.ceil(seconds * rate))]
+        return decode(samples, sample_rate=rate, name=name)
+    with _open_file(audio, name) as file:
+        rate = file.samplerate
+        try:
+            file.seek(min(round(start * rate), file.frames))
+        except soundfile.LibsndfileError as error:
+            raise AudioError(
+                "truncated", name, f"no way to {start} s: {error}"
+            ) from error
+        samples = _read_frames(file, int(np.ceil(seconds * rate)), name)
+    return decode(samples, sample_rate=rate, name=name)
+
+
 def resample(samples: np.ndarray, source_rate: float, target_rate: float) -> np.ndarray:
     """Resample [S] float32 with soxr's HQ filter; equal rates return it as it is."""
     if source_rate == target_rate:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_SPEED, _ORDER, _BATCHES, _SOURCE = range(4)  # streams of random numbers
+from nim4_jax.data import noise
+
+_SPEED, _ORDER, _BATCHES, _SOURCE, _NOISE = range(5)  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Batch:
         indices: int64 [rows], examples; -1 is an empty row (evaluation only).
         speeds: float64 [rows], speed factors.
         repeated: rows at the end that repeat examples of the same epoch to fill it.
+        draws: noise of the rows; None without any.
     """
 
     epoch: int
@@ -75,6 +78,7 @@ class Batch:
     indices: np.ndarray
     speeds: np.ndarray
     repeated: int = 0
+    draws: noise.Draws | None = None
 
 
 def count_encoder_frames(samples: np.ndarray | int) -> np.ndarray:
@@ -125,11 +129,13 @@ class TrainPlan:
        w = 1, twice for 2, once in two epochs for ½;
     2. one speed factor per drawn example; one that then fits no bucket or no CTC path
        keeps speed 1, at which the caller knows that it fits;
-    3. a global shuffle; each example goes to the smallest bucket that holds it;
-    4. each bucket is cut into batches; what is left over moves up into the next larger
+    3. with noise, one draw of it per drawn example (`noise.draw`), its silences cut to
+       what the largest bucket has room for; they count as audio from here on;
+    4. a global shuffle; each example goes to the smallest bucket that holds it;
+    5. each bucket is cut into batches; what is left over moves up into the next larger
        bucket in use, and the largest one's last batch is filled by repeating that
        bucket's first rows (fewer than one batch an epoch, counted in `Batch.repeated`);
-    5. the batches are shuffled.
+    6. the batches are shuffled.
     """
 
     def __init__(
@@ -141,6 +147,8 @@ class TrainPlan:
         *,
         speeds: tuple[float, ...] = (1.0,),
         seed: int = 0,
+        distribution: noise.Distribution | None = None,
+        num_speech: int | None = None,
     ):
         """Prepare the plan.
 
@@ -151,6 +159,9 @@ class TrainPlan:
             buckets: in growing order; every usable example fits one at speed 1.
             speeds: factors to draw from, all equally likely.
             seed: of everything random.
+            distribution: of noise; None for none.
+            num_speech: examples from this index on hold no speech, and get no noise;
+                None: all do.
 
         Raises:
             ValueError: a usable example fits no bucket.
@@ -168,6 +179,8 @@ class TrainPlan:
         self.buckets = buckets
         self.speeds = np.asarray(speeds, np.float64)
         self.seed = seed
+        self.distribution = distribution
+        self.num_speech = len(lengths.seconds) if num_speech is None else num_speech
         self._starts = [0]  # step at which each epoch starts, as far as known
         self._epochs: dict[int, list[Batch]] = {}
 
@@ -235,13 +248,36 @@ class TrainPlan:
         unfit = (buckets == len(self.buckets)) | ~is_ctc_feasible(fast)
         speeds = np.where(unfit, 1.0, speeds)
         buckets = np.where(unfit, assign_buckets(lengths, self.buckets), buckets)
+        draws = None
+        if self.distribution:
+            draws, buckets = self._draw_noise(epoch, drawn, speeds)
         order = self._random(_ORDER, epoch).permutation(len(drawn))
-        batches = self._cut(epoch, drawn[order], speeds[order], buckets[order])
+        draws = draws and draws.take(order)
+        batches = self._cut(epoch, drawn[order], speeds[order], buckets[order], draws)
         shuffled = self._random(_BATCHES, epoch).permutation(len(batches))
         return [batches[number] for number in shuffled]
 
+    def _draw_noise(
+        self, epoch: int, drawn: np.ndarray, speeds: np.ndarray
+    ) -> tuple[noise.Draws, np.ndarray]:
+        """Noise of the drawn examples, and their buckets with its silences."""
+        lengths = self.lengths.take(drawn)
+        seconds = lengths.seconds / speeds
+        largest = self.buckets[-1].seconds
+        random, allowed = self._random(_NOISE, epoch), drawn < self.num_speech
+        draws = noise.draw(random, allowed, self.distribution).fit(largest - seconds)
+        # The minimum takes away what rounding may have put on top.
+        seconds = np.minimum(seconds + draws.lead + draws.tail, largest)
+        longer = Lengths(seconds, lengths.phonemes, lengths.repeats, lengths.tokens)
+        return draws, assign_buckets(longer, self.buckets)
+
     def _cut(
-        self, epoch: int, drawn: np.ndarray, speeds: np.ndarray, buckets: np.ndarray
+        self,
+        epoch: int,
+        drawn: np.ndarray,
+        speeds: np.ndarray,
+        buckets: np.ndarray,
+        draws: noise.Draws | None,
     ) -> list[Batch]:
         """Cut the shuffled examples into batches, bucket by bucket."""
         batches = []
@@ -267,6 +303,7 @@ class TrainPlan:
                         drawn[chosen],
                         speeds[chosen],
                         repeated if last else 0,
+                        draws and draws.take(chosen),
                     )
                 )
         return batches

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nim4_jax.data import noise
 from nim4_jax.data.buckets import Bucket
 
 _LABELS_PER_SECOND = 16  # default label width; fast English is 14 phonemes a second
@@ -23,6 +24,14 @@ class DataConfig:
         max_phonemes: label width of each bucket; 16 a second if None.
         max_tokens: the same for tokens.
         speed_perturb: speed factors, drawn per example and epoch.
+        noise_share: share of the speech that gets silence around it and noise of one
+            kind over both: babble of other utterances, a vehicle or music; 0 for none.
+        noise_snr: mean and standard deviation of their signal-to-noise ratio, dB.
+        noise_sources: folders of audio, or specifications like those of `sources`;
+            pieces of these recordings replace vehicle and music, which are synthesised
+            otherwise.
+        nonspeech_share: share of the examples of an epoch that hold silence, noise or
+            music, and `<|im_end|>` as the answer; they come on top of the sources.
         seed: of all that is random.
         epochs: passes before the iterator ends; None goes on for ever.
         needs: of "phonemes" and "tokens": labels without which an example is skipped;
@@ -41,6 +50,10 @@ class DataConfig:
     max_phonemes: tuple[int, ...] | None = None
     max_tokens: tuple[int, ...] | None = None
     speed_perturb: tuple[float, ...] = (1.0,)
+    noise_share: float = 0.0
+    noise_snr: tuple[float, float] = (10.0, 5.0)
+    noise_sources: tuple[str, ...] = ()
+    nonspeech_share: float = 0.0
     seed: int = 0
     epochs: int | None = None
     needs: tuple[str, ...] = ("phonemes", "tokens")
@@ -65,6 +78,11 @@ def make_buckets(config: DataConfig) -> tuple[Bucket, ...]:
         raise ValueError(f"needs {sorted(unknown)}; choose from phonemes, tokens")
     if not config.speed_perturb or min(config.speed_perturb) <= 0:
         raise ValueError(f"speed_perturb {config.speed_perturb}; expected factors > 0")
+    noise.Distribution(config.noise_share, config.noise_snr)  # raises
+    if not 0 <= config.nonspeech_share < 1:
+        raise ValueError(
+            f"nonspeech_share {config.nonspeech_share}; expected 0 (none) to below 1"
+        )
     if config.epochs is not None and config.epochs < 1:
         raise ValueError(f"epochs {config.epochs}; expected at least 1, or None")
     batch = config.batch_size

@@ -1,4 +1,4 @@
-"""One planned batch to arrays: decode, change the speed, label, pad."""
+"""One planned batch to arrays: decode, change the speed, add noise, label, pad."""
 
 from __future__ import annotations
 
@@ -8,14 +8,27 @@ from typing import Any
 import numpy as np
 
 from nim4_jax.data import audio, buckets, transforms
+from nim4_jax.data.augment import Augmenter
 from nim4_jax.data.buckets import Batch, Bucket
+from nim4_jax.data.noise import Draw
 from nim4_jax.data.skips import TOO_SHORT_FOR_CTC
 from nim4_jax.data.survey import Examples
 
 
 @dataclass
 class BatchLoader:
-    """Planned batch → arrays: this host's rows, decoded, labelled and padded."""
+    """Planned batch → arrays: this host's rows, decoded, labelled and padded.
+
+    Attributes:
+        examples: what the plan's indices mean.
+        buckets: shapes.
+        rank: number of this host.
+        hosts: number of hosts.
+        cache_mb: memory for clean samples, MB.
+        check_ctc: whether CTC must be able to align the labels.
+        augmenter: makes what the plan has drawn.
+        cache: of clean samples.
+    """
 
     examples: Examples
     buckets: tuple[Bucket, ...]
@@ -23,6 +36,7 @@ class BatchLoader:
     hosts: int
     cache_mb: float
     check_ctc: bool
+    augmenter: Augmenter
     cache: transforms.SampleCache = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,10 +59,8 @@ class BatchLoader:
         mine = slice(self.rank * share, (self.rank + 1) * share)
         indices = batch.indices[mine]
         skips: list[tuple[str, int, str]] = []
-        rows = [
-            self._load_row(int(index), float(speed), bucket, skips)
-            for index, speed in zip(indices, batch.speeds[mine])
-        ]
+        places = range(mine.start, mine.stop)
+        rows = [self._load_row(batch, place, bucket, skips) for place in places]
         samples, phonemes, tokens = zip(*rows)
         size = round(bucket.seconds * audio.SAMPLE_RATE)
         values, mask = transforms.pad_rows(samples, size, np.float32)
@@ -64,33 +76,81 @@ class BatchLoader:
         return {"arrays": arrays, "skips": skips, "repeated": batch.repeated}
 
     def _load_row(
-        self, index: int, speed: float, bucket: Bucket, skips: list
+        self, batch: Batch, row: int, bucket: Bucket, skips: list
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Samples, phonemes and tokens of one row; all empty if it cannot be used."""
-        nothing = np.zeros(0, np.float32)
-        empty = (nothing, np.zeros(0, np.int32), np.zeros(0, np.int32))
-        if index < 0:
-            return empty
-        examples = self.examples
+        index, speed = int(batch.indices[row]), float(batch.speeds[row])
+        samples = None
+        if index >= self.examples.num_speech:
+            samples = self._make_nonspeech(batch.epoch, index, speed, bucket, skips)
+        elif index >= 0:
+            samples = self._load_speech(index, speed, bucket, skips)
+        if samples is None:
+            nothing = np.zeros(0, np.int32)
+            return np.zeros(0, np.float32), nothing, nothing
+        draw = batch.draws[row] if batch.draws else None
+        if draw:
+            samples = self._add_noise(samples, index, draw, bucket, skips)
+        examples, lengths = self.examples, self.examples.lengths
+        phonemes = examples.phonemes[index][: lengths.phonemes[index]]
+        tokens = examples.tokens[index][: lengths.tokens[index]]
+        return samples, phonemes, tokens
+
+    def _load_speech(
+        self, index: int, speed: float, bucket: Bucket, skips: list
+    ) -> np.ndarray | None:
+        """Clean samples of an example, None if it cannot be used."""
         try:
-            samples, kept = transforms.load_samples(
-                examples.corpus[index],
-                speed=speed,
-                max_seconds=bucket.seconds,
-                cached=self.cache.get(index),
-            )
+            samples = self._read_clean(index, speed, bucket.seconds)
         except audio.AudioError as error:
             skips.append((error.reason, index, str(error)))
-            return empty
-        self.cache.put(index, kept)
-        lengths = examples.lengths
+            return None
+        lengths = self.examples.lengths
         # The plan used the stated duration; the decoded one decides.
         frames = int(buckets.count_encoder_frames(len(samples)))
         need = int(lengths.phonemes[index] + lengths.repeats[index])
         if self.check_ctc and frames < need:
             detail = f"{frames} encoder frames, its labels need {need}"
             skips.append((TOO_SHORT_FOR_CTC, index, detail))
-            return empty
-        phonemes = examples.phonemes[index][: lengths.phonemes[index]]
-        tokens = examples.tokens[index][: lengths.tokens[index]]
-        return samples, phonemes, tokens
+            return None
+        return samples
+
+    def _read_clean(self, index: int, speed: float, max_seconds: float) -> np.ndarray:
+        """Clean samples, from the cache if it has them, and for it if it has room."""
+        samples, kept = transforms.load_samples(
+            self.examples.corpus[index],
+            speed=speed,
+            max_seconds=max_seconds,
+            cached=self.cache.get(index),
+        )
+        self.cache.put(index, kept)
+        return samples
+
+    def _read_voice(self, index: int) -> np.ndarray:
+        """Clean samples of an example that is heard in the background."""
+        return self._read_clean(index, 1.0, self.buckets[-1].seconds)
+
+    def _add_noise(
+        self, samples: np.ndarray, index: int, draw: Draw, bucket: Bucket, skips: list
+    ) -> np.ndarray:
+        """Samples with noise, or as they are where the noise cannot be read."""
+        size = round(bucket.seconds * audio.SAMPLE_RATE)
+        try:
+            return self.augmenter.add_noise(
+                samples, index, draw, size, self._read_voice
+            )
+        except audio.AudioError as error:
+            skips.append((f"noise left out: {error.reason}", index, str(error)))
+            return samples
+
+    def _make_nonspeech(
+        self, epoch: int, index: int, speed: float, bucket: Bucket, skips: list
+    ) -> np.ndarray | None:
+        """Samples without speech, None if noise cannot be read."""
+        seconds = min(self.examples.lengths.seconds[index] / speed, bucket.seconds)
+        size = round(seconds * audio.SAMPLE_RATE)
+        try:
+            return self.augmenter.make_nonspeech(epoch, index, size)
+        except audio.AudioError as error:
+            skips.append((error.reason, index, str(error)))
+            return None

@@ -1,7 +1,8 @@
 """The input pipeline: sources → planned batches → fixed-shape arrays, through Grain.
 
     sources → plan (shuffle, speed, buckets, global batches) → Grain dataset over steps
-            → this host's rows of the batch → decode, resample, speed → labels → padding
+            → this host's rows of the batch → decode, resample, speed, noise → labels
+            → padding
 
 The plan (buckets.py) decides every global batch from (seed, epoch) and the examples'
 lengths before anything is read, so a step number alone says what a batch holds: hosts,
@@ -22,10 +23,13 @@ from typing import Any
 import grain
 import numpy as np
 
-from nim4_jax.data import buckets, sources
+from nim4_jax.data import buckets, nonspeech, sources
+from nim4_jax.data.augment import Augmenter
 from nim4_jax.data.buckets import Batch
 from nim4_jax.data.config import DataConfig, make_buckets
 from nim4_jax.data.loader import BatchLoader
+from nim4_jax.data.noise import Distribution
+from nim4_jax.data.noise_files import NoiseFiles
 from nim4_jax.data.skips import SkipReport
 from nim4_jax.data.survey import Examples, survey
 
@@ -42,8 +46,11 @@ Arrays = dict[str, np.ndarray]
 
 
 def open_corpus(config: DataConfig) -> sources.Corpus:
-    """All examples of a configuration; `index` in a batch is an index into it."""
-    return sources.open_sources(config.sources)[0]
+    """All examples of a configuration; `index` in a batch is an index into it.
+
+    Those without speech come last, with an empty text and empty audio.
+    """
+    return nonspeech.open_examples(config)[0]
 
 
 @dataclass
@@ -84,6 +91,15 @@ class TrainIterator(grain.DatasetIterator):
         self._config = config
         shapes = make_buckets(config)
         corpus = examples.corpus
+        files = None
+        if config.noise_sources and (config.noise_share or config.nonspeech_share):
+            files = NoiseFiles(config.noise_sources, report)
+        augmenter = Augmenter(examples, files, config.seed)
+        distribution = None
+        if config.noise_share:
+            distribution = Distribution(
+                config.noise_share, config.noise_snr, augmenter.kinds
+            )
         groups = [corpus.group(number) for number in range(len(corpus.sources))]
         self.plan = buckets.TrainPlan(
             [group[examples.usable[group]] for group in groups],
@@ -92,14 +108,18 @@ class TrainIterator(grain.DatasetIterator):
             shapes,
             speeds=config.speed_perturb,
             seed=config.seed,
+            distribution=distribution,
+            num_speech=examples.num_speech,
         )
         self.stop = sys.maxsize
         if config.epochs is not None:
             self.stop = self.plan.count_steps(config.epochs)
-        self._fingerprint = _hash_plan(self.plan)
+        self._fingerprint = _hash_plan(self.plan, files)
         self._corpus = corpus
         check = "phonemes" in config.needs
-        loader = BatchLoader(examples, shapes, rank, hosts, config.cache_mb, check)
+        loader = BatchLoader(
+            examples, shapes, rank, hosts, config.cache_mb, check, augmenter
+        )
         self._load = _StepLoader(self.plan, loader)
 
     @property
@@ -128,8 +148,9 @@ class TrainIterator(grain.DatasetIterator):
             raise ValueError(
                 f"the saved data state belongs to plan {state['plan']}, this "
                 f"configuration makes {self._fingerprint}: sources, filters, batch "
-                "sizes, buckets, speeds, seed and tokenizer must be those of the saved "
-                "run; to change them, start the data afresh instead of restoring it"
+                "sizes, buckets, speeds, noise, seed and tokenizer must be those of "
+                "the saved run; to change them, start the data afresh instead of "
+                "restoring it"
             )
         self._stop_inner()
         self.step = int(state["step"])
@@ -184,8 +205,8 @@ def _account(
     return loaded["arrays"]
 
 
-def _hash_plan(plan: buckets.TrainPlan) -> str:
-    """Fingerprint of all that a plan depends on."""
+def _hash_plan(plan: buckets.TrainPlan, files: NoiseFiles | None = None) -> str:
+    """Fingerprint of all that a plan, and the noise in it, depend on."""
     digest = hashlib.sha256()
     lengths = plan.lengths
     arrays = (lengths.seconds, lengths.phonemes, lengths.repeats, lengths.tokens)
@@ -193,6 +214,10 @@ def _hash_plan(plan: buckets.TrainPlan) -> str:
         digest.update(np.ascontiguousarray(array).tobytes())
     facts = (plan.buckets, plan.weights, plan.speeds.tolist(), plan.seed)
     digest.update(repr(facts).encode())
+    if plan.distribution:
+        digest.update(repr(plan.distribution).encode())
+    if files:
+        digest.update(files.seconds.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -216,7 +241,8 @@ def make_train_iterator(
         audio float32 [b, S], audio_mask bool [b, S], phonemes int32 [b, P],
         phonemes_mask bool, tokens int32 [b, L], tokens_mask bool, index int32 [b]
         (into `open_corpus(config)`), valid bool [b] (False: the row could not be read
-        and is masked throughout). S, P, L are fixed per bucket.
+        and is masked throughout). S, P, L are fixed per bucket. A row without speech
+        has no phoneme, one token (`<|im_end|>`), and is valid.
 
     Raises:
         ValueError: bad configuration, bad manifest line, or no usable example.
@@ -235,8 +261,9 @@ def iterate_eval(
 ) -> Iterator[Arrays]:
     """Every example exactly once, shortest first, in the buckets' fixed shapes.
 
-    Weights, speeds, seed and epochs of the configuration do not matter here. The last
-    batch of a bucket is filled with rows of index -1 and `valid` False.
+    Weights, speeds, noise, examples without speech, seed and epochs of the
+    configuration do not matter here. The last batch of a bucket is filled with rows of
+    index -1 and `valid` False.
 
     Args:
         config: what to read; audio longer than the largest bucket is skipped, counted.
@@ -252,7 +279,8 @@ def iterate_eval(
     shapes = make_buckets(config)
     usable = np.flatnonzero(examples.usable)
     plan = buckets.plan_evaluation(usable, examples.lengths, shapes)
-    loader = BatchLoader(examples, shapes, rank, hosts, config.cache_mb, False)
+    clean = Augmenter(examples, None, config.seed)
+    loader = BatchLoader(examples, shapes, rank, hosts, config.cache_mb, False, clean)
     batches = grain.MapDataset.range(len(plan)).map(_PlanLoader(plan, loader))
     ahead = iter(_read_ahead(batches, config))
     try:

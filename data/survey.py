@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nim4_jax.data import audio, buckets, sources, transforms
+from nim4_jax.data import audio, buckets, nonspeech, sources, transforms
 from nim4_jax.data.buckets import Bucket, Lengths
 from nim4_jax.data.config import DataConfig, make_buckets
 from nim4_jax.data.skips import (
@@ -17,6 +17,8 @@ from nim4_jax.data.skips import (
     TOO_SHORT_FOR_CTC,
     SkipReport,
 )
+
+_NONSPEECH = 0x1E46  # stream of random numbers for lengths without speech
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Examples:
         phonemes: phoneme ids of all examples.
         tokens: answer tokens of all examples.
         usable: bool [examples].
+        recordings: int64 [num_speech], equal where the audio is the same.
     """
 
     corpus: sources.Corpus
@@ -38,6 +41,12 @@ class Examples:
     phonemes: transforms.Ragged
     tokens: transforms.Ragged
     usable: np.ndarray
+    recordings: np.ndarray
+
+    @property
+    def num_speech(self) -> int:
+        """Examples from this index on hold no speech."""
+        return len(self.recordings)
 
 
 def survey(config: DataConfig, report: SkipReport, *, training: bool) -> Examples:
@@ -45,6 +54,7 @@ def survey(config: DataConfig, report: SkipReport, *, training: bool) -> Example
 
     In training an example needs audio that fits a bucket and labels that CTC can align.
     In evaluation it needs the audio only: labels that do not fit are left out, counted.
+    Only training has examples without speech.
 
     Raises:
         ValueError: nothing is left.
@@ -54,10 +64,14 @@ def survey(config: DataConfig, report: SkipReport, *, training: bool) -> Example
     seconds = np.zeros(len(corpus))
     usable = np.ones(len(corpus), bool)
     texts, origins = [], []
+    numbers: dict[str, int] = {}  # of recordings, by name
+    recordings = []
     for index in range(len(corpus)):
         record = corpus[index]
         texts.append(record["text"])
         origins.append(record["origin"])
+        name = transforms.name_record(record)
+        recordings.append(numbers.setdefault(name, len(numbers)))
         try:
             seconds[index] = _measure(record, shapes[-1].seconds)
         except audio.AudioError as error:
@@ -77,7 +91,43 @@ def survey(config: DataConfig, report: SkipReport, *, training: bool) -> Example
         lengths = _leave_out(lengths, np.any(list(misfits.values()), axis=0))
     if not usable.any():
         raise ValueError(f"no example can be used:\n{report.summary()}")
-    return Examples(corpus, weights, lengths, spoken, written, usable)
+    examples = Examples(
+        corpus, weights, lengths, spoken, written, usable, np.array(recordings)
+    )
+    wanted = training and config.nonspeech_share
+    return _append_nonspeech(config, examples) if wanted else examples
+
+
+def _append_nonspeech(config: DataConfig, speech: Examples) -> Examples:
+    """The examples and, behind them, those without speech, as long as speech is.
+
+    `open_examples` cannot know which examples are usable, and makes enough for all.
+    """
+    corpus, weights = nonspeech.open_examples(config)
+    extra = len(corpus) - len(speech.corpus)
+    groups = [speech.corpus.group(n) for n in range(len(speech.corpus.sources))]
+    sizes = [np.count_nonzero(speech.usable[group]) for group in groups]
+    wanted = nonspeech.count_examples(config.nonspeech_share, sizes, speech.weights)
+    rng = np.random.default_rng((config.seed, _NONSPEECH))
+    seconds = rng.choice(speech.lengths.seconds[speech.usable], extra)
+    spoken, written = transforms.encode_text(
+        [None] * extra, config.needs, config.tokenizer
+    )
+    lengths = buckets.Lengths(
+        np.concatenate([speech.lengths.seconds, seconds]),
+        np.concatenate([speech.lengths.phonemes, spoken.lengths]),
+        np.concatenate([speech.lengths.repeats, spoken.count_repeats()]),
+        np.concatenate([speech.lengths.tokens, written.lengths]),
+    )
+    return Examples(
+        corpus,
+        weights,
+        lengths,
+        speech.phonemes.join(spoken),
+        speech.tokens.join(written),
+        np.concatenate([speech.usable, np.arange(extra) < wanted]),
+        speech.recordings,
+    )
 
 
 def _measure(record: sources.Record, max_seconds: float) -> float:

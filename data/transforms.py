@@ -31,6 +31,14 @@ class Ragged:
         end = self._ends[index]
         return self._flat[end - self.lengths[index] : end]
 
+    def join(self, other: Ragged) -> Ragged:
+        """The rows of this one, then those of the other."""
+        joined = Ragged(())
+        joined.lengths = np.concatenate([self.lengths, other.lengths])
+        joined._ends = np.cumsum(joined.lengths)
+        joined._flat = np.concatenate([self._flat, other._flat])
+        return joined
+
     def count_repeats(self) -> np.ndarray:
         """Neighbouring equal ids within each row, int64 [rows]."""
         row = np.repeat(np.arange(len(self)), self.lengths)
@@ -39,12 +47,18 @@ class Ragged:
 
 
 def encode_text(
-    texts: Sequence[str], needs: Sequence[str], tokenizer: str | None
+    texts: Sequence[str | None], needs: Sequence[str], tokenizer: str | None
 ) -> tuple[Ragged, Ragged]:
     """Phoneme ids and answer tokens of transcripts.
 
+        text            phonemes   tokens
+        "hello"         HH AH …    hello <|im_end|>
+        "" (unknown)    none       none
+        None (silence)  none       <|im_end|>
+
     Args:
-        texts: transcripts; an empty one gives no label at all.
+        texts: transcripts; an empty one is missing and gives no label at all, None says
+            that there is nothing to write.
         needs: of "phonemes" and "tokens"; what is not needed is left empty.
         tokenizer: path to a tokenizer.json; None leaves the tokens empty.
 
@@ -54,10 +68,11 @@ def encode_text(
     encode = _open_encoder(tokenizer) if tokenizer and "tokens" in needs else None
     spoken, written = [], []
     for text in texts:
-        filled = bool(text.strip())
+        filled = bool(text and text.strip())
         ids = phonemes.encode_phonemes(text) if filled and "phonemes" in needs else ()
         spoken.append(ids)
-        written.append(encode(text) if filled and encode else ())
+        known = filled or text is None
+        written.append(encode(text or "") if known and encode else ())
     return Ragged(spoken), Ragged(written)
 
 
@@ -137,6 +152,11 @@ def load_samples(
             max_seconds=limit * speed,
         )
         kept = audio.to_int16(decoded)
+    elif len(kept) > limit * speed * audio.SAMPLE_RATE:
+        # Read before for a larger bucket: what a cache holds must not show.
+        name, seconds = name_record(record), len(kept) / audio.SAMPLE_RATE
+        detail = f"{seconds:.2f} s, the limit is {limit * speed:.2f} s"
+        raise audio.AudioError("too long", name, detail)
     samples = audio.change_speed(audio.to_float32(kept), speed)
     size = round(max_seconds * audio.SAMPLE_RATE)
     return samples[:size], kept

@@ -167,3 +167,32 @@ def test_blocks_are_the_whole(tmp_path, rate, seconds):
 def test_blocks_of_no_length(tmp_path):
     with pytest.raises(ValueError, match="at least one sample"):
         list(audio.read_blocks(tmp_path / "a.wav", 0))
+
+
+@pytest.mark.parametrize("suffix, form, subtype", FORMATS)
+def test_a_piece_is_that_part_of_the_whole(tmp_path, suffix, form, subtype):
+    path = tmp_path / f"a.{suffix}"
+    halves = [np.sin(2 * np.pi * hz * np.arange(48_000) / 48_000) for hz in (300, 900)]
+    samples = 0.3 * np.concatenate(halves)
+    soundfile.write(path, samples, 48_000, subtype=subtype, format=form)
+    for source in (path, path.read_bytes(), samples.astype(np.float32)):
+        for start, pitch in ((0.2, 300), (1.2, 900)):
+            piece = audio.decode_piece(source, start, 0.5, sample_rate=48_000)
+            assert piece.dtype == np.float32 and len(piece) == 8000
+            assert abs(find_pitch(piece) - pitch) < 5
+        # What lies behind the end is not there.
+        assert len(audio.decode_piece(source, 1.5, 2.0, sample_rate=48_000)) < 10_000
+
+
+def test_a_piece_of_lossless_audio_is_exact(tmp_path):
+    values = np.random.default_rng(0).integers(-32768, 32768, 5000).astype(np.int16)
+    soundfile.write(tmp_path / "a.flac", values, 16000, subtype="PCM_16")
+    piece = audio.decode_piece(tmp_path / "a.flac", 0.1, 0.05)
+    np.testing.assert_array_equal(piece, values[1600:2400] / np.float32(32768))
+
+
+def test_no_piece_behind_the_end(tmp_path, make_tone):
+    soundfile.write(tmp_path / "a.wav", make_tone(1.0), 16000)
+    for source in (tmp_path / "a.wav", make_tone(1.0)):
+        with pytest.raises(audio.AudioError, match="zero length"):
+            audio.decode_piece(source, 2.0, 1.0)

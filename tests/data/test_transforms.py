@@ -4,10 +4,12 @@ import itertools
 import pickle
 
 import numpy as np
+import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.data import pipeline, transforms
+from nim4_jax.data import audio, pipeline, transforms
 from nim4_jax.data.pipeline import DataConfig
 from nim4_jax.text import tokenizer
 
@@ -21,6 +23,15 @@ def test_ragged_rows_are_the_rows(rows):
     assert ragged.lengths.tolist() == [len(row) for row in rows]
     repeats = [sum(a == b for a, b in itertools.pairwise(row)) for row in rows]
     assert ragged.count_repeats().tolist() == repeats
+
+
+@given(rows_of_ids, rows_of_ids)
+def test_ragged_rows_are_joined(first, second):
+    joined = transforms.Ragged(first).join(transforms.Ragged(second))
+    whole = transforms.Ragged(first + second)
+    assert [joined[i].tolist() for i in range(len(joined))] == first + second
+    assert joined.lengths.tolist() == whole.lengths.tolist()
+    assert joined.count_repeats().tolist() == whole.count_repeats().tolist()
 
 
 @given(rows_of_ids.filter(bool), st.integers(0, 4))
@@ -66,3 +77,32 @@ def test_tokens_end_with_the_end_of_turn(corpus_path, tmp_path):
         tokens = batch["tokens"][row][batch["tokens_mask"][row]].tolist()
         assert tokens[-1] == model.end_id
         assert model.decode(tokens[:-1]) == corpus[int(index)]["text"]
+
+
+def test_nothing_said_is_not_a_missing_transcript(tmp_path):
+    model = tokenizer.train(["hi", "好", "hello there"], 400)
+    path = str(tmp_path / "tokenizer.json")
+    model.save(path)
+    texts = ["hi", "", "  ", None]
+    spoken, written = transforms.encode_text(texts, ("phonemes", "tokens"), path)
+    assert [len(spoken[row]) > 0 for row in range(4)] == [True, False, False, False]
+    assert written[0][-1] == model.end_id and len(written[0]) > 1
+    assert [written[row].tolist() for row in (1, 2, 3)] == [[], [], [model.end_id]]
+    _, written = transforms.encode_text([None], ("phonemes",), path)
+    assert not len(written[0])
+
+
+def test_what_the_cache_holds_is_no_longer_than_the_bucket(tmp_path, make_tone):
+    soundfile.write(tmp_path / "a.wav", make_tone(1.5), 16000)
+    record = {"audio": str(tmp_path / "a.wav"), "origin": "m.jsonl:1"}
+    kept = None
+    for _ in range(2):  # the second time from the cache
+        for speed, limit in ((1.0, 1.0), (1.4, 1.0), (0.9, 1.5)):
+            with pytest.raises(audio.AudioError, match="too long"):
+                transforms.load_samples(
+                    record, speed=speed, max_seconds=limit, cached=kept
+                )
+        samples, kept = transforms.load_samples(
+            record, speed=1.0, max_seconds=1.5, cached=kept
+        )
+        assert len(samples) == len(kept) == 24_000

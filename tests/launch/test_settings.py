@@ -88,7 +88,11 @@ def test_what_does_not_fit_is_named_by_its_path(values, message):
 @pytest.mark.parametrize(
     "path, value, message",
     [
-        ("loss.kind", "ctc", r"config\.loss\.kind='ctc'.*'cr_ctc', 'read_phonemes'"),
+        (
+            "loss.kind",
+            "ctc",
+            r"config\.loss\.kind='ctc'.*'cr_ctc', 'grpo', 'read_phonemes'",
+        ),
         ("data.kind", "video", r"config\.data\.kind='video'.*'speech', 'text'"),
         ("model.policy.compute", "int8", r"policy\.compute='int8'.*bfloat16.*float32"),
         ("model.encoder.num_heads", 5, r"width 144.*num_heads 5"),

@@ -16,7 +16,6 @@ from nim4_jax.train import state as train_state
 from nim4_jax.train.optim import OptimizerConfig
 from nim4_jax.train.recipes import Recipe
 from nim4_jax.train.step import make_train_step
-from tests import tiny_training as tiny
 
 SAMPLES = 4
 WANTED = 7
@@ -42,7 +41,7 @@ class Count:
         return hits.reshape(len(said), -1).astype(np.float32)
 
 
-def make_recipe(judge=None, beta=0.04, rate=3e-3, **settings):
+def make_recipe(tiny, judge=None, beta=0.04, rate=3e-3):
     loss = Grpo(
         tiny.PROMPT,
         judge or Count(),
@@ -51,14 +50,13 @@ def make_recipe(judge=None, beta=0.04, rate=3e-3, **settings):
         samples=SAMPLES,
         budget=Budget(first=3, per_second=4.0, most=6),
         chunks=tiny.FULL,
-        **settings,
     )
     rules = (("(reference|cmvn|ctc_head)/.*", None), (".*", 1.0))
     optimizer = OptimizerConfig(peak_rate=rate, warmup_steps=1, weight_decay=0.0)
     return Recipe(loss, rules, optimizer, steps=100, reference=beta > 0)
 
 
-def start(recipe):
+def start(tiny, recipe):
     model = tiny.Asr(tiny.CONFIG)
     params = train_state.init_params(model, recipe, tiny.make_batch(0), 0)
     params = train_state.add_reference(params, recipe)
@@ -67,8 +65,8 @@ def start(recipe):
     return state, jax.jit(make_train_step(model, recipe, tx))
 
 
-def test_the_first_step_has_ratio_one_and_clips_nothing():
-    state, step = start(make_recipe())
+def test_the_first_step_has_ratio_one_and_clips_nothing(tiny):
+    state, step = start(tiny, make_recipe(tiny))
     _, metrics = step(state, tiny.make_batch(0))
     assert float(metrics["ratio"]) == 1.0 and float(metrics["clip_fraction"]) == 0.0
     assert float(metrics["kl"]) == pytest.approx(0.0, abs=1e-6)
@@ -76,7 +74,7 @@ def test_the_first_step_has_ratio_one_and_clips_nothing():
     assert float(metrics["temperature"]) == pytest.approx(1.0)
 
 
-def test_each_utterance_is_heard_once_however_many_samples(monkeypatch):
+def test_each_utterance_is_heard_once_however_many_samples(tiny, monkeypatch):
     rows = []
     heard = Conformer.__call__
 
@@ -85,8 +83,8 @@ def test_each_utterance_is_heard_once_however_many_samples(monkeypatch):
         return heard(self, features, *rest)
 
     for beta, passes in ((0.0, 1), (0.04, 2)):  # the frozen policy has its own encoder
-        recipe = make_recipe(beta=beta)
-        state, _ = start(recipe)
+        recipe = make_recipe(tiny, beta=beta)
+        state, _ = start(tiny, recipe)
         batch = tiny.make_batch(0)
         with monkeypatch.context() as patch:
             patch.setattr(Conformer, "__call__", count)
@@ -102,8 +100,8 @@ def test_each_utterance_is_heard_once_however_many_samples(monkeypatch):
         assert rows == [batch.audio.mask.shape[0]] * passes
 
 
-def test_what_is_rewarded_grows_and_the_reference_stays():
-    state, step = start(make_recipe())
+def test_what_is_rewarded_grows_and_the_reference_stays(tiny):
+    state, step = start(tiny, make_recipe(tiny))
     before = jax.device_get(state.params)
     earned = []
     for number in range(60):
@@ -116,19 +114,19 @@ def test_what_is_rewarded_grows_and_the_reference_stays():
         jax.tree.map(np.testing.assert_array_equal, before[name], after[name])
 
 
-def test_equal_rewards_teach_nothing():
+def test_equal_rewards_teach_nothing(tiny):
     class Same(Count):
         def __call__(self, ids, mask, said, said_mask):
             return np.full((len(said), SAMPLES), 0.7, np.float32)
 
-    state, step = start(make_recipe(Same(), beta=0.0))
+    state, step = start(tiny, make_recipe(tiny, Same(), beta=0.0))
     _, metrics = step(state, tiny.make_batch(0))
     assert float(metrics["flat_groups"]) == 1.0
     assert float(metrics["gradient_norm"]) == 0.0
 
 
-def test_a_step_is_the_same_whenever_it_is_done():
-    state, step = start(make_recipe())
+def test_a_step_is_the_same_whenever_it_is_done(tiny):
+    state, step = start(tiny, make_recipe(tiny))
     one, _ = step(state, tiny.make_batch(0))
     two, _ = step(state, tiny.make_batch(0))
     jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
@@ -146,6 +144,6 @@ def test_the_judge_reads_tokens_as_text():
     assert earned[1, 0] == 1.0 and earned[1, 1] == pytest.approx(-0.5)
 
 
-def test_a_group_of_one_is_refused():
+def test_a_group_of_one_is_refused(tiny):
     with pytest.raises(ValueError, match=r"loss\.samples=1"):
         Grpo(tiny.PROMPT, Count(), steps=1, samples=1)

@@ -1,0 +1,123 @@
+"""Examples in which nobody speaks: silence, noise, music, and nothing to write.
+
+They stand behind the examples of the sources as one more source. Each has a length, as
+speech has it; what it sounds like is drawn anew from (seed, epoch, index).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from nim4_jax.data import noise, noise_synthesis, sources
+from nim4_jax.data.config import DataConfig
+
+SYNTHETIC = ("silence", "vehicle", "music")
+"""Kinds where there are no recordings of noise."""
+
+RECORDED = ("silence", "recorded", "recorded")
+"""Kinds where there are some."""
+
+_MUTE = 0.25  # share of silence that is digital
+_HUSH = (-90.0, -50.0)  # dB below full scale, the level of silence that is not
+_LOUD = (-50.0, -15.0)  # and that of noise and music
+
+ReadNoise = Callable[[np.random.Generator, int], np.ndarray]
+
+
+class NonSpeech:
+    """A source of `count` records without words.
+
+    Their audio is empty, because the pipeline makes it anew in every epoch.
+    """
+
+    def __init__(self, count: int):
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> sources.Record:
+        if not 0 <= index < self._count:
+            raise IndexError(f"record {index} of {self._count} without speech")
+        return {
+            "audio": np.zeros(0, np.float32),
+            "sample_rate": None,
+            "text": "",
+            "lang": "auto",
+            "keywords": (),
+            "id": f"nonspeech-{index}",
+            "duration": None,
+            "origin": f"nonspeech:{index}",
+        }
+
+
+def count_examples(share: float, sizes: Sequence[int], weights: Sequence[float]) -> int:
+    """How many examples an epoch needs for `share` of it to be without speech.
+
+    Args:
+        share: in [0, 1).
+        sizes: examples of each source.
+        weights: passes over each source in one epoch.
+    """
+    speech = sum(size * weight for size, weight in zip(sizes, weights))
+    return round(share / (1 - share) * speech)
+
+
+def open_examples(config: DataConfig) -> tuple[sources.Corpus, list[float]]:
+    """The sources of a configuration, and one without speech if there shall be some.
+
+    Returns:
+        As `sources.open_sources`; `NonSpeech` comes last and has weight 1.
+    """
+    corpus, weights = sources.open_sources(config.sources)
+    if not config.nonspeech_share:
+        return corpus, weights
+    sizes = [len(source) for source in corpus.sources]
+    extra = NonSpeech(count_examples(config.nonspeech_share, sizes, weights))
+    return sources.Corpus([*corpus.sources, extra]), [*weights, 1.0]
+
+
+def draw(rng: np.random.Generator, kinds: Sequence[str]) -> tuple[str, float]:
+    """What is heard where nobody speaks.
+
+    Args:
+        rng: consumed by the same amount whatever is drawn.
+        kinds: `SYNTHETIC` or `RECORDED`, each entry as likely as any other.
+
+    Returns:
+        Kind, and level in dB below full scale (root mean square): −∞ for a quarter of
+        silence, the rest of it −90 to −50, everything else −50 to −15.
+    """
+    kind = kinds[rng.integers(len(kinds))]
+    mute, height = rng.random(2)
+    low, high = _HUSH if kind == "silence" else _LOUD
+    level = low + (high - low) * height
+    return kind, -np.inf if kind == "silence" and mute < _MUTE else level
+
+
+def make(
+    rng: np.random.Generator, size: int, read_noise: ReadNoise | None
+) -> Float[np.ndarray, " S"]:
+    """The samples of one example.
+
+    Args:
+        rng: of this example and epoch.
+        size: samples.
+        read_noise: (rng, size) → samples, from recordings; None where there are none.
+
+    Returns:
+        float32 [size] in [-1, 1).
+    """
+    kind, level = draw(rng, RECORDED if read_noise else SYNTHETIC)
+    if kind == "silence":
+        samples = noise_synthesis.make_hush(rng, size)
+    elif kind == "recorded" and read_noise:
+        samples = read_noise(rng, size)
+    elif kind == "vehicle":
+        samples = noise_synthesis.make_vehicle(rng, size)
+    else:
+        samples = noise_synthesis.make_music(rng, size)
+    return noise.limit_peak(noise.set_level(samples, level))
