@@ -61,13 +61,6 @@ class Windows:
         heads = self.phonemes[:, 0].astype(np.int64) << 8 | self.phonemes[:, 1]
         return np.searchsorted(heads, np.arange(256 * 257))
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return sum(
-            getattr(self, field.name).nbytes for field in dataclasses.fields(self)
-        )
-
 
 def mark(machine: Automaton) -> Windows:
     """Windows of all keys of WIDTH … LONGEST phonemes, in ascending order."""
