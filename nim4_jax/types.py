@@ -71,9 +71,12 @@ class AsrBatch:
         tokens: Labels, the transcript's tokens followed by `<|im_end|>`.
         suffix: Labels, what follows the speech in each row's prompt, where rows have
             hints of their own.
+        wanted: Labels, names that each transcript should have, as `prompt.encode_names`
+            writes them; for rewards.
     """
 
     audio: Frames
     phonemes: Labels
     tokens: Labels
     suffix: Labels | None = None
+    wanted: Labels | None = None

@@ -17,7 +17,7 @@ Source: NIM4-ASR §2.4.1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -106,3 +106,26 @@ def pack_suffixes(
 def encode_answer(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a transcript and the `<|im_end|>` that ends it."""
     return [*tokenizer.encode(text), tokenizer.end_id]
+
+
+def encode_names(tokenizer: Tokenizer, names: Sequence[str]) -> list[int]:
+    """Ids of names, `<|im_end|>` after each, to travel in arrays."""
+    return [i for name in names for i in encode_answer(tokenizer, name)]
+
+
+def decode_names(decode: Callable[[list[int]], str], ids, end_id: int) -> list[str]:
+    """The names of `encode_names`.
+
+    Args:
+        decode: ids → text.
+        ids: without padding.
+        end_id: what ends a name; a name that was cut off is left out.
+    """
+    names, name = [], []
+    for i in map(int, ids):
+        if i == end_id:
+            names.append(decode(name))
+            name = []
+        else:
+            name.append(i)
+    return [text for text in names if text]

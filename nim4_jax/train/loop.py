@@ -33,6 +33,7 @@ def to_batch(arrays: Arrays) -> AsrBatch:
         phonemes=read("phonemes"),
         tokens=read("tokens"),
         suffix=read("suffix") if "suffix" in arrays else None,
+        wanted=read("wanted") if "wanted" in arrays else None,
     )
 
 

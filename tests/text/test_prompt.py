@@ -72,3 +72,12 @@ def test_packed_suffixes_are_the_suffixes_in_one_width(hints):
         assert not ids[row][~mask[row]].any()
     with pytest.raises(ValueError, match="there is room for 3"):
         prompt.pack_suffixes(TOKENIZER, hints, 3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text(min_size=1, max_size=8), max_size=4), st.integers(0, 30))
+def test_names_travel_as_ids_and_a_cut_one_is_left_out(names, cut):
+    ids = prompt.encode_names(TOKENIZER, names)
+    assert prompt.decode_names(TOKENIZER.decode, ids, END) == names
+    short = prompt.decode_names(TOKENIZER.decode, ids[: len(ids) - cut], END)
+    assert short == names[: len(short)]
