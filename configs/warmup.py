@@ -24,8 +24,18 @@ def get_config(size: str = "") -> ConfigDict:
             "sources": ("grammar:commands",),
             "batch_size": 64,
             "max_phonemes": (14, 20, 28, 44),
-            "max_tokens": 20,
+            "max_tokens": 24,
             "seed": 0,
+            # A pretrained LLM can spell names that it never met, and looks for them in
+            # its prompt; this one has to learn so much of it here.
+            "open_names": 0.5,
+            "hints": {
+                "p_keyword": 0.8,
+                "p_none": 0.4,
+                "p_misleading": 0.1,
+                "extra": 4,
+            },
+            "suffix_tokens": 40,
         }
     )
     config.loss = ConfigDict({"kind": "read_phonemes", "corrupt": 0.12})

@@ -21,6 +21,7 @@ VERSION = "1.0.0"
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "commands": ("train", "test"),
     "prompts": ("test",),
+    "names": ("test",),
 }
 TEXT_FIELDS = ("id", "text", "lang", "voice")
 
@@ -75,11 +76,22 @@ class Commands(ManifestBuilder):
     DESCRIPTION = "In-car commands spoken by Kokoro-82M; see data/bundled/README.md."
 
 
+class Names(ManifestBuilder):
+    """Synthetic in-car commands with names that no training text has."""
+
+    SPLIT_NAMES = SPLITS["names"]
+    DESCRIPTION = "Commands with held-out names; see data/bundled/README.md."
+
+
 class Prompts(ManifestBuilder):
     """Human English: telephone prompts."""
 
     SPLIT_NAMES = SPLITS["prompts"]
     DESCRIPTION = "Asterisk voice prompts, CC-BY-SA-3.0; see data/bundled/README.md."
+
+
+OF_KIND: Mapping[str, type[ManifestBuilder]] = {"commands": Commands, "names": Names}
+"""What launch/make_corpus.py makes."""
 
 
 def read_manifest(manifest: Path) -> Iterator[dict[str, Any]]:
@@ -167,8 +179,8 @@ def open_bundled(name: str, split: str) -> Recordings:
     """Open a data set that ships with the project.
 
     Args:
-        name: "commands" or "prompts".
-        split: "train" or "test"; prompts have "test" only.
+        name: "commands", "prompts" or "names".
+        split: "train" or "test"; only commands have both.
 
     Raises:
         ValueError: unknown name or split; the message lists what there is.

@@ -8,6 +8,7 @@ import numpy as np
 
 from nim4_jax.data import noise
 from nim4_jax.data.buckets import Bucket
+from nim4_jax.data.hints import HintData
 
 _LABELS_PER_SECOND = 16  # default label width; fast English is 14 phonemes a second
 
@@ -32,6 +33,9 @@ class DataConfig:
             otherwise.
         nonspeech_share: share of the examples of an epoch that hold silence, noise or
             music, and `<|im_end|>` as the answer; they come on top of the sources.
+        long_seconds: from this length on a recording is a long one.
+        long_weight: further passes over the long recordings in one epoch; 0 for none.
+        hints: names in the prompt of each example; None leaves all prompts alike.
         seed: of all that is random.
         epochs: passes before the iterator ends; None goes on for ever.
         needs: of "phonemes" and "tokens": labels without which an example is skipped;
@@ -54,6 +58,9 @@ class DataConfig:
     noise_snr: tuple[float, float] = (10.0, 5.0)
     noise_sources: tuple[str, ...] = ()
     nonspeech_share: float = 0.0
+    long_seconds: float = 10.0
+    long_weight: float = 0.0
+    hints: HintData | None = None
     seed: int = 0
     epochs: int | None = None
     needs: tuple[str, ...] = ("phonemes", "tokens")
@@ -82,6 +89,10 @@ def make_buckets(config: DataConfig) -> tuple[Bucket, ...]:
     if not 0 <= config.nonspeech_share < 1:
         raise ValueError(
             f"nonspeech_share {config.nonspeech_share}; expected 0 (none) to below 1"
+        )
+    if not 0 <= config.long_weight < float("inf"):
+        raise ValueError(
+            f"long_weight {config.long_weight}; expected passes, 0 or more"
         )
     if config.epochs is not None and config.epochs < 1:
         raise ValueError(f"epochs {config.epochs}; expected at least 1, or None")

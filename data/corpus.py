@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from nim4_jax.data import grammar, synthesis
+from nim4_jax.data import grammar, open_names, synthesis
 
 TEST_COUNT = 170  # utterances, whatever the corpus's size: figures stay comparable
+_NAMES = 0x4A3E  # stream of random numbers of the names corpus
 MAX_REPEATS = 3  # training utterances of one text: short commands are few
 
 
@@ -24,10 +27,11 @@ class Utterance:
     split: str
     command: grammar.Command
     delivery: synthesis.Delivery
+    corpus: str = "commands"
 
     @property
     def id(self) -> str:
-        return f"commands-{self.index:06d}"
+        return f"{self.corpus}-{self.index:06d}"
 
     def describe(self, audio: str, samples: int) -> dict[str, Any]:
         """Its manifest record.
@@ -76,6 +80,34 @@ def plan_utterances(seed: int) -> Iterator[Utterance]:
         index += 1
 
 
+def plan_names(seed: int) -> Iterator[Utterance]:
+    """The endless list of test utterances whose names training never meets.
+
+    Not in the lists, not in the open names of a warm-up; in each there is one at least.
+    """
+    langs = _deal_languages()
+    draw_name = functools.partial(open_names.sample, held_out=True)
+    for index in itertools.count():
+        lang = next(langs)
+        rng = np.random.default_rng([seed, index, _NAMES])
+        while True:
+            command = grammar.sample(rng, lang, draw_name=draw_name)
+            words = {word for name in command.keywords for word in name.split()}
+            if words and not words & _load_listed():
+                break
+        delivery = synthesis.sample_delivery(rng, lang, "test")
+        yield Utterance(index, "test", command, delivery, "names")
+
+
+@functools.cache
+def _load_listed() -> frozenset[str]:
+    """Words of English names and whole Chinese names that the lists hold."""
+    names = (
+        name for lists in grammar.WORDLISTS for name in grammar.load_wordlist(lists)
+    )
+    return frozenset(word for name in names for word in name.split())
+
+
 def _deal_languages() -> Iterator[str]:
     """Languages in the shares of LANGUAGE_MIX: always the one furthest behind."""
     dealt = dict.fromkeys(grammar.LANGUAGE_MIX, 0)
@@ -94,18 +126,20 @@ class Journal:
     the same journal goes on to a longer corpus.
     """
 
-    def __init__(self, out: Path, seed: int, hours: float) -> None:
+    def __init__(
+        self, out: Path, seed: int, hours: float, kind: str = "commands"
+    ) -> None:
         """Open or begin the journal of a corpus folder.
 
         Raises:
-            ValueError: the journal belongs to another seed.
+            ValueError: the journal belongs to another seed or kind of corpus.
         """
         self.path = out / "journal.jsonl"
         self.wanted = hours * 3600
         self.spoken: dict[int, dict[str, Any]] = {}
         self.prefix: list[dict[str, Any]] = []
         self.prefix_seconds = 0.0
-        plan = {"seed": seed}
+        plan = {"seed": seed} | ({"kind": kind} if kind != "commands" else {})
         out.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
             content = json.dumps(plan) + "\n"
@@ -116,7 +150,7 @@ class Journal:
         if found != plan:
             raise ValueError(
                 f"{self.path} belongs to the plan {found}, asked for {plan}: pass the "
-                "same --seed, or another --out"
+                "same --seed and --kind, or another --out"
             )
         if cut:  # the line that a kill cut short
             content = "".join(f"{line}\n" for line in lines)
@@ -148,9 +182,13 @@ class Journal:
             self.prefix_seconds += self.prefix[-1]["duration"]
 
 
+PLANS = {"commands": plan_utterances, "names": plan_names}
+
+
 def write_manifests(out: Path, records: list[dict[str, Any]]) -> None:
     """Write manifest.jsonl and one manifest for each split."""
-    for name in ("manifest", "train", "test"):
+    splits = sorted({record["split"] for record in records})
+    for name in ("manifest", *splits):
         chosen = [r for r in records if name in ("manifest", r["split"])]
         lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in chosen)
         synthesis.write_atomically(out / f"{name}.jsonl", lines.encode("utf8"))

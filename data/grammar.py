@@ -31,6 +31,7 @@ NAME_SLOTS = {  # a slot whose filling is a keyword -> the list that fills it
     "song_zh": "songs_zh",
     "artist_zh": "artists_zh",
 }
+DrawName = Callable[[np.random.Generator, str], str]
 WORDLISTS = (*NAME_SLOTS.values(), "first_en", "last_en")
 
 
@@ -68,7 +69,10 @@ def is_held_out(text: str) -> bool:
 
 
 def sample(
-    rng: np.random.Generator, lang: str, held_out: bool | None = None
+    rng: np.random.Generator,
+    lang: str,
+    held_out: bool | None = None,
+    draw_name: DrawName | None = None,
 ) -> Command:
     """Draw one command.
 
@@ -76,6 +80,7 @@ def sample(
         rng: the source of randomness, advanced by the draw.
         lang: "en", "zh" or "mixed" (Mandarin with English names).
         held_out: True draws test texts only, False training texts only, None both.
+        draw_name: gives the names instead of the lists; (rng, "en" or "zh") → name.
 
     Raises:
         ValueError: unknown language; the message lists the languages.
@@ -83,7 +88,7 @@ def sample(
     if lang not in LANGUAGES:
         raise ValueError(f"unknown language {lang!r}; choose from {LANGUAGES}")
     while True:
-        command = _draw(rng, lang)
+        command = _draw(rng, lang, draw_name)
         if held_out is None or is_held_out(command.text) == held_out:
             return command
 
@@ -117,7 +122,7 @@ def iterate_texts(
         drawn += 1
 
 
-def _draw(rng: np.random.Generator, lang: str) -> Command:
+def _draw(rng: np.random.Generator, lang: str, draw_name: DrawName | None) -> Command:
     """One command, whichever split it belongs to."""
     groups = templates.TEMPLATES[lang]
     weights = np.array([group.weight for group in groups])
@@ -127,8 +132,12 @@ def _draw(rng: np.random.Generator, lang: str) -> Command:
 
     def fill(match: re.Match[str]) -> str:
         slot = match[1]
-        value = _fill_slot(rng, slot)
-        if slot in NAME_SLOTS or slot == "person_en":
+        is_name = slot in NAME_SLOTS or slot == "person_en"
+        if draw_name and is_name:
+            value = draw_name(rng, slot.rpartition("_")[2])
+        else:
+            value = _fill_slot(rng, slot)
+        if is_name:
             keywords.append(value)
         return value
 

@@ -10,6 +10,7 @@ import numpy as np
 from nim4_jax.data import audio, buckets, transforms
 from nim4_jax.data.augment import Augmenter
 from nim4_jax.data.buckets import Batch, Bucket
+from nim4_jax.data.hints import HintDrawer
 from nim4_jax.data.noise import Draw
 from nim4_jax.data.skips import TOO_SHORT_FOR_CTC
 from nim4_jax.data.survey import Examples
@@ -27,6 +28,7 @@ class BatchLoader:
         cache_mb: memory for clean samples, MB.
         check_ctc: whether CTC must be able to align the labels.
         augmenter: makes what the plan has drawn.
+        hints: draws names for the prompts; None for none.
         cache: of clean samples.
     """
 
@@ -37,6 +39,7 @@ class BatchLoader:
     cache_mb: float
     check_ctc: bool
     augmenter: Augmenter
+    hints: HintDrawer | None = None
     cache: transforms.SampleCache = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,6 +74,8 @@ class BatchLoader:
         ):
             values, mask = transforms.pad_rows(labels, width, np.int32)
             arrays |= {name: values, f"{name}_mask": mask}
+        if self.hints:
+            arrays |= self.hints.load(batch.epoch, indices)
         arrays["index"] = indices.astype(np.int32)
         arrays["valid"] = np.array([len(row) > 0 for row in samples])
         return {"arrays": arrays, "skips": skips, "repeated": batch.repeated}

@@ -27,6 +27,7 @@ from nim4_jax.data import buckets, nonspeech, sources
 from nim4_jax.data.augment import Augmenter
 from nim4_jax.data.buckets import Batch
 from nim4_jax.data.config import DataConfig, make_buckets
+from nim4_jax.data.hints import HintDrawer
 from nim4_jax.data.loader import BatchLoader
 from nim4_jax.data.noise import Distribution
 from nim4_jax.data.noise_files import NoiseFiles
@@ -100,10 +101,10 @@ class TrainIterator(grain.DatasetIterator):
             distribution = Distribution(
                 config.noise_share, config.noise_snr, augmenter.kinds
             )
-        groups = [corpus.group(number) for number in range(len(corpus.sources))]
+        groups, weights = _group(config, examples)
         self.plan = buckets.TrainPlan(
-            [group[examples.usable[group]] for group in groups],
-            examples.weights,
+            groups,
+            weights,
             examples.lengths,
             shapes,
             speeds=config.speed_perturb,
@@ -114,11 +115,15 @@ class TrainIterator(grain.DatasetIterator):
         self.stop = sys.maxsize
         if config.epochs is not None:
             self.stop = self.plan.count_steps(config.epochs)
-        self._fingerprint = _hash_plan(self.plan, files)
+        hints = None
+        if config.hints:
+            speech = sources.Corpus(corpus.sources[: len(config.sources)])
+            hints = HintDrawer.open(config.hints, speech, config.tokenizer, config.seed)
+        self._fingerprint = _hash_plan(self.plan, files, hints)
         self._corpus = corpus
         check = "phonemes" in config.needs
         loader = BatchLoader(
-            examples, shapes, rank, hosts, config.cache_mb, check, augmenter
+            examples, shapes, rank, hosts, config.cache_mb, check, augmenter, hints
         )
         self._load = _StepLoader(self.plan, loader)
 
@@ -148,9 +153,9 @@ class TrainIterator(grain.DatasetIterator):
             raise ValueError(
                 f"the saved data state belongs to plan {state['plan']}, this "
                 f"configuration makes {self._fingerprint}: sources, filters, batch "
-                "sizes, buckets, speeds, noise, seed and tokenizer must be those of "
-                "the saved run; to change them, start the data afresh instead of "
-                "restoring it"
+                "sizes, buckets, speeds, noise, hints, seed and tokenizer must be "
+                "those of the saved run; to change them, start the data afresh instead "
+                "of restoring it"
             )
         self._stop_inner()
         self.step = int(state["step"])
@@ -205,8 +210,30 @@ def _account(
     return loaded["arrays"]
 
 
-def _hash_plan(plan: buckets.TrainPlan, files: NoiseFiles | None = None) -> str:
-    """Fingerprint of all that a plan, and the noise in it, depend on."""
+def _group(
+    config: DataConfig, examples: Examples
+) -> tuple[list[np.ndarray], list[float]]:
+    """Usable examples of each source and how often each is heard in an epoch.
+
+    Long recordings are one more group, heard once more or oftener.
+    """
+    corpus = examples.corpus
+    groups = [corpus.group(number) for number in range(len(corpus.sources))]
+    groups = [group[examples.usable[group]] for group in groups]
+    if not config.long_weight:
+        return groups, examples.weights
+    speech = np.concatenate(groups)
+    speech = speech[speech < examples.num_speech]
+    long = speech[examples.lengths.seconds[speech] >= config.long_seconds]
+    return [*groups, long], [*examples.weights, config.long_weight]
+
+
+def _hash_plan(
+    plan: buckets.TrainPlan,
+    files: NoiseFiles | None = None,
+    hints: HintDrawer | None = None,
+) -> str:
+    """Fingerprint of all that a plan, the noise and the hints in it depend on."""
     digest = hashlib.sha256()
     lengths = plan.lengths
     arrays = (lengths.seconds, lengths.phonemes, lengths.repeats, lengths.tokens)
@@ -218,6 +245,8 @@ def _hash_plan(plan: buckets.TrainPlan, files: NoiseFiles | None = None) -> str:
         digest.update(repr(plan.distribution).encode())
     if files:
         digest.update(files.seconds.tobytes())
+    if hints:
+        digest.update(hints.fingerprint().encode())
     return digest.hexdigest()[:16]
 
 
@@ -241,7 +270,8 @@ def make_train_iterator(
         audio float32 [b, S], audio_mask bool [b, S], phonemes int32 [b, P],
         phonemes_mask bool, tokens int32 [b, L], tokens_mask bool, index int32 [b]
         (into `open_corpus(config)`), valid bool [b] (False: the row could not be read
-        and is masked throughout). S, P, L are fixed per bucket. A row without speech
+        and is masked throughout); with hints also suffix int32 [b, L'] and wanted int32
+        [b, L"] with their masks. S, P, L are fixed per bucket. A row without speech
         has no phoneme, one token (`<|im_end|>`), and is valid.
 
     Raises:

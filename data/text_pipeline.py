@@ -15,7 +15,9 @@ from typing import Any
 import grain
 import numpy as np
 
-from nim4_jax.data import grammar, sources, transforms
+from nim4_jax.context import choose
+from nim4_jax.context.choose import HintConfig
+from nim4_jax.data import grammar, open_names, sources, transforms
 from nim4_jax.data.skips import (
     EMPTY_TRANSCRIPT,
     NO_PHONEME,
@@ -27,6 +29,7 @@ from nim4_jax.text.tokenizer import Tokenizer
 
 GRAMMAR = "grammar:commands"
 _TRIES = 100
+_CHINESE = 0.45  # share of the names drawn for prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,11 @@ class TextConfig:
         max_tokens: token width of every shape.
         window: steps whose texts are sorted by length together.
         seed: of all that is random.
+        open_names: share of the grammar's texts with names from `open_names` instead of
+            those of the lists.
+        hints: how hints are drawn from the names of a text and others; None for none.
+        suffix_tokens: width of the prompts behind the speech, with hints only; what has
+            no room is left out.
     """
 
     sources: tuple[str, ...]
@@ -51,6 +59,9 @@ class TextConfig:
     max_tokens: int = 20
     window: int = 8
     seed: int = 0
+    open_names: float = 0.0
+    hints: HintConfig | None = None
+    suffix_tokens: int = 48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +69,14 @@ class _Example:
     index: int
     phonemes: list[int]
     tokens: list[int]
+    hints: tuple[str, ...]
 
 
 class _Texts:
     """Endless texts by index."""
 
     def __init__(self, config: TextConfig):
-        self._seed = config.seed
+        self._open_names = config.open_names
         named = [spec for spec in config.sources if spec != GRAMMAR]
         self._opened = [sources.open_source(spec) for spec in named]
         self._grammar = GRAMMAR in config.sources
@@ -73,15 +85,28 @@ class _Texts:
                 f"sources {config.sources} name no text; use {GRAMMAR!r} or a manifest."
             )
 
-    def draw(self, rng: np.random.Generator) -> str:
-        """One text; every source is as likely as any other."""
+    def draw(self, rng: np.random.Generator) -> tuple[str, tuple[str, ...]]:
+        """A text and the names in it; every source is as likely as any other."""
         choice = int(rng.integers(len(self._opened) + self._grammar))
         if choice == len(self._opened):
             langs, shares = zip(*grammar.LANGUAGE_MIX.items())
             lang = str(rng.choice(langs, p=np.array(shares) / sum(shares)))
-            return grammar.sample(rng, lang, held_out=False).text
+            # Without open names nothing is drawn for them: texts stay what they were.
+            opened = self._open_names and rng.random() < self._open_names
+            names = open_names.sample if opened else None
+            command = grammar.sample(rng, lang, held_out=False, draw_name=names)
+            return command.text, command.keywords
         records = self._opened[choice]
-        return records[int(rng.integers(len(records)))]["text"]
+        record = records[int(rng.integers(len(records)))]
+        return record["text"], record["keywords"]
+
+    def draw_name(self, rng: np.random.Generator) -> str:
+        """A name for the prompt that has nothing to do with the text."""
+        if rng.random() < self._open_names:
+            return open_names.sample(rng, "zh" if rng.random() < _CHINESE else "en")
+        lists = tuple(grammar.NAME_SLOTS.values())
+        names = grammar.load_wordlist(lists[int(rng.integers(len(lists)))])
+        return names[int(rng.integers(len(names)))]
 
 
 class TextLoader:
@@ -103,18 +128,26 @@ class TextLoader:
         """The text of an index; one that does not fit is counted and drawn again."""
         for attempt in range(_TRIES):
             rng = np.random.default_rng([self._config.seed, index, attempt])
-            text = self._texts.draw(rng)
+            text, names = self._texts.draw(rng)
             spoken = phonemes.encode_phonemes(text)
             tokens = prompt.encode_answer(self._tokenizer, text)
             reason = self._refuse(text, spoken, tokens)
             if reason is None:
-                return _Example(index, spoken, tokens)
+                return _Example(index, spoken, tokens, self._draw_hints(rng, names))
             self._report.add(reason, hash(text), "text", text[:80])
         raise ValueError(
             f"{_TRIES} texts in a row do not fit {max(self._config.max_phonemes)} "
             f"phonemes and {self._config.max_tokens} tokens; raise max_phonemes or "
             f"max_tokens, or look at the sources {self._config.sources}"
         )
+
+    def _draw_hints(self, rng: np.random.Generator, names) -> tuple[str, ...]:
+        """The hints of one text that have room."""
+        config = self._config
+        if config.hints is None:
+            return ()
+        hints = choose.mix_hints(names, self._texts.draw_name, rng, config.hints)
+        return prompt.fit_hints(self._tokenizer, hints, config.suffix_tokens)
 
     def _refuse(self, text: str, spoken: list[int], tokens: list[int]) -> str | None:
         if not text.strip():
@@ -154,7 +187,7 @@ class TextLoader:
             [np.array(example.tokens) for example in mine], config.max_tokens, np.int32
         )
         rows = len(mine)
-        return {
+        arrays = {
             "audio": np.zeros((rows, 0), np.float32),
             "audio_mask": np.zeros((rows, 0), bool),
             "phonemes": spoken,
@@ -163,6 +196,13 @@ class TextLoader:
             "tokens_mask": tokens_mask,
             "index": np.array([example.index for example in mine], np.int64),
         }
+        if config.hints is not None:
+            arrays["suffix"], arrays["suffix_mask"] = prompt.pack_suffixes(
+                self._tokenizer,
+                [example.hints for example in mine],
+                config.suffix_tokens,
+            )
+        return arrays
 
 
 class TextIterator(grain.DatasetIterator):

@@ -11,6 +11,11 @@ test split comes first: 170 utterances, 0.11 h. What it leaves in --out:
     manifest.jsonl    the finished corpus: both splits, in order
     train.jsonl, test.jsonl   the same, by split
 
+With --kind=names it is a test set instead, of commands with names that no training text
+has:
+
+    python launch/make_corpus.py --kind=names --out=corpus/names --hours=0.1
+
 With --tfds_dir=FOLDER the finished corpus is also written there as a TFDS data set.
 """
 
@@ -28,6 +33,7 @@ from tqdm import tqdm
 from nim4_jax.data import corpus, synthesis
 
 OUT = flags.DEFINE_string("out", "corpus/commands", "Folder of the corpus.")
+KIND = flags.DEFINE_enum("kind", "commands", sorted(corpus.PLANS), "Which corpus.")
 HOURS = flags.DEFINE_float("hours", 1.0, "Hours of speech, both splits together.")
 PROCESSES = flags.DEFINE_integer("processes", 2, "Processes, one thread each.")
 SEED = flags.DEFINE_integer("seed", 0, "Another seed gives other utterances.")
@@ -54,7 +60,7 @@ def _make(utterance: corpus.Utterance, out: Path) -> dict[str, Any]:
 
 
 def make_corpus(
-    out: Path, hours: float, processes: int, seed: int, cache: Path
+    out: Path, kind: str, hours: float, processes: int, seed: int, cache: Path
 ) -> list[dict[str, Any]]:
     """Synthesise until the corpus is complete, then write the manifests.
 
@@ -62,7 +68,7 @@ def make_corpus(
         The manifest's records.
     """
     (out / "audio").mkdir(parents=True, exist_ok=True)
-    journal = corpus.Journal(out, seed, hours)
+    journal = corpus.Journal(out, seed, hours, kind)
     if not journal.complete:
         missing = synthesis.missing_packages()
         if missing:
@@ -73,7 +79,7 @@ def make_corpus(
         files = synthesis.fetch_model(cache)
         context = multiprocessing.get_context("spawn")
         with context.Pool(processes, _start_worker, files) as pool:
-            _synthesise(pool, journal, corpus.plan_utterances(seed), processes)
+            _synthesise(pool, journal, corpus.PLANS[kind](seed), processes)
     corpus.write_manifests(out, journal.prefix)
     return journal.prefix
 
@@ -104,7 +110,9 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     out = Path(OUT.value)
     try:
-        records = make_corpus(out, HOURS.value, PROCESSES.value, SEED.value, cache)
+        records = make_corpus(
+            out, KIND.value, HOURS.value, PROCESSES.value, SEED.value, cache
+        )
     except (RuntimeError, ValueError) as error:
         raise app.UsageError(str(error)) from error
     for split in ("train", "test"):
@@ -115,7 +123,7 @@ def main(argv: list[str]) -> None:
         # TFDS is slow to import and only this needs it.
         from nim4_jax.data import builders
 
-        print(builders.build(builders.Commands, out, Path(TFDS_DIR.value)))
+        print(builders.build(builders.OF_KIND[KIND.value], out, Path(TFDS_DIR.value)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ Source: NIM4-ASR §2.2.4; the shares are ours.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -110,6 +110,38 @@ def choose_hints(
             hints[spelled] = name
             wanted -= 1
     first = list(hints.values())[: config.most]
+    return tuple(first[i] for i in rng.permutation(len(first)))
+
+
+def mix_hints(
+    said: Sequence[str],
+    draw_other: Callable[[np.random.Generator], str],
+    rng: np.random.Generator,
+    config: HintConfig,
+) -> tuple[str, ...]:
+    """Draw the hints of one text where names are drawn too and no set S exists.
+
+    The shares are those of `HintConfig`, but that all distractors are random.
+
+    Args:
+        said: names in the text.
+        draw_other: gives a name that is most likely not said.
+        rng: of this example.
+        config: the shares.
+
+    Returns:
+        Hints in random order, each once, at most `config.most`.
+    """
+    fate = rng.random()
+    if fate < config.p_none:
+        return ()
+    misleading = fate < config.p_none + config.p_misleading
+    drawn = [name for name in said if rng.random() < config.p_keyword]
+    extra = int(rng.integers(config.extra + 1))
+    others = [draw_other(rng) for _ in range(max(extra, int(misleading)))]
+    others = [name for name in others if name not in said]
+    hints = list(dict.fromkeys([*(() if misleading else drawn), *others]))
+    first = hints[: config.most]
     return tuple(first[i] for i in rng.permutation(len(first)))
 
 

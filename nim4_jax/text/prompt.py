@@ -70,6 +70,24 @@ def encode_suffix(tokenizer: Tokenizer, hints: Sequence[str] = ()) -> list[int]:
     ]
 
 
+def fit_hints(
+    tokenizer: Tokenizer, hints: Sequence[str], size: int
+) -> tuple[str, ...]:
+    """The first hints, each whole, whose suffix has at most `size` tokens.
+
+    Raises:
+        ValueError: the suffix without any hint is longer.
+    """
+    fitting: tuple[str, ...] = ()
+    for hint in hints:
+        if len(encode_suffix(tokenizer, (*fitting, hint))) <= size:
+            fitting = (*fitting, hint)
+    bare = len(encode_suffix(tokenizer))
+    if bare > size:
+        raise ValueError(f"{size} tokens hold no prompt: it has {bare} without hints.")
+    return fitting
+
+
 def pack_suffixes(
     tokenizer: Tokenizer, hints: Sequence[Sequence[str]], size: int | None = None
 ) -> tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:

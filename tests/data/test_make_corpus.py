@@ -13,7 +13,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.data import builders, corpus, grammar, synthesis
+from nim4_jax.data import builders, corpus, grammar, open_names, synthesis
 
 
 def take(count: int, seed: int = 0) -> list[corpus.Utterance]:
@@ -46,6 +46,19 @@ def test_plan_puts_the_test_split_first_and_keeps_splits_apart():
         )
         assert set(voices) <= set(allowed[bank])
         assert 0.85 <= utterance.delivery.speed <= 1.2
+
+
+def test_plan_of_names_has_only_held_out_names_and_test_voices():
+    plan = list(itertools.islice(corpus.plan_names(0), 80))
+    assert plan == list(itertools.islice(corpus.plan_names(0), 80))
+    for utterance in plan:
+        assert utterance.split == "test" and utterance.id.startswith("names-")
+        assert utterance.command.keywords
+        for name in utterance.command.keywords:
+            assert all(map(open_names.is_held_out, name.split()))
+            assert not set(name.split()) & corpus._load_listed()
+        bank = "en" if utterance.command.lang == "en" else "zh"
+        assert utterance.delivery.voice in synthesis.TEST_VOICES[bank]
 
 
 def test_any_stretch_of_the_plan_has_the_language_shares():

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from nim4_jax.data import grammar, text_pipeline
+from nim4_jax.context.choose import HintConfig
+from nim4_jax.data import grammar, open_names, text_pipeline
 from nim4_jax.data.text_pipeline import TextConfig
 from nim4_jax.launch.assembly import find_tokenizer
 from nim4_jax.text.tokenizer import Tokenizer
@@ -87,3 +88,41 @@ def test_only_texts_that_do_not_fit_is_an_error(tmp_path):
     data = text_pipeline.make_text_iterator(make_config(sources=(str(path),)))
     with pytest.raises(ValueError, match="texts in a row do not fit"):
         next(data)
+
+
+def test_open_names_are_hinted_at_and_never_the_held_out_ones():
+    config = make_config(
+        open_names=0.7, hints=HintConfig(p_none=0.3), suffix_tokens=40, batch_size=32
+    )
+    tokenizer = Tokenizer.from_file(TOKENIZER)
+    hinted, opened = 0, 0
+    names = (
+        name for lists in grammar.WORDLISTS for name in grammar.load_wordlist(lists)
+    )
+    listed = {word for name in names for word in name.split()}
+    for batch in take(6, config):
+        assert batch["suffix"].shape == (32, 40)
+        for row in range(32):
+            answer = batch["tokens"][row][batch["tokens_mask"][row]].tolist()
+            text = tokenizer.decode(answer[:-1])
+            suffix = batch["suffix"][row][batch["suffix_mask"][row]].tolist()
+            prompted = tokenizer.decode(suffix).partition("hints: ")[2].partition(".")
+            for name in filter(None, prompted[0].split(", ")):
+                hinted += name in text
+                unlisted = set(name.split()) - listed
+                opened += bool(unlisted)
+                assert not any(map(open_names.is_held_out, unlisted))
+    assert hinted > 50 and opened > 50
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_held_out_names_are_apart(lang):
+    rng = np.random.default_rng(0)
+    drawn = [
+        {open_names.sample(rng, lang, held_out) for _ in range(400)}
+        for held_out in (False, True)
+    ]
+    assert not drawn[0] & drawn[1]
+    for held_out, names in zip((False, True), drawn):
+        words = {word for name in names for word in name.split()}
+        assert {open_names.is_held_out(word) for word in words} == {held_out}
