@@ -115,7 +115,7 @@ def main(argv: list[str]) -> None:
         )
     except (RuntimeError, ValueError) as error:
         raise app.UsageError(str(error)) from error
-    for split in ("train", "test"):
+    for split in sorted({r["split"] for r in records}):
         chosen = [r for r in records if r["split"] == split]
         seconds = sum(r["duration"] for r in chosen)
         print(f"{split}: {len(chosen)} utterances, {seconds / 3600:.2f} h")
