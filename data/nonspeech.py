@@ -1,7 +1,8 @@
 """Examples in which nobody speaks: silence, noise, music, and nothing to write.
 
-They stand behind the examples of the sources as one more source. Each has a length, as
-speech has it; what it sounds like is drawn anew from (seed, epoch, index).
+In training they stand behind the examples of the sources as one more source. Each has a
+length, as speech has it; what it sounds like is drawn anew from (seed, epoch, index).
+In evaluation they are a set of their own, `Fixed`, the same whenever it is opened.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from nim4_jax.data import noise, noise_synthesis, sources
+from nim4_jax.data.audio import SAMPLE_RATE
 from nim4_jax.data.config import DataConfig
 
 SYNTHETIC = ("silence", "vehicle", "music")
@@ -23,6 +25,8 @@ RECORDED = ("silence", "recorded", "recorded")
 _MUTE = 0.25  # share of silence that is digital
 _HUSH = (-90.0, -50.0)  # dB below full scale, the level of silence that is not
 _LOUD = (-50.0, -15.0)  # and that of noise and music
+_SECONDS = (1.0, 6.0)  # length of an example of a fixed set
+_LENGTHS, _SOUNDS = 0, 1  # streams of random numbers of a fixed set
 
 ReadNoise = Callable[[np.random.Generator, int], np.ndarray]
 
@@ -51,6 +55,57 @@ class NonSpeech:
             "id": f"nonspeech-{index}",
             "duration": None,
             "origin": f"nonspeech:{index}",
+        }
+
+
+class Fixed:
+    """`count` records without words whose audio and length never change.
+
+    Record i is a pure function of (seed, kinds, i): a longer set begins with a shorter
+    one. Lengths are uniform in 1 … 6 s; levels are as in training.
+    """
+
+    def __init__(
+        self, count: int, seed: int = 0, kinds: Sequence[str] = SYNTHETIC
+    ) -> None:
+        """Nothing is made before a record is asked for.
+
+        Args:
+            count: records.
+            seed: of lengths and sounds; any integer ≥ 0.
+            kinds: of `SYNTHETIC`, each as likely as any other.
+
+        Raises:
+            ValueError: no record, a negative seed, or unknown kinds.
+        """
+        unknown = sorted(set(kinds) - set(SYNTHETIC))
+        if count < 1 or seed < 0 or unknown or not kinds:
+            raise ValueError(
+                f"audio without speech: got {count} records, seed {seed}, kinds "
+                f"{list(kinds)}; expected at least 1, a seed ≥ 0, and kinds of "
+                f"{', '.join(SYNTHETIC)}"
+            )
+        self._seed, self._kinds = seed, tuple(kinds)
+        rng = np.random.default_rng((seed, _LENGTHS))
+        self._sizes = np.rint(rng.uniform(*_SECONDS, count) * SAMPLE_RATE).astype(int)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __getitem__(self, index: int) -> sources.Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)} without speech")
+        rng = np.random.default_rng((self._seed, _SOUNDS, index))
+        size = int(self._sizes[index])
+        return {
+            "audio": make(rng, size, None, self._kinds),
+            "sample_rate": SAMPLE_RATE,
+            "text": "",
+            "lang": "auto",
+            "keywords": (),
+            "id": f"nonspeech-{self._seed}-{index}",
+            "duration": size / SAMPLE_RATE,
+            "origin": f"nonspeech:{'|'.join(self._kinds)}:{self._seed}[{index}]",
         }
 
 
@@ -99,7 +154,10 @@ def draw(rng: np.random.Generator, kinds: Sequence[str]) -> tuple[str, float]:
 
 
 def make(
-    rng: np.random.Generator, size: int, read_noise: ReadNoise | None
+    rng: np.random.Generator,
+    size: int,
+    read_noise: ReadNoise | None,
+    kinds: Sequence[str] | None = None,
 ) -> Float[np.ndarray, " S"]:
     """The samples of one example.
 
@@ -107,11 +165,12 @@ def make(
         rng: of this example and epoch.
         size: samples.
         read_noise: (rng, size) → samples, from recordings; None where there are none.
+        kinds: as for `draw`; None for `RECORDED` or, without recordings, `SYNTHETIC`.
 
     Returns:
         float32 [size] in [-1, 1).
     """
-    kind, level = draw(rng, RECORDED if read_noise else SYNTHETIC)
+    kind, level = draw(rng, kinds or (RECORDED if read_noise else SYNTHETIC))
     if kind == "silence":
         samples = noise_synthesis.make_hush(rng, size)
     elif kind == "recorded" and read_noise:

@@ -1,4 +1,4 @@
-"""Where examples come from: manifests, TFDS data sets, bundled sets.
+"""Where examples come from: manifests, TFDS data sets, bundled sets, no speech at all.
 
 A source is a random-access sequence of records:
 
@@ -51,12 +51,17 @@ def open_source(spec: str) -> Source:
       set with an audio and a text feature; nothing is ever downloaded.
     - `bundled:name:split[?lang=zh|mixed]`: a set that ships with the project, or the
       records of it that a manifest's selection would take.
+    - `nonspeech:COUNT[?seed=S&kinds=silence|vehicle|music]`: synthetic audio without
+      words, always the same, with the text "": a set to evaluate on. For training
+      there is `DataConfig.nonspeech_share`.
 
     Raises:
         ValueError: unknown form, no such file, a bad line (named), nothing selected.
     """
     if spec.startswith("tfds:"):
         return _open_tfds(spec)
+    if spec.startswith("nonspeech:"):
+        return _open_nonspeech(spec)
     if spec.startswith("bundled:"):
         # Imported on demand: the bundled sets build on this module's records.
         from nim4_jax.data import builders
@@ -69,7 +74,7 @@ def open_source(spec: str) -> Source:
     if not path.endswith((".jsonl", ".json")):
         raise ValueError(
             f"unknown source {spec!r}; expected 'manifest.jsonl[?key=value]', "
-            "'tfds:name[/config]:split' or 'bundled:name:split'"
+            "'tfds:name[/config]:split', 'bundled:name:split' or 'nonspeech:COUNT'"
         )
     return Manifest(path, query)
 
@@ -219,6 +224,26 @@ def _open_tfds(spec: str) -> Source:
     if options.get("lang", "auto") not in LANGS:
         raise ValueError(f"{spec}: unknown lang; choose from {', '.join(LANGS)}")
     return TfdsSource(parsed[1], parsed[2], **options)
+
+
+def _open_nonspeech(spec: str) -> Source:
+    # Imported on demand: nonspeech.py builds on this module's records.
+    from nim4_jax.data import nonspeech
+
+    count, _, query = spec.removeprefix("nonspeech:").partition("?")
+    conditions = _parse_query(query, spec)
+    seeds = conditions.pop("seed", {"0"})
+    kinds = conditions.pop("kinds", set(nonspeech.SYNTHETIC))
+    numbers = [count, *seeds]
+    if conditions or len(numbers) != 2 or not all(n.isdecimal() for n in numbers):
+        raise ValueError(
+            f"cannot read the source {spec!r}; expected "
+            "'nonspeech:COUNT[?seed=S&kinds=silence|vehicle|music]'"
+        )
+    # In the order of the list, however the specification puts them.
+    ordered = [kind for kind in nonspeech.SYNTHETIC if kind in kinds]
+    unknown = sorted(kinds - set(ordered))
+    return nonspeech.Fixed(int(count), int(seeds.pop()), [*ordered, *unknown])
 
 
 class Corpus:

@@ -13,9 +13,11 @@ from nim4_jax.data.config import DataConfig
 from nim4_jax.data.skips import SkipReport
 from nim4_jax.decode.recogniser import Recogniser, Transcript
 from nim4_jax.decode.segments import AudioBatch, Batcher
-from nim4_jax.eval import metrics
+from nim4_jax.eval import entities, hints, metrics
+from nim4_jax.eval.entities import Entities
+from nim4_jax.eval.hints import Fact, HintConfig
 from nim4_jax.eval.metrics import Counts
-from nim4_jax.text import phonemes
+from nim4_jax.text import phonemes, prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,9 @@ class EvalConfig:
         rows: rows of each shape.
         text: whether transcripts are scored; needs an LLM.
         phonemes: whether the phoneme head's greedy output is scored.
-        shuffle_audio: also score each reference against the audio of another utterance.
+        shuffle_audio: also score each reference against the audio of another utterance;
+            not with hints.
+        hints: which names the prompts hold.
         limit: utterances per set, spread evenly over it; 0 for all.
         threads: decoding threads.
     """
@@ -37,8 +41,23 @@ class EvalConfig:
     text: bool = True
     phonemes: bool = False
     shuffle_audio: bool = False
+    hints: HintConfig = HintConfig()
     limit: int = 0
     threads: int = 1
+
+    def __post_init__(self):
+        if self.hints.mode == "none":
+            return
+        if self.shuffle_audio:
+            raise ValueError(
+                "the control with other audio would hear the other utterance's hints "
+                f"too; leave out --shuffle_audio or --hints={self.hints.mode}."
+            )
+        if not self.text:
+            raise ValueError(
+                f"--hints={self.hints.mode} needs a model that writes; this one has no "
+                "LLM."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +73,7 @@ class Utterance:
         text: edits of the transcript.
         phonemes: edits of the phonemes.
         shuffled: edits when the audio is another utterance's.
+        entities: names said, written and hinted at; None when text was not asked for.
     """
 
     name: str
@@ -65,6 +85,7 @@ class Utterance:
     text: Counts | None = None
     phonemes: Counts | None = None
     shuffled: Counts | None = None
+    entities: Entities | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +98,7 @@ class SetResult:
         processing_seconds: audio array to text, after the warm-up of each shape.
         skipped: reason → number of utterances that could not be scored.
         skip_lines: reason → "file:line: reason: detail" of some of them.
+        hints: how hints were chosen, of `hints.MODES`.
     """
 
     name: str
@@ -84,6 +106,7 @@ class SetResult:
     processing_seconds: float
     skipped: dict[str, int]
     skip_lines: dict[str, list[str]]
+    hints: str = "none"
 
     @property
     def audio_seconds(self) -> float:
@@ -114,24 +137,34 @@ def evaluate_set(
         progress: called with (utterances done, utterances of the set).
 
     Raises:
-        ValueError: text is asked for of a model without an LLM, or nothing is usable.
+        ValueError: text is asked for of a model without an LLM, nothing is usable, or
+            there are no names for the hints.
     """
     if config.text:
         recogniser.check_writes()
-    corpus = sources.open_source(spec)
+    facts = _read_facts(sources.open_source(spec))
+    try:
+        planned = hints.plan(facts, config.hints)
+    except ValueError as error:
+        raise ValueError(f"{spec}: {error}") from error
     report = SkipReport()
     heard: dict[int, Heard] = {}
     seconds: dict[int, float] = {}
     warm: set[tuple[int, ...]] = set()
     spent = 0.0
-    total = min(len(corpus), config.limit or len(corpus))
-    for batch in _iterate_batches(spec, len(corpus), config, report):
+    total = min(len(facts), config.limit or len(facts))
+    for batch in _iterate_batches(spec, len(facts), config, report):
+        asked = None
         shape = np.shape(batch.audio.values)
+        if config.hints.mode != "none":
+            asked = [planned.hints[int(key)] for key in batch.keys]
+            asked += [()] * (shape[0] - len(asked))
+            shape += prompt.pack_suffixes(recogniser.tokenizer, asked)[0].shape
         if shape not in warm:  # compiling is no part of the real-time factor
-            _recognise(recogniser, batch, config.text)
+            _recognise(recogniser, batch, config.text, asked)
             warm.add(shape)
         start = time.perf_counter()
-        rows = _recognise(recogniser, batch, config.text)
+        rows = _recognise(recogniser, batch, config.text, asked)
         spent += time.perf_counter() - start
         lengths = np.asarray(batch.audio.mask).sum(axis=1) / 16_000
         for key, row, length in zip(batch.keys, rows, lengths):
@@ -141,13 +174,25 @@ def evaluate_set(
     if not heard:
         raise ValueError(f"{spec}: no utterance can be evaluated.\n{report.summary()}")
     scored = [
-        _score(corpus[index], seconds[index], heard[index], config)
+        _score(facts, planned, index, seconds[index], heard[index], config)
         for index in sorted(heard)
     ]
     if config.shuffle_audio and config.text:
         scored = shuffle(scored)
     lines = {reason: report.examples(reason) for reason in report.counts}
-    return SetResult(spec, tuple(scored), spent, report.counts, lines)
+    mode = config.hints.mode
+    return SetResult(spec, tuple(scored), spent, report.counts, lines, mode)
+
+
+def _read_facts(corpus: sources.Source) -> list[Fact]:
+    """Everything but the audio of a set."""
+    facts = []
+    for index in range(len(corpus)):
+        record = corpus[index]
+        lang = metrics.find_language(record["text"], record["lang"])
+        keywords = tuple(record["keywords"])
+        facts.append(Fact(record["id"], record["text"], lang, keywords))
+    return facts
 
 
 def _iterate_batches(
@@ -174,35 +219,49 @@ def _iterate_batches(
     yield from batcher.flush()
 
 
-def _recognise(recogniser: Recogniser, batch: AudioBatch, text: bool) -> list[Heard]:
+def _recognise(
+    recogniser: Recogniser,
+    batch: AudioBatch,
+    text: bool,
+    asked: Sequence[Sequence[str]] | None,
+) -> list[Heard]:
     """Phonemes, and the transcript if asked for, of each row."""
     if not text:
         return [(ids, None) for ids in recogniser.hear_phonemes(batch.audio)]
-    transcripts = recogniser.transcribe(batch.audio, timings=False)
+    transcripts = recogniser.transcribe(batch.audio, hints=asked, timings=False)
     return [(transcript.phonemes, transcript) for transcript in transcripts]
 
 
 def _score(
-    record: sources.Record, seconds: float, heard: Heard, config: EvalConfig
+    facts: Sequence[Fact],
+    planned: hints.Plan,
+    index: int,
+    seconds: float,
+    heard: Heard,
+    config: EvalConfig,
 ) -> Utterance:
     """One utterance against its reference."""
     ids, transcript = heard
-    lang = metrics.find_language(record["text"], record["lang"])
-    text = spoken = None
-    if transcript is not None:
-        text = metrics.score_text(record["text"], transcript.text, lang)
+    fact = facts[index]
+    row = Utterance(fact.name, fact.lang, fact.text, seconds)
     if config.phonemes:
-        expected = phonemes.encode_phonemes(record["text"])
-        spoken = metrics.score_phonemes(expected, ids)
-    return Utterance(
-        name=record["id"],
-        lang=lang,
-        reference=record["text"],
-        seconds=seconds,
-        hypothesis=None if transcript is None else transcript.text,
-        log_prob=None if transcript is None else transcript.log_prob,
-        text=text,
-        phonemes=spoken,
+        expected = phonemes.encode_phonemes(fact.text)
+        row = dataclasses.replace(row, phonemes=metrics.score_phonemes(expected, ids))
+    if transcript is None:
+        return row
+    judged = entities.judge(
+        planned.said[index],
+        planned.hints[index],
+        (fact.text, transcript.text),
+        fact.lang,
+        planned.unseen,
+    )
+    return dataclasses.replace(
+        row,
+        hypothesis=transcript.text,
+        log_prob=transcript.log_prob,
+        text=metrics.score_text(fact.text, transcript.text, fact.lang),
+        entities=judged,
     )
 
 

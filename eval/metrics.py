@@ -18,6 +18,11 @@ from nim4_jax.text import normalise
 METRICS = {"en": "WER", "zh": "CER", "mixed": "MER"}
 """Language → the metric that is usual for it."""
 
+LONGER = 1.5
+"""A hallucination has more than so many times the units of its reference,"""
+OVERLAP = 0.2
+"""and at most this share of the reference's units in it, in order."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
@@ -47,6 +52,16 @@ class Counts:
     def errors(self) -> int:
         """All edits."""
         return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def hits(self) -> int:
+        """Reference units that the hypothesis has, in order."""
+        return self.reference - self.substitutions - self.deletions
+
+    @property
+    def output(self) -> int:
+        """Units of the hypothesis."""
+        return self.hits + self.substitutions + self.insertions
 
     @property
     def percent(self) -> float:
@@ -107,6 +122,29 @@ def score_text(reference: str, hypothesis: str, lang: str) -> Counts:
         output.insertions,
         output.hits + output.substitutions + output.deletions,
     )
+
+
+def is_hallucinated(counts: Counts) -> bool:
+    """Whether an output is much longer than what was said, and something else.
+
+    Rule: output > LONGER · reference and hits ≤ OVERLAP · reference, in words or
+    characters after normalisation. The paper says "hardly any overlap" without a
+    number; OVERLAP is ours.
+
+    reference        | output                        | hallucinated
+    "go home now ok" | "thank you for watching that" | no: 5 units are ≤ 1.5 · 4
+    "go home"        | "thank you for watching"      | yes
+    "go home"        | "go home go home go home"     | no: all of it is there
+    nothing          | any word                      | yes
+    nothing          | nothing, or punctuation alone | no
+
+    Args:
+        counts: edits from the reference to the output.
+
+    Source: NIM4-ASR §3 (hallucination rate).
+    """
+    longer = counts.output > LONGER * counts.reference
+    return longer and counts.hits <= OVERLAP * counts.reference
 
 
 def score_phonemes(reference: Sequence[int], hypothesis: Sequence[int]) -> Counts:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nim4_jax.eval import metrics
+from nim4_jax.eval import entities, metrics, outputs
 from nim4_jax.eval.evaluation import SetResult, Utterance
 from nim4_jax.eval.metrics import Counts
 from nim4_jax.text import normalise
@@ -39,7 +39,9 @@ def build(model: str, results: Sequence[SetResult]) -> Report:
         "real_time_factor", "skipped", "scores": {kind: {"languages": {lang: row},
         "mean_percent": mean over the languages}}}]} with kinds "text", "phonemes" and
         "shuffled", where they were scored; a row has metric, percent, substitutions,
-        deletions, insertions, reference (units), utterances, audio_seconds.
+        deletions, insertions, reference (units), utterances, audio_seconds. Where text
+        was scored a set also has "outputs", as `outputs.summarise` makes it; where
+        names were said or hinted at, "entities", as `entities.summarise` does.
     """
     sets = []
     for result in results:
@@ -48,17 +50,23 @@ def build(model: str, results: Sequence[SetResult]) -> Report:
             scored = _summarise(result.utterances, kind)
             if scored is not None:
                 scores[kind] = scored
-        sets.append(
-            {
-                "set": result.name,
-                "utterances": len(result.utterances),
-                "audio_seconds": round(result.audio_seconds, 3),
-                "processing_seconds": round(result.processing_seconds, 3),
-                "real_time_factor": round(result.real_time_factor, 5),
-                "skipped": result.skipped,
-                "scores": scores,
-            }
-        )
+        part = {
+            "set": result.name,
+            "utterances": len(result.utterances),
+            "audio_seconds": round(result.audio_seconds, 3),
+            "processing_seconds": round(result.processing_seconds, 3),
+            "real_time_factor": round(result.real_time_factor, 5),
+            "skipped": result.skipped,
+            "scores": scores,
+        }
+        judged = [row.entities for row in result.utterances if row.entities]
+        for name, summary in (
+            ("outputs", outputs.summarise(result.utterances)),
+            ("entities", entities.summarise(judged, result.hints)),
+        ):
+            if summary is not None:
+                part[name] = summary
+        sets.append(part)
     return {"model": model, "sets": sets}
 
 
@@ -86,14 +94,22 @@ def _summarise(rows: Sequence[Utterance], kind: str) -> Report | None:
 
 
 def to_markdown(report: Report) -> str:
-    """The table that a person reads; skipped utterances are listed below it."""
+    """The tables that a person reads; skipped utterances are listed below them."""
     lines = [
-        "| " + " | ".join(_COLUMNS) + " |",
+        _join_cells(_COLUMNS),
         "| --- | --- |" + " ---: |" * 2 + " --- |" + " ---: |" * (len(_COLUMNS) - 5),
     ]
     for part in report["sets"]:
         for kind, scored in part["scores"].items():
             lines.extend(_table_rows(part, kind, scored))
+    for name, table in (("outputs", outputs), ("entities", entities)):
+        having = [part for part in report["sets"] if name in part]
+        if having:
+            lines += ["", _join_cells(table.COLUMNS)]
+            lines.append("| --- |" + " ---: |" * (len(table.COLUMNS) - 1))
+        lines.extend(
+            _join_cells(table.list_cells(part["set"], part[name])) for part in having
+        )
     for part in report["sets"]:
         for reason, count in sorted(part["skipped"].items()):
             lines.append(f"\n{part['set']}: skipped {count}, {reason}")
@@ -111,7 +127,8 @@ def _table_rows(part: Report, kind: str, scored: Report) -> list[str]:
             row["utterances"],
             f"{row['audio_seconds']:.1f}",
             row["metric"] + mark,
-            f"{row['percent']:.2f}",
+            # Where nothing was said there is no rate, however much was written.
+            f"{row['percent']:.2f}" if row["reference"] else "",
             row["substitutions"],
             row["deletions"],
             row["insertions"],
@@ -140,12 +157,17 @@ def write(folder: str, report: Report, results: Sequence[SetResult]) -> None:
     text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
     write_text(Path(folder, "report.json"), text)
     write_text(Path(folder, "report.md"), to_markdown(report))
-    lines = [
-        json.dumps({"set": result.name, **_describe(row)}, ensure_ascii=False)
+    lines = [json.dumps(row, ensure_ascii=False) for row in list_rows(results)]
+    write_text(Path(folder, "hyps.jsonl"), "\n".join(lines) + "\n")
+
+
+def list_rows(results: Sequence[SetResult]) -> list[Report]:
+    """The utterances of all sets as hyps.jsonl has them, one object each."""
+    return [
+        {"set": result.name, **_describe(row)}
         for result in results
         for row in result.utterances
     ]
-    write_text(Path(folder, "hyps.jsonl"), "\n".join(lines) + "\n")
 
 
 def _describe(row: Utterance) -> Report:
@@ -167,6 +189,9 @@ def _describe(row: Utterance) -> Report:
         counts: Counts | None = getattr(row, kind)
         if counts is not None:
             described[kind] = dataclasses.asdict(counts)
+    if row.entities is not None:
+        named = dataclasses.asdict(row.entities).items()
+        described |= {key: names for key, names in named if names}
     return described
 
 

@@ -9,6 +9,8 @@ COMMANDS = {
     "train": "train one stage",
     "pipeline": "train a list of stages, each from the last; skips what is finished",
     "evaluate": "error rates of a model on test sets",
+    "compare": "two evaluations: which is better, and is it luck",
+    "curves": "metrics of runs over their steps, as a picture",
     "transcribe": "recordings to text, JSON or subtitles",
     "demo": "train, evaluate and try the nano model",
     "snapshot": "pack a trained model into one .safetensors file",

@@ -4,6 +4,10 @@ python launch/evaluate.py --model=runs/demo/stage4 --out=runs/demo/evaluation \
     --sets=bundled:commands:test,bundled:prompts:test --shuffle_audio
 
 A model that has been through stage 1 only hears phonemes: add --phonemes.
+
+Names in the prompt: --hints=said names what is said, misleading what is not, both both;
+names that no transcript of the training has are counted apart with --seen. What a model
+writes where nobody speaks: --sets=nonspeech:500. Two evaluations: nim4 compare.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ from collections.abc import Sequence
 from absl import app, flags
 from tqdm import tqdm
 
-from nim4_jax.eval import evaluation, report
+from nim4_jax.eval import evaluation, hints, report
+from nim4_jax.eval.hints import HintConfig
 from nim4_jax.launch import recognition, runtime
 
 
@@ -21,7 +26,10 @@ def define_flags() -> None:
     """The command's flags."""
     flags.DEFINE_string("model", None, "Workdir or .safetensors file.")
     flags.DEFINE_list(
-        "sets", None, "Sources, by commas: manifest.jsonl, bundled:NAME:SPLIT, tfds:…"
+        "sets",
+        None,
+        "Sources, by commas: manifest.jsonl, bundled:NAME:SPLIT, tfds:…, or "
+        "nonspeech:COUNT, audio without words.",
     )
     flags.DEFINE_string("out", None, "Folder of report.json, report.md, hyps.jsonl.")
     flags.DEFINE_bool("phonemes", False, "Score the phoneme head too.")
@@ -31,6 +39,33 @@ def define_flags() -> None:
     flags.DEFINE_integer("limit", 0, "Utterances per set, 0 for all.", lower_bound=0)
     flags.DEFINE_integer("chunk", 0, "Encoder frames per chunk, 0 for the full pass.")
     flags.DEFINE_integer("left", 4, "Chunks seen to the left, with --chunk.")
+    flags.DEFINE_enum(
+        "hints",
+        "none",
+        hints.MODES,
+        "Names in the prompt: those said, misleading ones that are not, or both.",
+    )
+    flags.DEFINE_integer(
+        "hint_count", 4, "Misleading names an utterance.", lower_bound=0
+    )
+    flags.DEFINE_string(
+        "hint_names",
+        None,
+        "Further misleading names: a list, one a line, or the keywords of a bundled: "
+        "or tfds: source.",
+    )
+    flags.DEFINE_integer("hint_seed", 0, "Of the draws of hints.", lower_bound=0)
+    flags.DEFINE_list(
+        "seen",
+        None,
+        "Transcripts of the training, by commas: sources or text files. Names in none "
+        "of them are held out, and get a recall of their own.",
+    )
+    flags.DEFINE_bool(
+        "find_keywords",
+        False,
+        "Find names by counting words, in sets none of whose records lists keywords.",
+    )
 
 
 def run(
@@ -43,6 +78,7 @@ def run(
     limit: int = 0,
     chunk: int = 0,
     left: int = 4,
+    names: HintConfig | None = None,
     show_progress: bool = True,
 ) -> report.Report:
     """Evaluate a model on sets.
@@ -56,13 +92,14 @@ def run(
         limit: utterances per set, 0 for all.
         chunk: encoder frames per chunk, 0 for the full pass.
         left: chunks seen to the left.
+        names: which names the prompts hold, and which count; None for no hints.
         show_progress: whether a bar is drawn on stderr.
 
     Returns:
         What `report.build` makes.
 
     Raises:
-        ValueError: no model, no LLM though text is asked for, or a set of no use.
+        ValueError: no model, no LLM to write with, a set of no use, or no hints for it.
     """
     loaded = recognition.load(model, chunk=chunk, left=left)
     if not phonemes:
@@ -73,6 +110,7 @@ def run(
         text=loaded.recogniser.writes,
         phonemes=phonemes,
         shuffle_audio=shuffle_audio,
+        hints=names or HintConfig(),
         limit=limit,
     )
     results = []
@@ -92,6 +130,22 @@ def run(
     return made
 
 
+def read_hints(given: flags.FlagValues) -> HintConfig:
+    """The hints that the flags ask for.
+
+    Raises:
+        ValueError: a list of names or transcripts that cannot be read.
+    """
+    return HintConfig(
+        mode=given.hints,
+        count=given.hint_count,
+        names=hints.read_names(given.hint_names) if given.hint_names else (),
+        find=given.find_keywords,
+        seen=hints.read_texts(given.seen) if given.seen else None,
+        seed=given.hint_seed,
+    )
+
+
 def main(_) -> None:
     """Entry point of `launch/evaluate.py` and `nim4 evaluate`."""
     given = flags.FLAGS
@@ -106,6 +160,7 @@ def main(_) -> None:
         limit=given.limit,
         chunk=given.chunk,
         left=given.left,
+        names=read_hints(given),
     )
     print(report.to_markdown(made), end="")
 

@@ -90,3 +90,32 @@ def test_an_unknown_language_lists_the_known(lang):
         metrics.find_language("x", lang)
     with pytest.raises(ValueError, match="mixed"):
         metrics.score_text("x", "x", lang)
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "lang", "expected"),
+    [
+        ("go home now ok", "thank you for watching that", "en", False),
+        ("go home", "thank you for watching", "en", True),
+        ("go home", "thank you so", "en", False),
+        ("go home", "go home go home go home", "en", False),
+        ("alpha bravo delta echo fox", "k l m n fox o p q", "en", True),
+        ("alpha bravo delta echo fox", "k l m echo fox o p q", "en", False),
+        ("打开", "请不吝点赞", "zh", True),
+        ("打开", "打开打开打开", "zh", False),
+        ("", "um hello", "en", True),
+        ("", ".", "en", False),
+        ("", "", "zh", False),
+        ("go home", "", "en", False),
+    ],
+)
+def test_hallucinations(reference, hypothesis, lang, expected):
+    counts = metrics.score_text(reference, hypothesis, lang)
+    assert metrics.is_hallucinated(counts) is expected
+
+
+@given(WORDS, WORDS)
+def test_hits_and_output_are_those_of_the_alignment(reference, hypothesis):
+    counts = metrics.score_text(" ".join(reference), " ".join(hypothesis), "en")
+    assert counts.output == len(hypothesis)
+    assert 0 <= counts.hits <= min(len(reference), len(hypothesis))

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from nim4_jax.eval import evaluation, report
+from nim4_jax.eval.entities import Entities
 from nim4_jax.eval.evaluation import SetResult, Utterance
 from nim4_jax.eval.metrics import Counts
 
@@ -29,13 +30,57 @@ def test_a_report_sums_by_language_and_averages_languages():
     assert set(part["scores"]) == {"text"}
 
 
-def test_the_table_has_one_width_and_names_what_was_skipped():
+def test_a_table_has_one_width_and_names_what_was_skipped():
     table = report.to_markdown(report.build("model", [make_result()]))
-    rows = [line for line in table.splitlines() if line.startswith("|")]
-    cells = [row.replace(r"\|", "").count("|") for row in rows]
-    assert len(set(cells)) == 1 and len(rows) == 5
+    errors, outputs = table.split("\n\n")[:2]
+    for part, count in ((errors, 5), (outputs, 3)):
+        rows = part.splitlines()
+        cells = {row.replace(r"\|", "").count("|") for row in rows}
+        assert len(cells) == 1 and len(rows) == count
+    rows = errors.splitlines()
     assert "25.00" in rows[2] and "**37.50**" in rows[4]
     assert "skipped 2, too long" in table
+
+
+def test_outputs_are_counted_by_language():
+    rows = (
+        Utterance("a", "en", "go home", 1.0, "", 0.0, Counts(0, 2, 0, 2)),
+        Utterance("b", "en", "go", 1.0, "thank you", 0.0, Counts(1, 0, 1, 1)),
+        Utterance("c", "zh", "打开", 1.0, "打开", 0.0, Counts(0, 0, 0, 2)),
+        Utterance("d", "zh", "打开", 1.0),
+    )
+    made = report.build("m", [SetResult("s", rows, 1.0, {}, {})])["sets"][0]
+    assert made["outputs"].pop("languages")["en"]["hallucinated_percent"] == 50.0
+    assert made["outputs"] == {
+        "outputs": 3,
+        "empty": 1,
+        "empty_percent": 33.333,
+        "nonempty_percent": 66.667,
+        "mean_units": 1.333,
+        "hallucinated": 1,
+        "hallucinated_percent": 33.333,
+    }
+    assert "entities" not in made
+
+
+def test_where_nothing_is_said_the_table_has_no_error_rate():
+    rows = (Utterance("a", "en", "", 1.0, "um", 0.0, Counts(insertions=1)),)
+    made = report.build("m", [SetResult("nonspeech:1", rows, 1.0, {}, {})])
+    assert made["sets"][0]["outputs"]["nonempty_percent"] == 100.0
+    assert "| WER |  | 0 |" in report.to_markdown(made)
+
+
+def test_names_are_told_where_there_are_some():
+    judged = Entities(("rome",), (), ("rome",), ("dome",), ("dome",), ("dome",))
+    row = Utterance("a", "en", "go", 1.0, "go dome", 0.0, Counts(), entities=judged)
+    result = SetResult("s", (row,), 1.0, {}, {}, "misleading")
+    made = report.build("m", [result])
+    assert made["sets"][0]["entities"]["hints"]["intruded_percent"] == 100.0
+    table = report.to_markdown(made).splitlines()
+    assert table[-1] == "| s | misleading | 1 | 0.00 | 1 | 0.00 | 1 | 100.00 |"
+    (told,) = report.list_rows([result])
+    assert told["hints"] == told["unsaid"] == told["intruded"] == ("dome",)
+    assert "found" not in told
 
 
 def test_files_are_written_whole(tmp_path):

@@ -9,7 +9,9 @@ import pytest
 import soundfile
 
 from nim4_jax.data import sources
-from nim4_jax.launch import cmvn, evaluate
+from nim4_jax.decode.recogniser import Recogniser
+from nim4_jax.eval.hints import HintConfig
+from nim4_jax.launch import cmvn, compare, evaluate
 from nim4_jax.text import phonemes
 from nim4_jax.train import cmvn as statistics
 
@@ -34,6 +36,22 @@ def manifest(tmp_path_factory) -> str:
     path = folder / "set.jsonl"
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory) -> str:
+    """Four recordings of different lengths, two of which say a name."""
+    folder = tmp_path_factory.mktemp("named")
+    rows = []
+    for number, text in enumerate(("to rome", "go", "call anna", "stop")):
+        samples = np.random.default_rng(number).normal(0, 0.1, 6400 + 1600 * number)
+        soundfile.write(folder / f"{number}.wav", samples, 16_000, "FLOAT")
+        keywords = [word for word in ("rome", "anna") if word in text]
+        row = {"audio": f"{number}.wav", "text": text, "keywords": keywords}
+        rows.append(json.dumps({**row, "lang": "en"}))
+    path = folder / "named.jsonl"
+    path.write_text("\n".join(rows) + "\n", encoding="utf8")
     return str(path)
 
 
@@ -104,8 +122,92 @@ def test_a_set_of_no_use_says_why(model_files, manifest, tmp_path):
         evaluate.run(model_files[0], [str(path)], show_progress=False)
 
 
+def test_audio_without_speech_is_a_set(model_files):
+    made = evaluate.run(model_files[0], ["nonspeech:40"], show_progress=False)
+    (part,) = made["sets"]
+    # The model's largest shape is 1.6 s.
+    assert part["utterances"] + part["skipped"]["too long"] == 40
+    counted = part["outputs"]
+    assert counted["outputs"] == part["utterances"] > 0
+    assert counted["empty_percent"] + counted["nonempty_percent"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("mode", ["said", "misleading", "both"])
+def test_hints_reach_the_prompts_row_by_row(
+    model_files, named, tmp_path, monkeypatch, mode
+):
+    told = []
+    transcribe = Recogniser.transcribe
+
+    def spy(self, audio, *, hints=None, timings=True):
+        rows = np.asarray(audio.mask).sum(axis=1)
+        told.extend(zip(rows.tolist(), hints))
+        return transcribe(self, audio, hints=hints, timings=timings)
+
+    monkeypatch.setattr(Recogniser, "transcribe", spy)
+    config = HintConfig(mode, 2, ("berlin", "dome"), seen=("to rome",))
+    out = str(tmp_path)
+    made = evaluate.run(model_files[0], [named], out, names=config, show_progress=False)
+    rows = [json.loads(line) for line in (tmp_path / "hyps.jsonl").open()]
+    given = {
+        round(row["seconds"] * 16_000): tuple(row.get("hints", ())) for row in rows
+    }
+    for samples, hints in told:
+        assert given.get(samples, ()) == tuple(hints)
+    assert len(told) >= len(rows) == 4
+    said = [tuple(row.get("said", ())) for row in rows]
+    assert said == [("rome",), (), ("anna",), ()]
+    entities = made["sets"][0]["entities"]
+    assert entities["said"] == 2 and entities["held_out"]["said"] == 1
+    assert entities["hints"]["mode"] == mode
+    if mode != "said":
+        assert all(len(row["unsaid"]) == 2 for row in rows)
+
+
+def test_hints_are_refused_where_they_mean_nothing(model_files, manifest):
+    with pytest.raises(ValueError, match="leave out --shuffle_audio"):
+        evaluate.run(
+            model_files[0],
+            [manifest],
+            shuffle_audio=True,
+            names=HintConfig("said"),
+            show_progress=False,
+        )
+    with pytest.raises(ValueError, match="needs a model that writes"):
+        evaluate.run(
+            model_files[1],
+            [manifest],
+            phonemes=True,
+            names=HintConfig("said"),
+            show_progress=False,
+        )
+    with pytest.raises(ValueError, match=r"set\.jsonl: hints 'both' need names"):
+        evaluate.run(
+            model_files[0], [manifest], names=HintConfig("both"), show_progress=False
+        )
+
+
+def test_two_evaluations_are_compared(model_files, named, tmp_path):
+    for name, mode in (("a", "none"), ("b", "said")):
+        evaluate.run(
+            model_files[0],
+            [named],
+            str(tmp_path / name),
+            names=HintConfig(mode),
+            show_progress=False,
+        )
+    out = tmp_path / "new" / "figures.json"
+    folders = [str(tmp_path / name) for name in "ab"]
+    made = compare.run(*folders, str(out), resamples=50)
+    measures = {line["measure"] for line in json.loads(out.read_text())["lines"]}
+    assert {"WER", "entity recall", "empty outputs"} <= measures
+    assert len(made.lines) == len(json.loads(out.read_text())["lines"])
+
+
 def test_the_program_prints_the_table(model_files, manifest, capsys, monkeypatch):
     off = {"phonemes": False, "shuffle_audio": False, "limit": 0, "chunk": 0, "left": 4}
+    off |= {"hints": "none", "hint_count": 4, "hint_names": None, "hint_seed": 0}
+    off |= {"seen": None, "find_keywords": False}
     given = SimpleNamespace(model=model_files[0], sets=[manifest], out=None, **off)
     # The process's own flags belong to the test runner and to other commands.
     monkeypatch.setattr(evaluate, "flags", SimpleNamespace(FLAGS=given))
