@@ -3,20 +3,34 @@ r"""The stages in order, each from the last.
 python launch/pipeline.py --config=configs/pipeline.py:nano --workdir=runs/nano
 
 `nano` starts stage 1 and the LLM from the snapshots in the package and ends in minutes;
-`scratch` is the same model from random weights and takes hours.
+`scratch` is the same model from random weights and takes hours. `ia_sft` shows stage 1
+publishing encoders while stages 2 and 3 train on them, and draws what happened:
+
+python launch/pipeline.py --config=configs/pipeline.py:ia_sft --workdir=runs/ia_sft \
+    --config.mode=interleaved
 """
 
 from ml_collections import ConfigDict
 
 
 def entry(
-    stage: str, *, name: str = "", init_from: str = "", overrides: dict | None = None
+    stage: str,
+    *,
+    name: str = "",
+    group: str = "",
+    init_from: str = "",
+    overrides: dict | None = None,
 ) -> ConfigDict:
-    """One stage: config file, folder, extra starting points, dotted overrides."""
+    """One stage: config file, folder, extra starting points, dotted overrides.
+
+    Neighbours of one group train together: the first publishes encoders, the others
+    follow them.
+    """
     return ConfigDict(
         {
             "stage": stage,
             "name": name or stage,
+            "group": group,
             "init_from": init_from,
             "overrides": tuple((overrides or {}).items()),
         }
@@ -60,9 +74,49 @@ def _from_scratch() -> tuple[ConfigDict, ...]:
     )
 
 
+def _side_by_side() -> tuple[ConfigDict, ...]:
+    # The packaged encoder is nearly done: a high rate moves it.
+    stage1 = {
+        "steps": 400,
+        "checkpoint_every": 20,
+        "optimizer.peak_rate": 2e-3,
+        "optimizer.warmup_steps": 50,
+        "loss.alpha_warmup": 1,
+        "publish.from_step": 0,
+        "publish.every": 20,
+        "publish.threshold": 0.975,
+    }
+    stage2 = {"steps": 400, "checkpoint_every": 20, "loss.imitate_steps": 300}
+    stage3 = {"steps": 300, "follow.min_steps": 60, "follow.last_steps": 100}
+    return (
+        entry(
+            "stage1",
+            group="ia_sft",
+            init_from="package:nano_stage1.safetensors",
+            overrides=stage1,
+        ),
+        entry(
+            "stage2",
+            group="ia_sft",
+            init_from="package:nano_llm.safetensors",
+            overrides=stage2,
+        ),
+        entry("stage3", group="ia_sft", overrides=stage3),
+    )
+
+
 def get_config(kind: str = "nano") -> ConfigDict:
-    """`nano` (from the packaged snapshots) or `scratch`."""
-    kinds = {"nano": _from_package, "scratch": _from_scratch}
+    """`nano` (from the packaged snapshots), `scratch` or `ia_sft`."""
+    kinds = {"nano": _from_package, "scratch": _from_scratch, "ia_sft": _side_by_side}
     if kind not in kinds:
         raise ValueError(f"pipeline {kind!r} is unknown; use one of {sorted(kinds)}.")
-    return ConfigDict({"size": "nano", "stages": kinds[kind]()})
+    return ConfigDict(
+        {
+            "size": "nano",
+            "stages": kinds[kind](),
+            # How stages of one group train: parallel (two processes), interleaved (by
+            # turns of `slice` steps, in one) or sequential.
+            "mode": "sequential",
+            "slice": 100,
+        }
+    )

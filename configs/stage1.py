@@ -38,4 +38,15 @@ def get_config(size: str = "") -> ConfigDict:
         }
     )
     config.steps = 6_000 if tiny else 2_000_000
+    # Encoders for stages 2 and 3 to train on meanwhile; without a folder, none.
+    config.publish = ConfigDict(
+        {
+            "folder": "",
+            "from_step": 1_000 if tiny else 500_000,
+            "every": 200 if tiny else 10_000,
+            "threshold": 0.975,
+            "sources": ("bundled:commands:test",),
+            "batches": 4,
+        }
+    )
     return config

@@ -55,4 +55,16 @@ def get_config(size: str = "") -> ConfigDict:
         }
     )
     config.steps = _STEPS[base.check_size(size)]
+    # A folder into which stage 1 publishes encoders, maybe still running; alignment
+    # stays on the first one. Without a folder, the encoder of `init_from`.
+    config.follow = ConfigDict(
+        {
+            "folder": "",
+            "min_steps": 0,
+            "last_steps": 0,
+            "newest": False,
+            "limit_seconds": 86_400.0 if tiny else 30 * 86_400.0,
+            "poll_seconds": 5.0 if tiny else 60.0,
+        }
+    )
     return config

@@ -21,6 +21,8 @@ def get_config(size: str = "") -> ConfigDict:
     size = base.check_size(size)
     tiny = base.on_laptop(size)
     config.stage = "stage4"
+    # Where nobody speaks there is nothing to write.
+    config.data.nonspeech_share = 0.1
     config.loss.imitate = 0.0
     config.rules = (
         # The phoneme head and the feature statistics stay as stage 1 left them.

@@ -34,8 +34,15 @@ def get_config(size: str = "") -> ConfigDict:
             "budget": {"first": 8, "per_second": 8.0, "most": 64 if tiny else 448},
             "chunks": {"full_share": 0.5, "largest": 25, "unlimited_left": 0.5},
             "vocab_chunk": 128,
+            # DAPO's dynamic sampling: roll flat groups out again, drop those that stay.
+            "oversample": 1,
+            "drop_flat": False,
+            # Nats between sampler and trainer at which a run stops; 0: by the dtype.
+            "drift_limit": 0.0,
         }
     )
+    # Parts that a batch is cut into, to save memory; the update stays the same.
+    config.micro_batches = 1
     config.optimizer.peak_rate = 3e-5 if tiny else 1e-6
     config.optimizer.warmup_steps = 10 if tiny else 100
     return config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -14,16 +14,22 @@ from nim4_jax.data.config import DataConfig
 from nim4_jax.data.text_pipeline import TextConfig
 from nim4_jax.launch import settings
 from nim4_jax.models.asr import AsrConfig, Prompt
-from nim4_jax.rl.objective import Grpo, Judge
+from nim4_jax.rl.judge import Judge
+from nim4_jax.rl.objective import Grpo
 from nim4_jax.rl.rewards import RewardConfig
 from nim4_jax.text import articulation, phonemes, prompt
 from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.train import checkpoint
+from nim4_jax.train.drift_probe import DriftConfig
 from nim4_jax.train.losses import CrCtc, ReadPhonemes, Transcribe
 from nim4_jax.train.optim import OptimizerConfig
+from nim4_jax.train.publisher import PublishConfig
 from nim4_jax.train.recipes import Recipe
+from nim4_jax.train.subscriber import FollowConfig
 from nim4_jax.types import Params
 from nim4_jax.weights import snapshot
+
+T = TypeVar("T")
 
 DATA_KINDS = {"speech": DataConfig, "text": TextConfig}
 LOSSES = {
@@ -48,6 +54,9 @@ class TrainSettings:
         mesh: (data, fsdp, tensor) sizes, () for all devices on data.
         log_every: steps between records.
         checkpoint_every: steps between checkpoints.
+        publish: where encoder releases go, None for nowhere.
+        follow: where they come from, None for nowhere.
+        probe: how drift is measured, None for not at all.
     """
 
     stage: str
@@ -59,6 +68,9 @@ class TrainSettings:
     mesh: tuple[int, ...]
     log_every: int
     checkpoint_every: int
+    publish: PublishConfig | None = None
+    follow: FollowConfig | None = None
+    probe: DriftConfig | None = None
 
 
 def find_tokenizer(name: str) -> str:
@@ -115,6 +127,12 @@ def _build_data(values: dict[str, Any], tokenizer: str) -> DataConfig | TextConf
     return settings.build(DATA_KINDS[kind], values, "config.data")
 
 
+def _build_optional(cls: type[T], values: dict[str, Any], key: str) -> T | None:
+    """A part of the config that may be absent, None or empty."""
+    given = values.get(key)
+    return settings.build(cls, given, f"config.{key}") if given else None
+
+
 def check_vocabulary(tokenizer: Tokenizer, model: AsrConfig) -> None:
     """Refuse a tokenizer with more ids than the LLM has embeddings."""
     if tokenizer.vocab_size > model.llm.vocab_size:
@@ -148,6 +166,7 @@ def build_settings(config: ConfigDict) -> TrainSettings:
         steps=int(values["steps"]),
         seed=int(values["seed"]),
         reference=bool(values.get("reference", False)),
+        micro_batches=int(values.get("micro_batches", 1)),
     )
     origins = values["init_from"]
     return TrainSettings(
@@ -160,6 +179,9 @@ def build_settings(config: ConfigDict) -> TrainSettings:
         mesh=tuple(values["mesh"]),
         log_every=int(values["log_every"]),
         checkpoint_every=int(values["checkpoint_every"]),
+        publish=_build_optional(PublishConfig, values, "publish"),
+        follow=_build_optional(FollowConfig, values, "follow"),
+        probe=_build_optional(DriftConfig, values, "probe"),
     )
 
 

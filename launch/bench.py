@@ -17,6 +17,7 @@ from nim4_jax.launch.benchmarks import (
     decode,
     encoder,
     features,
+    grpo,
     int8,
     measure,
     retrieval,
@@ -28,6 +29,10 @@ def _find_names(full: bool, threads: int) -> list[measure.Row]:
     return retrieval.run(full, threads, flags.FLAGS.entries)
 
 
+def _time_rollout(full: bool, threads: int) -> list[measure.Row]:
+    return grpo.run(full, threads, flags.FLAGS.model)
+
+
 BENCHES: dict[str, Callable[[bool, int], list[measure.Row]]] = {
     "features": features.run,
     "ctc": ctc.run,
@@ -35,6 +40,7 @@ BENCHES: dict[str, Callable[[bool, int], list[measure.Row]]] = {
     "decode": decode.run,
     "encoder": encoder.run,
     "int8": int8.run,
+    "grpo": _time_rollout,
     "retrieval": _find_names,
 }
 
@@ -45,6 +51,9 @@ def define_flags() -> None:
     flags.DEFINE_bool("full", False, "More runs; the quick form ends within a minute.")
     flags.DEFINE_integer(
         "entries", 1_000_000, "Names in the database of `retrieval`.", lower_bound=1
+    )
+    flags.DEFINE_string(
+        "model", "", "Stage 4 model for `grpo`; empty: packaged parts, random adaptor."
     )
     flags.DEFINE_integer("threads", 2, "Cores for each side.", lower_bound=1)
 

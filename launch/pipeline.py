@@ -1,22 +1,25 @@
 """Train a list of stages, each from the last; skips what is finished.
 
 python launch/pipeline.py --config=configs/pipeline.py:nano --workdir=runs/nano
+
+Stages of one group train together: the first one publishes encoders, the others follow
+them; --config.mode says how (parallel, interleaved or sequential).
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from nim4_jax.launch import runtime, train
-from nim4_jax.train import checkpoint
+from nim4_jax.eval import cka_curve
+from nim4_jax.launch import group, runtime
 
 
 def define_flags() -> None:
@@ -73,25 +76,80 @@ def run(config: Any, workdir: str) -> dict[str, float]:
 
     Returns:
         Seconds spent in each stage, over all runs of this pipeline.
+
+    Raises:
+        ValueError: an unknown stage, key or mode.
+        ChildProcessError: a stage of a group that trained in parallel failed.
     """
     seconds = read_times(workdir)
+
+    def clock(name: str, spent: float) -> None:
+        seconds[name] = seconds.get(name, 0.0) + spent
+        _write_times(workdir, seconds)
+
     previous = None
-    for entry in config.stages:
-        place = os.path.join(workdir, entry.name)
-        made = stage_config(entry, config.size, previous)
-        previous = place
-        done = checkpoint.latest_step(place)
-        if done is not None and done >= int(made.steps):
-            logging.info("%s: finished at step %d, skipped", entry.name, done)
-            continue
-        began = time.perf_counter()
-        try:
-            train.run(made, place)
-        finally:
-            spent = time.perf_counter() - began
-            seconds[entry.name] = seconds.get(entry.name, 0.0) + spent
-            _write_times(workdir, seconds)
+    for name, entries in itertools.groupby(
+        enumerate(config.stages), lambda pair: pair[1].get("group", "") or pair[0]
+    ):
+        members = _make_members([e for _, e in entries], config.size, previous, workdir)
+        previous = members[-1].workdir
+        unfinished = [member for member in members if not member.is_finished()]
+        for member in members:
+            if member not in unfinished:
+                logging.info(
+                    "%s: finished at step %d, skipped", member.name, member.done()
+                )
+        if len(members) == 1:
+            group.train_sequentially(unfinished, clock)
+        elif unfinished:
+            _train_group(config, members, workdir, str(name), clock)
     return seconds
+
+
+def _make_members(
+    entries: list[Any], size: str, previous: str | None, workdir: str
+) -> list[group.Member]:
+    """The stages of a group, or one alone.
+
+    The first one starts from the stage before the group, and so does its first
+    follower, which gets the encoder from the releases; each other from the last.
+    """
+    members = []
+    for number, entry in enumerate(entries):
+        place = os.path.join(workdir, entry.name)
+        made = stage_config(entry, size, previous)
+        members.append(group.Member(entry.name, made, place))
+        if number > 0:
+            previous = place
+    return members
+
+
+def _train_group(
+    config: Any, members: list[group.Member], workdir: str, name: str, clock
+) -> None:
+    """Train stage 1 and its followers, then draw what they exchanged."""
+    folder = group.link(members)
+    mode = config.get("mode", "sequential")
+    if mode == "parallel":
+        group.train_in_parallel(members, clock)
+    elif mode == "interleaved":
+        place = os.path.join(workdir, members[0].name)
+        group.train_interleaved(members, folder, int(config.slice), place, clock)
+    elif mode == "sequential":
+        group.train_sequentially(members, clock)
+    else:
+        raise ValueError(
+            f"config.mode={mode!r} is unknown; use parallel, interleaved or sequential."
+        )
+    leader, *followers = members
+    picture = cka_curve.plot_releases(
+        leader.workdir,
+        [follower.workdir for follower in followers],
+        folder,
+        float(leader.config.publish.threshold),
+        os.path.join(workdir, f"{name}.png"),
+    )
+    logging.info("CKA and the encoders in use: %s", picture)
 
 
 def read_times(workdir: str) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 
 from nim4_jax import sharding
@@ -21,13 +22,16 @@ from nim4_jax.data import pipeline, text_pipeline
 from nim4_jax.data.config import DataConfig
 from nim4_jax.data.skips import SkipReport
 from nim4_jax.data.text_pipeline import TextConfig
-from nim4_jax.launch import assembly, runtime
+from nim4_jax.launch import assembly, companions, runtime
 from nim4_jax.models.asr import Asr
+from nim4_jax.rl import alarm
 from nim4_jax.train import checkpoint, cmvn, loop, optim
 from nim4_jax.train import state as train_state
+from nim4_jax.train.companions import restore
 from nim4_jax.train.metrics import MetricWriter
+from nim4_jax.train.state import TrainState
 from nim4_jax.train.step import make_train_step
-from nim4_jax.types import Params
+from nim4_jax.types import AsrBatch, Params
 
 
 def define_flags() -> None:
@@ -36,33 +40,58 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("config", lock_config=True)
 
 
-def run(config: ConfigDict, workdir: str) -> None:
-    """Train the stage that `config` describes, from where `workdir` left off."""
+def run(config: ConfigDict, workdir: str, until: int | None = None) -> None:
+    """Train the stage that `config` describes, from where `workdir` left off.
+
+    Args:
+        config: what a file of configs/ makes.
+        workdir: folder of checkpoints and metrics.
+        until: stop after this step, to be resumed later; None for the last one.
+    """
     settings = assembly.build_settings(config)
+    done = checkpoint.latest_step(workdir)
+    if until is not None and done is not None and done >= until:
+        return
     with jax.set_mesh(sharding.make_mesh(settings.mesh or None)):
-        _run(settings, config, workdir)
+        _run(settings, config, workdir, until)
 
 
-def _run(settings: assembly.TrainSettings, config: ConfigDict, workdir: str) -> None:
+def _run(
+    settings: assembly.TrainSettings,
+    config: ConfigDict,
+    workdir: str,
+    until: int | None,
+) -> None:
     recipe = settings.recipe
+    subscriber = companions.make_subscriber(settings)
     data = _open_data(settings.data)
     model = Asr(settings.model, deterministic=False)
-    params = _first_params(model, settings, data)
     tx = optim.make_optimizer(recipe.optimizer, recipe.rules, recipe.steps)
-    state = sharding.replicate(train_state.init_state(params, recipe, tx))
-    trainable, frozen = optim.split_params(params, recipe.rules)
+    checkpoints = checkpoint.Checkpoints(workdir, settings.checkpoint_every)
+    meta = assembly.describe(settings, config)
+    fresh = checkpoints.latest_step() is None
+    if fresh:
+        encoder = subscriber.first_encoder() if subscriber else {}
+        params = _first_params(model, settings, data, encoder)
+        state = sharding.replicate(train_state.init_state(params, recipe, tx))
+    else:
+        state = _restore(checkpoints, model, settings, data, tx)
+    company = companions.make_others(
+        settings, meta, workdir, state.params if fresh else None
+    )
+    if subscriber is not None:
+        companions.check_frozen(settings, state.params)
+        company.append(subscriber)
+    if not fresh:
+        restore(company, checkpoints.read_meta())
+    trainable, frozen = optim.split_params(state.params, recipe.rules)
     logging.info(
         "%s: %.2f M parameters trained, %.2f M frozen",
         settings.stage,
         optim.count_parameters(trainable) / 1e6,
         optim.count_parameters(frozen) / 1e6,
     )
-    checkpoints = checkpoint.Checkpoints(workdir, settings.checkpoint_every)
-    if checkpoints.latest_step() is not None:
-        state = checkpoints.restore(state, data)
-        logging.info("resumed at step %d", int(state.step))
     writer = MetricWriter(workdir, int(state.step))
-    meta = assembly.describe(settings, config)
     try:
         loop.train(
             state,
@@ -72,6 +101,9 @@ def _run(settings: assembly.TrainSettings, config: ConfigDict, workdir: str) -> 
             writer,
             steps=recipe.steps,
             meta=meta,
+            until=until,
+            companions=company,
+            check=alarm.choose_check(recipe.loss, settings.model.policy),
             label=settings.stage,
             log_every=settings.log_every,
             count_skips=lambda: data.report.total,
@@ -83,6 +115,47 @@ def _run(settings: assembly.TrainSettings, config: ConfigDict, workdir: str) -> 
         _report_skips(data.report, workdir)
 
 
+def _restore(
+    checkpoints: checkpoint.Checkpoints,
+    model: Asr,
+    settings: assembly.TrainSettings,
+    data: Any,
+    tx: Any,
+) -> TrainState:
+    """The latest state, without initialising or loading what it was made from.
+
+    Raises:
+        ValueError: the checkpoint is of a model of another size.
+    """
+    recipe, batch = settings.recipe, _peek(data)
+    expected = jax.eval_shape(
+        lambda: train_state.init_params(model, recipe, batch, recipe.seed)
+    )
+    shapes = checkpoints.param_shapes()
+    wanted, there = optim.flatten(expected), optim.flatten(shapes)
+    wrong = [
+        f"{path}: {there[path].shape if path in there else 'none'}, expected "
+        f"{leaf.shape}"
+        for path, leaf in wanted.items()
+        if path not in there or there[path].shape != leaf.shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"the checkpoint in this workdir holds another model: "
+            f"{'; '.join(wrong[:4])}"
+            f"{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}. Resume it "
+            "with the config that it was begun with, or choose another --workdir."
+        )
+    everywhere = NamedSharding(sharding.current_mesh(), PartitionSpec())
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        jax.eval_shape(lambda given: train_state.init_state(given, recipe, tx), shapes),
+    )
+    state = checkpoints.restore(abstract, data)
+    logging.info("resumed at step %d", int(state.step))
+    return state
+
+
 def _open_data(config: DataConfig | TextConfig) -> Any:
     """This host's share of the training batches."""
     place = {"rank": jax.process_index(), "hosts": jax.process_count()}
@@ -91,11 +164,19 @@ def _open_data(config: DataConfig | TextConfig) -> Any:
     return pipeline.make_train_iterator(config, **place)
 
 
-def _first_params(model: Asr, settings: assembly.TrainSettings, data: Any) -> Params:
-    """Parameters at step 0: fresh ones, then what each of `init_from` gives."""
+def _peek(data: Any) -> AsrBatch:
+    """The next batch, which stays the next one."""
     position = data.get_state()
     batch = loop.to_batch(next(data))
     data.set_state(position)
+    return batch
+
+
+def _first_params(
+    model: Asr, settings: assembly.TrainSettings, data: Any, encoder: Params
+) -> Params:
+    """Parameters at step 0: fresh ones, what each of `init_from` gives, the encoder."""
+    batch = _peek(data)
     fresh = train_state.init_params(model, settings.recipe, batch, settings.recipe.seed)
     given: Params = {}
     for origin in settings.init_from:
@@ -108,10 +189,13 @@ def _first_params(model: Asr, settings: assembly.TrainSettings, data: Any) -> Pa
         # The frozen policy of an earlier stage means nothing to the next one.
         loaded.pop(train_state.REFERENCE, None)
         given = {**given, **loaded}
-    params, left = train_state.adopt(fresh, given, " + ".join(settings.init_from))
+    origin = " + ".join(settings.init_from)
+    if encoder and settings.follow is not None:
+        given, origin = {**given, **encoder}, f"{origin} + {settings.follow.folder}"
+    params, left = train_state.adopt(fresh, given, origin)
     if given and left:
         parts = sorted({path.split("/")[0] for path in left})
-        logging.info("not in %s, initialised: %s", settings.init_from, parts)
+        logging.info("not in %s, initialised: %s", origin, parts)
     if any(path.startswith("cmvn/") for path in left):
         statistics = (
             cmvn.read(settings.cmvn)

@@ -9,8 +9,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
+from nim4_jax.ops import sampling
 from nim4_jax.types import Frames
 
 
@@ -35,16 +36,26 @@ class SpecAugmentConfig:
     time_fraction: float = 0.375
 
 
-def warp_time(rng: Array, features: Frames, window: int) -> Frames:
+def warp_time(rng: Key[Array, "*B"], features: Frames, window: int) -> Frames:
     """Move a random centre frame by up to `window` frames, stretching both sides.
 
     Utterances of 2·window frames or fewer stay as they are. Lengths do not change.
+
+    Args:
+        rng: one key, or a key per row: a row then draws the same in any batch.
+        features: [B, T, M].
+        window: frames; 0 for no warp.
+
+    Raises:
+        ValueError: neither one key nor B keys.
     """
     if window == 0:
         return features
     length = features.lengths()[:, None].astype(jnp.float32)
     batch = length.shape[0]
-    place, shift = jax.random.uniform(rng, (2, batch, 1))
+    keys = sampling.row_keys(rng, batch)
+    drawn = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+    place, shift = drawn[:, :1], drawn[:, 1:]
     center = jnp.floor(window + place * jnp.maximum(length - 2 * window, 0.0))
     moved = center + jnp.floor((2.0 * shift - 1.0) * (window - 1))
     long_enough = length > 2 * window
@@ -66,26 +77,37 @@ def warp_time(rng: Array, features: Frames, window: int) -> Frames:
     return features.replace(values=take(low) * (1.0 - weight) + take(high) * weight)
 
 
-def _cover(rng: Array, widest: Array, room: Array, size: int, active: Array) -> Array:
+def _cover(keys: Array, widest: Array, room: Array, size: int, active: Array) -> Array:
     """Bool [B, size]: places that at least one of [B, K] random intervals covers."""
-    width_rng, start_rng = jax.random.split(rng)
-    width = jax.random.uniform(width_rng, active.shape) * (widest + 1.0)
-    width = jnp.floor(jnp.minimum(width, widest))
-    start = jax.random.uniform(start_rng, active.shape) * (room - width + 1.0)
+    count = active.shape[1]
+    drawn = jax.vmap(lambda key: jax.random.uniform(key, (2, count)))(keys)
+    width = jnp.floor(jnp.minimum(drawn[:, 0] * (widest + 1.0), widest))
+    start = drawn[:, 1] * (room - width + 1.0)
     start = jnp.floor(jnp.maximum(start, 0.0))
     place = jnp.arange(size, dtype=jnp.float32)[None, None]
     inside = (place >= start[..., None]) & (place < (start + width)[..., None])
     return jnp.any(inside & active[..., None], axis=1)
 
 
-def mask_features(rng: Array, features: Frames, config: SpecAugmentConfig) -> Frames:
+def mask_features(
+    rng: Key[Array, "*B"], features: Frames, config: SpecAugmentConfig
+) -> Frames:
     """Set random bands and spans to 0, the mean of normalised features.
 
     Of an utterance of n frames at most n · time_fraction are hidden, in
     ⌈that / time_width⌉ spans of equal largest width, at most `time_masks` of them.
+
+    Args:
+        rng: one key, or a key per row: a row then draws the same in any batch.
+        features: [B, T, M].
+        config: how much is masked.
+
+    Raises:
+        ValueError: neither one key nor B keys.
     """
-    time_rng, freq_rng = jax.random.split(rng)
     batch, length, mels = features.values.shape
+    keys = sampling.row_keys(rng, batch)
+    time_keys, freq_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     frames = features.lengths()[:, None].astype(jnp.float32)
     budget = jnp.floor(frames * config.time_fraction)
     hidden = jnp.zeros((batch, length, mels), bool)
@@ -94,13 +116,13 @@ def mask_features(rng: Array, features: Frames, config: SpecAugmentConfig) -> Fr
         count = jnp.maximum(count, 1.0)
         widest = jnp.minimum(jnp.floor(budget / count), config.time_width)
         index = jnp.arange(config.time_masks, dtype=jnp.float32)[None]
-        covered = _cover(time_rng, widest, frames, length, index < count)
+        covered = _cover(time_keys, widest, frames, length, index < count)
         hidden = hidden | covered[:, :, None]
     if config.freq_masks:
         active = jnp.ones((batch, config.freq_masks), bool)
         widest = jnp.asarray(float(min(config.freq_width, mels)))
         room = jnp.asarray(float(mels))
-        covered = _cover(freq_rng, widest, room, mels, active)
+        covered = _cover(freq_keys, widest, room, mels, active)
         hidden = hidden | covered[:, None, :]
     zero = jnp.zeros((), features.values.dtype)
     return features.replace(values=jnp.where(hidden, zero, features.values))

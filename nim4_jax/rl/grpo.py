@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nim4_jax.train.losses import Loss
@@ -78,37 +76,30 @@ class Drift:
 
 def advantages(
     rewards: Float[Array, "G K"], epsilon: float = 1e-6
-) -> tuple[Float[Array, "G K"], Int[Array, ""]]:
-    """(reward − mean) / (std + ε) within each group.
+) -> Float[Array, "G K"]:
+    """(reward − mean) / (std + ε) within each group, float32.
 
-    The standard deviation is the population's. A group whose rewards are all equal has
-    exactly zero advantages: nothing can be learnt from it.
+    The standard deviation is the population's. A flat group (`find_flat`) has exactly
+    zero advantages.
 
     Args:
         rewards: K of each of G utterances.
         epsilon: ε, in units of reward.
-
-    Returns:
-        float32 advantages, and the number of groups of equal rewards.
     """
     rewards = rewards.astype(jnp.float32)
-    flat = jnp.max(rewards, axis=1) == jnp.min(rewards, axis=1)
     centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
     spread = jnp.sqrt(jnp.mean(jnp.square(centred), axis=1, keepdims=True))
-    scaled = jnp.where(flat[:, None], 0.0, centred / (spread + epsilon))
-    return scaled, jnp.sum(flat, dtype=jnp.int32)
+    flat = find_flat(rewards)[:, None]
+    return jnp.where(flat, 0.0, centred / (spread + epsilon))
 
 
-def select_groups(rewards: Float[np.ndarray, "G K"]) -> Bool[np.ndarray, " G"]:
-    """Groups that teach something: DAPO's dynamic sampling keeps only them.
+def find_flat(rewards: Float[Array, "G K"]) -> Bool[Array, " G"]:
+    """Groups whose rewards are all equal: nothing can be learnt from them.
 
     Args:
         rewards: K of each of G utterances.
-
-    Returns:
-        True for groups whose rewards are not all equal.
     """
-    return np.max(rewards, axis=1) != np.min(rewards, axis=1)
+    return jnp.max(rewards, axis=1) == jnp.min(rewards, axis=1)
 
 
 def find_ratios(
@@ -283,57 +274,13 @@ def drift(
     return Drift(jnp.max(apart, initial=0.0), jnp.sum(apart) / count)
 
 
-def check_drift(found: Drift, limit: float) -> None:
-    """Stop before learning from samples of another policy than is thought.
+def find_broken(
+    log_probs: Float[Array, "B L"], mask: Bool[Array, "B L"]
+) -> Bool[Array, " B"]:
+    """Rows with a log-probability that is NaN or infinite.
 
     Args:
-        found: what `drift` says; on the host.
-        limit: largest difference allowed of any token, nats.
-
-    Raises:
-        ValueError: a larger one, or NaN.
-    """
-    largest, mean = float(found.largest), float(found.mean)
-    if not largest <= limit:
-        raise ValueError(
-            f"the sampler's log-probability of a token is {largest:.4g} nats from the "
-            f"trainer's ({mean:.4g} on average), expected at most {limit:g}: give both "
-            "the same weights, prompt, temperature and compute dtype, and sample "
-            "without top_p and top_k."
-        )
-
-
-def check_finite(
-    log_probs: Float[np.ndarray, "B L"],
-    mask: Bool[np.ndarray, "B L"],
-    names: Sequence[str],
-) -> None:
-    """Refuse log-probabilities that are NaN or infinite, by the utterance's name.
-
-    Args:
-        log_probs: nats; on the host.
+        log_probs: nats.
         mask: True for sampled tokens; the others are not looked at.
-        names: of the G utterances, each with B / G rows in a row.
-
-    Raises:
-        FloatingPointError: names the first utterance, sample and token, and counts the
-            rows like it.
-        ValueError: rows that do not divide by the number of names.
     """
-    if not names or len(log_probs) % len(names):
-        raise ValueError(
-            f"{len(log_probs)} rows of log-probabilities for {len(names)} names; give "
-            "one name an utterance, with equally many samples of each."
-        )
-    log_probs = np.asarray(log_probs)
-    wrong = np.asarray(mask) & ~np.isfinite(log_probs)
-    if not wrong.any():
-        return
-    row, token = np.argwhere(wrong)[0]
-    utterance, sample = divmod(int(row), len(log_probs) // len(names))
-    raise FloatingPointError(
-        f"utterance {names[utterance]!r}: the log-probability of token {token} of "
-        f"sample {sample} is {log_probs[row, token]}, expected a finite number "
-        f"({wrong.any(axis=1).sum()} of {len(wrong)} rows have such); look at its "
-        "audio, lower the learning rate, or compute in float32."
-    )
+    return jnp.any(mask & ~jnp.isfinite(log_probs), axis=1)

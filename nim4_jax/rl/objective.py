@@ -12,62 +12,42 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from nim4_jax.decode import offline
 from nim4_jax.decode.recogniser import Budget
 from nim4_jax.models.asr import Asr, Prompt
 from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.ops import cross_entropy
-from nim4_jax.rl import grpo, rewards
+from nim4_jax.rl import grpo, rollout
 from nim4_jax.rl.grpo import GrpoConfig
-from nim4_jax.rl.rewards import RewardConfig, Sample
-from nim4_jax.train.losses import DynamicChunks, Loss
+from nim4_jax.rl.rollout import Rehearsed, Rollout
+from nim4_jax.train.losses import DynamicChunks, Loss, key_rows
 from nim4_jax.train.state import REFERENCE
 from nim4_jax.types import AsrBatch, Frames, Labels
 
-
-class Decoder(Protocol):
-    """What turns tokens into text; `text.tokenizer.Tokenizer` does."""
-
-    end_id: int
-
-    def decode(self, ids) -> str:
-        """Text of some ids."""
-        ...
+PARTS = ("cmvn", "encoder", "adaptor", "llm")
+"""Parts of the parameters that a rollout needs."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Judge:
-    """Rewards of sampled tokens, on the host.
+@flax.struct.dataclass
+class _Setting:
+    """What is drawn once a step.
 
     Attributes:
-        decoder: of the LLM's tokens.
-        config: what counts how much.
+        chunks: key of the chunk masks, the same for every row.
+        draws: key of the samples.
+        temperature: of the rollout.
     """
 
-    decoder: Decoder
-    config: RewardConfig = RewardConfig()
-
-    def read(self, ids: np.ndarray, mask: np.ndarray) -> list[str]:
-        """Texts of rows of tokens, the end token left out."""
-        rows = (row[real] for row, real in zip(np.asarray(ids), np.asarray(mask)))
-        end = self.decoder.end_id
-        return [self.decoder.decode([int(i) for i in r if i != end]) for r in rows]
-
-    def __call__(self, ids, mask, said, said_mask) -> np.ndarray:
-        """float32 [G, K] for samples [G · K, L] and reference tokens [G, R]."""
-        samples = [Sample(reference=text) for text in self.read(said, said_mask)]
-        texts, count = self.read(ids, mask), len(ids) // len(said)
-        groups = [texts[i : i + count] for i in range(0, len(texts), count)]
-        return rewards.score_groups(samples, groups, self.config).total.astype(
-            np.float32
-        )
+    chunks: Key[Array, ""]
+    draws: Key[Array, ""]
+    temperature: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +56,7 @@ class Grpo:
 
     Attributes:
         prompt: token ids around the speech.
-        judge: rewards of samples.
+        judge: rewards of samples, see `judge.Judge`.
         steps: over which the temperature falls.
         objective: clipping and the pull towards the reference.
         samples: K transcripts of each utterance.
@@ -85,6 +65,14 @@ class Grpo:
         budget: tokens that a transcript may have.
         chunks: distribution of the chunk masks.
         vocab_chunk: answer places whose logits exist at once.
+        oversample: how often a group is rolled out at most, while all its rewards are
+            equal; 1: once.
+        drop_flat: whether groups whose rewards stay equal leave the loss, its weight
+            and the pull towards the reference with them (DAPO); else their tokens
+            count, and only the pull acts on them.
+        drift_limit: largest difference between the sampler's log-probability of a token
+            and the trainer's, nats, beyond which training stops; 0: by the compute
+            dtype, see `alarm`.
     """
 
     prompt: Prompt
@@ -97,52 +85,76 @@ class Grpo:
     budget: Budget = Budget()
     chunks: DynamicChunks = DynamicChunks()
     vocab_chunk: int = 128
+    oversample: int = 1
+    drop_flat: bool = False
+    drift_limit: float = 0.0
 
     def __post_init__(self):
         if self.samples < 2:
             raise ValueError(
                 f"loss.samples={self.samples}: a group of one teaches nothing; ≥ 2."
             )
+        if self.oversample < 1:
+            raise ValueError(
+                f"loss.oversample={self.oversample} must be ≥ 1 (1: each group once)."
+            )
+        if not self.drift_limit >= 0.0:
+            raise ValueError(
+                f"loss.drift_limit={self.drift_limit} must be a number of nats ≥ 0; 0 "
+                "takes the one of the compute dtype."
+            )
 
-    def __call__(self, model: Asr, batch: AsrBatch, step: Int[Array, ""]) -> Loss:
-        chunks, draws = jax.random.split(model.make_rng("augment"))
-        speech = self._listen(model, batch, chunks)
+    def __call__(
+        self,
+        model: Asr,
+        batch: AsrBatch | Rehearsed,
+        step: Int[Array, ""],
+        rows: Int[Array, " B"] | None = None,
+    ) -> Loss:
+        """Roll out and learn; of a `Rehearsed` batch only learn.
+
+        Metrics beside those of `grpo.token_loss`: `temperature`; `flat_groups`, the
+        share of utterances whose samples all earned the same; `resampled_groups` and
+        `dropped_groups`, the shares that were rolled out again or left out; `length`,
+        tokens a sample; `drift`, the largest difference of a token, nats; `broken_row`,
+        the last row with a log-probability that is not finite, −1 for none.
+        """
+        inputs = batch.batch if isinstance(batch, Rehearsed) else batch
+        setting = self._set(model, step)
+        speech = self._listen(model, inputs, setting.chunks)
         if model.is_initializing():
-            model.answer_states(speech, self.prompt, batch.tokens, batch.suffix)
+            model.answer_states(speech, self.prompt, inputs.tokens, inputs.suffix)
             return Loss(jnp.zeros(()), jnp.ones(()), {})
-        temperature = grpo.temperature(step, self.steps, self.hottest, self.coolest)
-        written = self._write(model, speech, batch, draws, temperature)
-        answer = Labels(written.tokens, written.mask)
-        log_probs = self._score(model, speech, answer, batch, temperature)
-        reference = self._score_by_reference(model, batch, chunks, answer, temperature)
-        rows, count = len(batch.audio.mask), self.samples
-        earned = jax.pure_callback(
-            self.judge,
-            jax.ShapeDtypeStruct((rows, count), jnp.float32),
-            *(written.tokens, written.mask, batch.tokens.ids, batch.tokens.mask),
-        )
-        gains, flat = grpo.advantages(earned)
-        loss = grpo.token_loss(
-            log_probs,
-            # One step per rollout: the policy that sampled is the one that learns.
-            jax.lax.stop_gradient(log_probs),
-            reference,
-            gains.reshape(-1),
-            written.mask,
-            self.objective,
-            earned.reshape(-1),
-        )
-        apart = grpo.drift(written.log_probs, log_probs, written.mask)
-        one = jnp.ones(())
-        tokens = jnp.sum(written.mask, dtype=jnp.float32)
-        metrics = {
-            **loss.metrics,
-            "temperature": (temperature, one),
-            "flat_groups": (flat.astype(jnp.float32), jnp.float32(rows)),
-            "length": (tokens, jnp.float32(rows * count)),
-            "drift": (jax.lax.stop_gradient(apart.largest), one),
-        }
-        return loss.replace(metrics=metrics)
+        if rows is None:
+            rows = jnp.arange(len(inputs.audio.mask))
+        if isinstance(batch, Rehearsed):
+            rolled = jax.lax.stop_gradient(batch.rollout)
+        else:
+            rolled = self._roll(model, speech, inputs, setting, rows)
+        fresh = not isinstance(batch, Rehearsed)
+        return self._learn(model, speech, inputs, setting, rolled, rows, fresh)
+
+    def roll(
+        self, model: Asr, batch: AsrBatch, step: Int[Array, ""], rows=None
+    ) -> Rollout:
+        """The rollout alone: what `__call__` would learn from, of the same randomness.
+
+        Args:
+            model: bound, with the parts `PARTS`.
+            batch: B utterances.
+            step: number of steps done.
+            rows: numbers of the rows in the whole batch; None for all of it.
+        """
+        setting = self._set(model, step)
+        speech = self._listen(model, batch, setting.chunks)
+        if rows is None:
+            rows = jnp.arange(len(batch.audio.mask))
+        return self._roll(model, speech, batch, setting, rows)
+
+    def _set(self, model: Asr, step: Int[Array, ""]) -> _Setting:
+        chunks, draws = jax.random.split(model.make_rng("augment"))
+        cooled = grpo.temperature(step, self.steps, self.hottest, self.coolest)
+        return _Setting(chunks, draws, cooled)
 
     def _listen(self, model: Asr, batch: AsrBatch, rng: Array) -> Frames:
         """Speech tokens; the encoder's one pass."""
@@ -150,26 +162,100 @@ class Grpo:
         length = -(-features.mask.shape[1] // 4)
         return model.adapt(model.encode(features, self.chunks.draw(rng, length)))
 
-    def _write(self, model, speech, batch, rng, temperature) -> offline.Generation:
-        """K transcripts of each utterance, drawn without gradient."""
+    def _roll(self, model, speech, batch, setting: _Setting, rows) -> Rollout:
+        """K judged transcripts of each utterance, drawn without gradient."""
         fixed = jax.lax.stop_gradient
-        sequence = model.assemble(speech, self.prompt, suffix=batch.suffix)
+        sequence = fixed(model.assemble(speech, self.prompt, suffix=batch.suffix))
         seconds = jnp.sum(batch.audio.mask, axis=1) / 16_000.0
         allowed = self.budget.first + jnp.ceil(self.budget.per_second * seconds)
-        heard = jnp.any(speech.mask, axis=1)
-        written = offline.generate(
-            Qwen3(model.config.llm, model.config.policy),
-            fixed(model.variables["params"]["llm"]),
-            fixed(sequence.embeddings),
-            sequence.mask,
-            max_new_tokens=self.budget.count(batch.audio.mask.shape[1] / 16_000.0),
-            end_id=self.judge.decoder.end_id,
-            temperature=temperature,
-            rng=rng,
-            limits=jnp.where(heard, allowed, 0.0).astype(jnp.int32),
-            samples=self.samples,
+        allowed = jnp.where(jnp.any(speech.mask, axis=1), allowed, 0.0)
+        llm = Qwen3(model.config.llm, model.config.policy)
+        params = fixed(model.variables["params"]["llm"])
+
+        def attempt(number: Int[Array, ""], chosen: Bool[Array, " B"]) -> Rollout:
+            keys = key_rows(jax.random.fold_in(setting.draws, number), rows, len(rows))
+            written = offline.generate(
+                llm,
+                params,
+                sequence.embeddings,
+                sequence.mask,
+                max_new_tokens=self.budget.count(batch.audio.mask.shape[1] / 16_000.0),
+                end_id=self.judge.decoder.end_id,
+                temperature=setting.temperature,
+                rng=rollout.key_samples(keys, self.samples),
+                limits=jnp.where(chosen, allowed, 0.0).astype(jnp.int32),
+                samples=self.samples,
+            )
+            return self._judge(fixed(written), batch)
+
+        return fixed(rollout.roll_again(attempt, len(rows), self.oversample))
+
+    def _judge(self, written: offline.Generation, batch: AsrBatch) -> Rollout:
+        """The transcripts with what the host says they are worth."""
+        count = len(batch.audio.mask)
+        read = [batch.tokens, *([batch.wanted] if batch.wanted is not None else [])]
+        earned = jax.pure_callback(
+            self.judge,
+            jax.ShapeDtypeStruct((count, self.samples), jnp.float32),
+            written.tokens,
+            written.mask,
+            *(leaf for labels in read for leaf in (labels.ids, labels.mask)),
         )
-        return fixed(written)
+        tokens, mask, log_probs = (
+            leaf.reshape(count, self.samples, -1)
+            for leaf in (written.tokens, written.mask, written.log_probs)
+        )
+        return Rollout(tokens, mask, log_probs, earned, jnp.ones(count, jnp.int32))
+
+    def _learn(self, model, speech, batch, setting, rolled, rows, fresh: bool) -> Loss:
+        """The objective on a rollout, its metrics, and what an alarm looks at."""
+        answer = rolled.answers()
+        sampled = rolled.log_probs.reshape(answer.ids.shape)
+        log_probs = self._score(model, speech, answer, batch, setting.temperature)
+        reference = self._score_by_reference(model, batch, setting, answer)
+        flat, heard = rolled.flat(), rolled.heard()
+        dropped = flat if self.drop_flat else jnp.zeros_like(flat)
+        loss = grpo.token_loss(
+            log_probs,
+            # With one step per rollout the policy that sampled is the one that learns.
+            jax.lax.stop_gradient(log_probs) if fresh else sampled,
+            reference,
+            grpo.advantages(rolled.rewards).reshape(-1),
+            answer.mask & ~jnp.repeat(dropped, self.samples)[:, None],
+            self.objective,
+        )
+        broken = grpo.find_broken(log_probs, answer.mask)
+        broken |= grpo.find_broken(sampled, answer.mask)
+        if reference is not None:
+            broken |= grpo.find_broken(reference, answer.mask)
+        broken = jnp.any(broken.reshape(-1, self.samples), axis=1)
+        apart = grpo.drift(sampled, log_probs, answer.mask).largest
+        largest = {
+            "drift": jax.lax.stop_gradient(apart),
+            "broken_row": jnp.max(jnp.where(broken, rows, -1)).astype(jnp.float32),
+        }
+        metrics = {**loss.metrics, **self._describe(rolled, flat, heard, dropped)}
+        metrics["temperature"] = (setting.temperature, jnp.ones(()))
+        return loss.replace(metrics=metrics, largest=largest)
+
+    def _describe(self, rolled: Rollout, flat, heard, dropped):
+        """Metrics of a rollout, as sums over utterances or samples."""
+
+        def total(values: Array) -> Float[Array, ""]:
+            return jnp.sum(values, dtype=jnp.float32)
+
+        spoken, samples = total(heard), total(jnp.any(rolled.mask, axis=2))
+        earned = jnp.where(jnp.any(rolled.mask, axis=2), rolled.rewards, 0.0)
+        metrics = {
+            "reward": (total(earned), samples),
+            "flat_groups": (total(flat), spoken),
+            "length": (total(rolled.mask), samples),
+        }
+        if self.oversample > 1:
+            metrics["resampled_groups"] = (total(rolled.attempts > 1), spoken)
+        if self.drop_flat:
+            metrics["dropped_groups"] = (total(dropped), spoken)
+        return metrics
 
     def _score(self, model, speech, answer, batch, temperature) -> Float[Array, "B L"]:
         """Log-probabilities of the samples at the rollout's temperature."""
@@ -188,7 +274,7 @@ class Grpo:
         )
         return jnp.where(answer.mask, log_probs, 0.0)
 
-    def _score_by_reference(self, model, batch, rng, answer, temperature):
+    def _score_by_reference(self, model, batch, setting: _Setting, answer: Labels):
         """The same by the frozen policy: its own parts, and the others as they are."""
         params = model.variables["params"]
         if REFERENCE not in params:
@@ -196,7 +282,7 @@ class Grpo:
         frozen = jax.lax.stop_gradient({**params, **params[REFERENCE]})
 
         def run(policy: Asr) -> Float[Array, "B L"]:
-            speech = self._listen(policy, batch, rng)
-            return self._score(policy, speech, answer, batch, temperature)
+            speech = self._listen(policy, batch, setting.chunks)
+            return self._score(policy, speech, answer, batch, setting.temperature)
 
         return Asr(model.config).apply({"params": frozen}, method=run)

@@ -70,9 +70,7 @@ def encode_suffix(tokenizer: Tokenizer, hints: Sequence[str] = ()) -> list[int]:
     ]
 
 
-def fit_hints(
-    tokenizer: Tokenizer, hints: Sequence[str], size: int
-) -> tuple[str, ...]:
+def fit_hints(tokenizer: Tokenizer, hints: Sequence[str], size: int) -> tuple[str, ...]:
     """The first hints, each whole, whose suffix has at most `size` tokens.
 
     Raises:

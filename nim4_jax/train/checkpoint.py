@@ -65,6 +65,30 @@ class Checkpoints:
         )
         return restored["state"]
 
+    def param_shapes(self) -> Params:
+        """Shapes and dtypes of the parameters in the latest checkpoint.
+
+        Raises:
+            ValueError: there is no checkpoint yet.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            raise ValueError("there is no checkpoint yet; train first.")
+        folder = self._manager.directory / str(step) / "state"
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = reader.metadata(folder).item_metadata.tree["params"]
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree
+        )
+
+    def read_meta(self) -> dict[str, Any]:
+        """The facts of the latest checkpoint."""
+        restored = self._manager.restore(
+            self._manager.latest_step(),
+            args=ocp.args.Composite(meta=ocp.args.JsonRestore()),
+        )
+        return restored["meta"]
+
     def close(self) -> None:
         """Wait for what is being written."""
         self._manager.wait_until_finished()
@@ -96,9 +120,7 @@ def load_params(workdir: str) -> tuple[Params, dict[str, Any]]:
             f"{workdir} holds no complete checkpoint; name the --workdir of a training "
             "run, or a .safetensors file that `nim4 snapshot` wrote."
         )
-    folder = (epath.Path(workdir) / _FOLDER / str(step)).absolute()
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        meta = reader.restore(folder / "meta")
+    folder = _locate(workdir, step)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         shapes = reader.metadata(folder / "state").item_metadata.tree
         on_host = jax.tree.map(
@@ -106,4 +128,14 @@ def load_params(workdir: str) -> tuple[Params, dict[str, Any]]:
         )
         arguments = ocp.args.PyTreeRestore(restore_args=on_host)
         state = reader.restore(folder / "state", args=arguments)
-    return state["params"], meta
+    return state["params"], load_meta(workdir, step)
+
+
+def load_meta(workdir: str, step: int) -> dict[str, Any]:
+    """The facts of one checkpoint of a run."""
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(_locate(workdir, step) / "meta")
+
+
+def _locate(workdir: str, step: int) -> epath.Path:
+    return (epath.Path(workdir) / _FOLDER / str(step)).absolute()

@@ -1,4 +1,4 @@
-"""Which encoder release stages 2 and 3 train on, and until when.
+"""Which encoder release stages 2 and 3 train on, from which step.
 
 What was decided is a small JSON-able dict; kept in each checkpoint, it makes a resumed
 run go on as it was going.
@@ -25,94 +25,120 @@ class FollowerState(TypedDict):
         decided: last step of which something was decided, -1 at first.
         history: {"step": steps done when it was taken, "release": fields of the
             Release} of each encoder used; the last one is in use.
-        last_from: step at which the last segment began, None before.
     """
 
     decided: int
     history: list[dict[str, Any]]
-    last_from: int | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Follower:
-    """Which release stage 2 or 3 trains on, and until when.
+    """Which release stage 2 or 3 trains on.
 
-    Releases are taken in turn, or, with `newest`, the newest first. What a step decides
-    hangs on what is published by then, so a run is repeated exactly only from steps
-    whose decisions were kept: let `every` be the steps between two checkpoints.
+    Releases are taken in turn, or, with `newest`, the newest first; each has its least
+    number of steps. The last `last_steps` are the final one's, which is waited for if
+    need be; it may come earlier. What a step decides hangs on what is published by
+    then, so that decisions are binding: a checkpoint must follow each of them.
 
     Attributes:
-        min_steps: least steps on one encoder before the next.
-        last_steps: steps on the final encoder; then training ends.
-        every: decisions are taken at multiples of it.
+        steps: length of the run.
+        every: decisions are taken at multiples of it, and where the last steps begin.
+        min_steps: least steps on one encoder; 0 stays on the first (until the last
+            steps).
+        last_steps: least steps on the final encoder; 0 does not ask for it.
         newest: pass over all but the newest release.
     """
 
-    min_steps: int
-    last_steps: int
+    steps: int
     every: int
+    min_steps: int = 0
+    last_steps: int = 0
     newest: bool = False
 
     def __post_init__(self):
-        if min(self.min_steps, self.last_steps, self.every) < 1:
+        least = max(self.min_steps, 0) + max(self.last_steps, 0)
+        if self.every < 1 or min(self.min_steps, self.last_steps) < 0:
             raise ValueError(
-                f"{self} cannot follow: expected min_steps, last_steps, every ≥ 1."
+                f"{self} cannot follow: expected every ≥ 1, min_steps and "
+                "last_steps ≥ 0."
             )
+        if least > self.steps:
+            raise ValueError(
+                f"{self} cannot follow: min_steps + last_steps are more than the "
+                f"{self.steps} steps of the run."
+            )
+
+    @property
+    def deadline(self) -> int:
+        """Where the last steps begin; `steps` where there are none."""
+        return self.steps - self.last_steps
 
     def start(self) -> FollowerState:
         """No encoder yet."""
-        return {"decided": -1, "history": [], "last_from": None}
+        return {"decided": -1, "history": []}
 
     def is_due(self, state: FollowerState, step: int) -> bool:
         """Whether another encoder may be taken after `step` steps.
 
-        encoder in use                        due
-        none yet                              at any step
-        the final one                         never
-        since fewer than `min_steps` steps    no
-        any other                             at multiples of `every`, once a step
+        encoder in use                 due
+        any, after `steps`             never
+        none yet                       at any step
+        the final one                  never
+        any other, at the deadline     yes, if there are last steps
+        any other, after it            at multiples of `every`: the final one was lost
+        any other, before it           there too, after `min_steps` steps on it
+
+        Nothing is decided twice for a step.
         """
-        if not state["history"]:
-            return True
+        if step >= self.steps or not state["history"]:
+            return step < self.steps
         now = state["history"][-1]
-        fresh = step > state["decided"] and step % self.every == 0
-        ready = step - now["step"] >= self.min_steps
-        return fresh and ready and not now["release"]["final"]
+        if now["release"]["final"] or step <= state["decided"]:
+            return False
+        if self.is_late(step):
+            return step == self.deadline or step % self.every == 0
+        ready = self.min_steps and step - now["step"] >= self.min_steps
+        return bool(ready) and step % self.every == 0
+
+    def is_late(self, step: int) -> bool:
+        """Whether only the final encoder will do."""
+        return self.last_steps > 0 and step >= self.deadline
+
+    def reach(self, index: tuple[Release, ...]) -> int:
+        """The step up to which a run need not wait; -1 where it cannot begin.
+
+        releases listed     last steps     reach
+        none                any            -1
+        not the final one   none           `steps`
+        not the final one   some           the step before the deadline
+        the final one       any            `steps`
+        """
+        if not index:
+            return -1
+        waits = self.last_steps > 0 and not index[-1].final
+        return self.deadline - 1 if waits else self.steps
 
     def rank(
-        self, state: FollowerState, index: tuple[Release, ...]
+        self, state: FollowerState, index: tuple[Release, ...], step: int
     ) -> tuple[Release, ...]:
-        """The releases after the one in use; the first that can be read is next."""
+        """Releases that may follow the one in use; the first that can be read does.
+
+        None but the final one is taken where it could not have its least steps before
+        the deadline, unless there is none in use.
+        """
         used = present(state)
-        later = [old for old in index if used is None or old.step > used.step]
+        if used is None:
+            backwards = self.newest or self.is_late(step)
+            return index[::-1] if backwards else index
+        short = step + max(self.min_steps, 1) > self.deadline
+        later = [old for old in index if old.step > used.step]
+        later = [old for old in later if old.final or not short]
         return tuple(reversed(later) if self.newest else later)
 
     def take(self, state: FollowerState, release: Release, step: int) -> FollowerState:
         """The state once the release is in use."""
         segment = {"step": step, "release": dataclasses.asdict(release)}
-        return {
-            "decided": step,
-            "history": [*state["history"], segment],
-            "last_from": step if release.final else None,
-        }
-
-    def stay(
-        self, state: FollowerState, index: tuple[Release, ...], step: int
-    ) -> FollowerState:
-        """The state once the encoder in use is kept though others may be listed.
-
-        Where stage 1 has ended, the last segment begins: its final encoder cannot be
-        read, or is the one in use.
-        """
-        begun = state["last_from"]
-        if begun is None and index and index[-1].final:
-            begun = step
-        return {**state, "decided": step, "last_from": begun}
-
-    def is_finished(self, state: FollowerState, step: int) -> bool:
-        """Whether the last segment is over after `step` steps."""
-        begun = state["last_from"]
-        return begun is not None and step >= begun + self.last_steps
+        return {"decided": step, "history": [*state["history"], segment]}
 
 
 def present(state: FollowerState) -> Release | None:
@@ -151,7 +177,7 @@ def follow(
     except ValueError as error:
         logging.warning("%s", error)
         index = ()
-    later = follower.rank(state, index)
+    later = follower.rank(state, index, step)
     for release in later:
         params = releases.try_load(folder, release)
         if params is not None:
@@ -164,4 +190,4 @@ def follow(
         )
     if later or not index:
         logging.warning("step %d goes on with encoder release %s", step, used.name)
-    return follower.stay(state, index, step), None
+    return {**state, "decided": step}, None

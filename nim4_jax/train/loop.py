@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,12 +14,14 @@ from tqdm import tqdm
 
 from nim4_jax import sharding
 from nim4_jax.train.checkpoint import Checkpoints
+from nim4_jax.train.companions import Companion, are_due, ask, describe
 from nim4_jax.train.metrics import MetricWriter
 from nim4_jax.train.state import TrainState
 from nim4_jax.train.step import Metrics, TrainStep
 from nim4_jax.types import AsrBatch, Frames, Labels
 
 Arrays = dict[str, np.ndarray]
+Check = Callable[[int, dict[str, float], Arrays], None]
 
 
 def to_batch(arrays: Arrays) -> AsrBatch:
@@ -64,6 +66,9 @@ def train(
     *,
     steps: int,
     meta: dict[str, Any],
+    until: int | None = None,
+    companions: Sequence[Companion] = (),
+    check: Check = check_finite,
     label: str = "train",
     log_every: int = 10,
     count_skips: Callable[[], int] = lambda: 0,
@@ -81,55 +86,94 @@ def train(
         writer: where metrics go.
         steps: last step.
         meta: facts to keep in each checkpoint.
+        until: stop here, to be resumed later; None for `steps`.
+        companions: who acts between two steps.
+        check: raises where (step, metrics, batch) tell that the run is lost.
         label: name on the progress bar.
         log_every: steps between two records of metrics.
         count_skips: examples skipped so far, for the metrics.
 
     Returns:
-        The state at `steps`.
+        The state at `steps`, or at `until` if that comes first.
 
     Raises:
-        FloatingPointError: a loss that is not finite.
+        FloatingPointError: a loss that is not finite, from `check_finite`.
     """
     run = jax.jit(train_step, donate_argnums=0)
-    first = int(state.step)
-    pending: tuple[int, Metrics, Arrays] | None = None
-    waited, began = 0.0, time.perf_counter()
+    first, end = int(state.step), steps if until is None else min(until, steps)
+    watch = _Watch(first, data)
     with tqdm(
         total=steps, initial=first, desc=label, unit="step", mininterval=2
     ) as bar:
-        for step in range(first + 1, steps + 1):
-            asked = time.perf_counter()
-            arrays = next(data)
-            waited += time.perf_counter() - asked
-            state, metrics = run(state, sharding.put_batch(to_batch(arrays)))
-            if pending is not None:
-                _report(pending, writer, bar, log_every)
-            pending = (step, metrics, arrays)
-            bar.update()
-            if step % log_every == 0:
-                elapsed = max(time.perf_counter() - began, 1e-9)
-                perf = {
-                    "perf/steps_per_second": (step - first) / elapsed,
-                    "perf/data_wait_share": waited / elapsed,
-                    "data/skipped": float(count_skips()),
-                }
-                writer.write(step, perf)
-            if step % checkpoints.every == 0 or step == steps:
-                _report(pending, writer, bar, log_every)
-                pending = None
-                checkpoints.save(state, data, meta)
-    logging.info("%s: step %d reached", label, steps)
+        report = _Report(writer, bar, log_every, check)
+        for step in range(first, end + 1):
+            if step > first:
+                arrays = next(watch)
+                state, metrics = run(state, sharding.put_batch(to_batch(arrays)))
+                report.follow(step, metrics, arrays)
+                if step % log_every == 0:
+                    writer.write(step, watch.measure(step, count_skips()))
+            save = step > first and (step % checkpoints.every == 0 or step == end)
+            due = are_due(companions, step, step == steps)
+            if save or due:
+                report.flush()
+            if due:
+                outcome = ask(companions, state, step, step == steps)
+                state, save = outcome.state, save or outcome.binding
+                if outcome.metrics:
+                    writer.write(step, outcome.metrics)
+            if save:
+                checkpoints.save(state, data, describe(companions, meta))
+    logging.info("%s: step %d reached", label, max(first, end))
     return state
 
 
-def _report(
-    pending: tuple[int, Metrics, Arrays], writer: MetricWriter, bar: tqdm, every: int
-) -> None:
-    """Fetch a step's metrics, check them, and now and then write them."""
-    step, metrics, arrays = pending
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    check_finite(step, values, arrays)
-    if step % every == 0 or step == 1:
-        writer.write(step, {f"train/{name}": value for name, value in values.items()})
-        bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+class _Watch:
+    """Hands out batches and measures how long that took."""
+
+    def __init__(self, first: int, data: Iterator[Arrays]):
+        self._first, self._data = first, data
+        self._waited, self._began = 0.0, time.perf_counter()
+
+    def __next__(self) -> Arrays:
+        asked = time.perf_counter()
+        arrays = next(self._data)
+        self._waited += time.perf_counter() - asked
+        return arrays
+
+    def measure(self, step: int, skipped: int) -> dict[str, float]:
+        """Speed up to `step`, and the share of the time spent waiting for data."""
+        elapsed = max(time.perf_counter() - self._began, 1e-9)
+        return {
+            "perf/steps_per_second": (step - self._first) / elapsed,
+            "perf/data_wait_share": self._waited / elapsed,
+            "data/skipped": float(skipped),
+        }
+
+
+class _Report:
+    """Fetches the metrics of a step while the next one runs."""
+
+    def __init__(self, writer: MetricWriter, bar: tqdm, every: int, check: Check):
+        self._writer, self._bar = writer, bar
+        self._every, self._check = every, check
+        self._pending: tuple[int, Metrics, Arrays] | None = None
+
+    def follow(self, step: int, metrics: Metrics, arrays: Arrays) -> None:
+        """Report the step before; this one was only begun."""
+        self.flush()
+        self._pending = (step, metrics, arrays)
+        self._bar.update()
+
+    def flush(self) -> None:
+        """Wait for the step begun last, check its metrics, and now and then write."""
+        if self._pending is None:
+            return
+        (step, metrics, arrays), self._pending = self._pending, None
+        fetched = jax.device_get(metrics).items()
+        values = {name: float(value) for name, value in fetched}
+        self._check(step, values, arrays)
+        if step % self._every == 0 or step == 1:
+            row = {f"train/{name}": value for name, value in values.items()}
+            self._writer.write(step, row)
+            self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)

@@ -1,7 +1,9 @@
 """What each stage minimises: callable dataclasses over a bound model and a batch.
 
 A loss returns sums and their denominators, never means, so that shards and
-micro-batches add up; the train step divides once.
+micro-batches add up; the train step divides once. What is random of a row depends on
+the row's number in the whole batch (`rows`), what is random of the batch on the step.
+`couples_rows` names the settings under which a loss is no sum over rows.
 """
 
 from __future__ import annotations
@@ -31,11 +33,32 @@ class Loss:
         total: sum over the batch, nats.
         weight: what it is a sum of (frames or tokens).
         metrics: name → (sum, denominator).
+        largest: name → the largest value of any row, for metrics that are no sums.
     """
 
     total: Float[Array, ""]
     weight: Float[Array, ""]
     metrics: dict[str, Ratio]
+    largest: dict[str, Float[Array, ""]] = flax.struct.field(default_factory=dict)
+
+    def join(self, other: Loss) -> Loss:
+        """The loss of both batches' rows together."""
+        sums = [(loss.total, loss.weight, loss.metrics) for loss in (self, other)]
+        total, weight, metrics = jax.tree.map(jnp.add, *sums)
+        largest = jax.tree.map(jnp.maximum, self.largest, other.largest)
+        return Loss(total, weight, metrics, largest)
+
+
+def key_rows(rng: Array, rows: Int[Array, " B"] | None, count: int) -> Array:
+    """A key per row that depends on nothing but the row's number.
+
+    Args:
+        rng: one key.
+        rows: numbers of the rows in the whole batch; None for 0 … count − 1.
+        count: B.
+    """
+    rows = jnp.arange(count) if rows is None else rows
+    return jax.vmap(lambda row: jax.random.fold_in(rng, row))(rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +130,19 @@ class CrCtc:
         if self.views not in (1, 2):
             raise ValueError(f"loss.views={self.views} must be 1 (CTC) or 2 (CR-CTC).")
 
-    def __call__(self, model: Asr, batch: AsrBatch, step: Int[Array, ""]) -> Loss:
+    def __call__(
+        self,
+        model: Asr,
+        batch: AsrBatch,
+        step: Int[Array, ""],
+        rows: Int[Array, " B"] | None = None,
+    ) -> Loss:
         rngs = jax.random.split(model.make_rng("augment"), 2 + self.views)
         features = model.extract(batch.audio)
-        features = spec_augment.warp_time(rngs[0], features, self.augment.warp)
+        keys = [key_rows(rng, rows, len(batch.audio.mask)) for rng in rngs]
+        features = spec_augment.warp_time(keys[0], features, self.augment.warp)
         views = [
-            spec_augment.mask_features(rng, features, self.augment) for rng in rngs[2:]
+            spec_augment.mask_features(key, features, self.augment) for key in keys[2:]
         ]
         stacked = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *views)
         labels = jax.tree.map(
@@ -130,7 +160,9 @@ class CrCtc:
         unusable = jnp.sum(present & ~feasible[: present.shape[0]])
         metrics = {
             "ctc": (total, weight),
-            "ctc_infeasible": (unusable.astype(jnp.float32), jnp.float32(1.0)),
+            "ctc_infeasible": tuple(
+                x.astype(jnp.float32) for x in (unusable, jnp.sum(present))
+            ),
             "length_error": _phoneme_errors(logits, frames, labels),
         }
         if self.flat_start:
@@ -186,11 +218,23 @@ class Transcribe:
     imitate_steps: int = 0
     vocab_chunk: int = 128
 
-    def __call__(self, model: Asr, batch: AsrBatch, step: Int[Array, ""]) -> Loss:
+    @property
+    def couples_rows(self) -> str:
+        """Settings that make the loss of a row depend on others; "" for none."""
+        return "loss.imitate" if self.imitate else ""
+
+    def __call__(
+        self,
+        model: Asr,
+        batch: AsrBatch,
+        step: Int[Array, ""],
+        rows: Int[Array, " B"] | None = None,
+    ) -> Loss:
         rngs = jax.random.split(model.make_rng("augment"), 3)
         features = model.extract(batch.audio)
-        features = spec_augment.warp_time(rngs[0], features, self.augment.warp)
-        features = spec_augment.mask_features(rngs[1], features, self.augment)
+        keys = [key_rows(rng, rows, len(batch.audio.mask)) for rng in rngs[:2]]
+        features = spec_augment.warp_time(keys[0], features, self.augment.warp)
+        features = spec_augment.mask_features(keys[1], features, self.augment)
         length = -(-features.mask.shape[1] // 4)
         frames = model.encode(features, self.chunks.draw(rngs[2], length))
         speech = model.adapt(frames)
@@ -245,6 +289,11 @@ class ReadPhonemes:
     noise: float = 0.4
     vocab_chunk: int = 128
 
+    @property
+    def couples_rows(self) -> str:
+        """The noise is as loud as the whole batch is on average."""
+        return "loss.kind='read_phonemes'"
+
     def imitate(self, rng: Array, phonemes: Labels) -> Frames:
         """Phoneme weights at frame rate, [B, U, P], as if a CTC head had heard."""
         keys = jax.random.split(rng, 9)
@@ -285,7 +334,13 @@ class ReadPhonemes:
         mask = jnp.arange(length, dtype=jnp.float32)[None] < total
         return Frames(weights, mask & phonemes.mask[:, :1])
 
-    def __call__(self, model: Asr, batch: AsrBatch, step: Int[Array, ""]) -> Loss:
+    def __call__(
+        self,
+        model: Asr,
+        batch: AsrBatch,
+        step: Int[Array, ""],
+        rows: Int[Array, " B"] | None = None,
+    ) -> Loss:
         keys = jax.random.split(model.make_rng("augment"))
         classes = self.imitate(keys[0], batch.phonemes)
         speech = self._blur(keys[1], model.read_phonemes(classes).masked())

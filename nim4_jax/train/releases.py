@@ -22,13 +22,15 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import logging
 from etils import epath
 
 from nim4_jax.types import Params
 from nim4_jax.weights import snapshot
+
+T = TypeVar("T")
 
 INDEX = "index.json"
 _FORMAT = 1
@@ -220,17 +222,72 @@ def wait_first(
         TimeoutError: still nothing after `limit_seconds`.
         ValueError: the folder holds another index.json, or no time between two looks.
     """
+
+    def look() -> Release | None:
+        return next(iter(read_index(folder)), None)
+
+    what = f"encoder release in {folder}"
+    return wait(look, what, limit_seconds, poll_seconds, sleep)
+
+
+def wait_final(
+    folder: str,
+    limit_seconds: float,
+    poll_seconds: float,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Release:
+    """The release that stage 1 ended with, as soon as it is listed.
+
+    An index that cannot be read is warned of, and waited for like a missing one.
+
+    Args: those of `wait_first`.
+
+    Raises:
+        TimeoutError: stage 1 has not ended after `limit_seconds`.
+        ValueError: no time between two looks.
+    """
+
+    def look() -> Release | None:
+        try:
+            listed = read_index(folder)
+        except ValueError as error:
+            logging.warning("%s", error)
+            return None
+        return listed[-1] if listed and listed[-1].final else None
+
+    what = f"final encoder release in {folder}"
+    return wait(look, what, limit_seconds, poll_seconds, sleep)
+
+
+def wait(
+    look: Callable[[], T | None],
+    what: str,
+    limit_seconds: float,
+    poll_seconds: float,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
+    """Look until there is something.
+
+    Args:
+        look: what is waited for, None as long as it is not there.
+        what: its name in messages.
+        limit_seconds, poll_seconds, sleep: as for `wait_first`.
+
+    Raises:
+        TimeoutError: still nothing after `limit_seconds`.
+        ValueError: no time between two looks.
+    """
     if poll_seconds <= 0:
         raise ValueError(f"poll_seconds is {poll_seconds}; give more than 0 seconds.")
     waited = 0.0
-    while not (index := read_index(folder)):
+    while (found := look()) is None:
         if waited >= limit_seconds:
             raise TimeoutError(
-                f"no encoder release in {folder} after {waited:.0f} s; start stage 1 "
-                "with this folder, or allow a longer wait."
+                f"no {what} after {waited:.0f} s; start stage 1 with this folder, or "
+                "allow a longer wait."
             )
-        logging.info("no encoder release in %s yet: waited %.0f s", folder, waited)
+        logging.info("no %s yet: waited %.0f s", what, waited)
         pause = min(poll_seconds, limit_seconds - waited)
         sleep(pause)
         waited += pause
-    return index[0]
+    return found

@@ -3,23 +3,108 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from nim4_jax.models.asr import Asr
 from nim4_jax.train import optim
-from nim4_jax.train.losses import Loss
+from nim4_jax.train.losses import Loss, key_rows
 from nim4_jax.train.recipes import Recipe
 from nim4_jax.train.state import TrainState
-from nim4_jax.types import AsrBatch
 
 Metrics = dict[str, Array]
-TrainStep = Callable[[TrainState, AsrBatch], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+"""(state, batch) → (state, metrics); the batch is what the loss takes."""
+
+
+def make_rngs(seed: int, step: Int[Array, ""] | int) -> dict[str, Array]:
+    """The keys of a step: nothing of them is kept in checkpoints."""
+    root = jax.random.fold_in(jax.random.key(seed), step)
+    augment, dropout = jax.random.split(root)
+    return {"augment": augment, "dropout": dropout}
+
+
+def count_rows(batch: Any) -> int:
+    """B of a batch, whatever struct it is."""
+    return jax.tree.leaves(batch)[0].shape[0]
+
+
+def evaluate_loss(
+    model: Asr, recipe: Recipe, params: Any, batch: Any, step, rows: Int[Array, " B"]
+) -> Loss:
+    """The recipe's loss under the randomness of a step; pure.
+
+    Args:
+        model: with or without dropout.
+        recipe: loss and seed.
+        params: nested dict.
+        batch: what the loss takes; every leaf has B rows.
+        step: number of steps done.
+        rows: numbers of the rows in the whole batch.
+    """
+
+    def run(module: Asr, inputs: Any) -> Loss:
+        with nn.intercept_methods(_drop_by_row(rows)):
+            return recipe.loss(module, inputs, step, rows)
+
+    rngs = make_rngs(recipe.seed, step)
+    return cast(Loss, nn.apply(run, model)({"params": params}, batch, rngs=rngs))
+
+
+def _drop_by_row(rows: Int[Array, " B"]):
+    """Dropout whose mask of a row depends on the row's number, not on its place.
+
+    Where views of all rows stand behind each other, the mask is of row and view.
+    """
+
+    def intercept(call, args, kwargs, context):
+        module = context.module
+        if not isinstance(module, nn.Dropout) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        if module.rate in (0.0, 1.0) or module.deterministic is not False:
+            return call(*args, **kwargs)
+        values, kept = args[0], 1.0 - module.rate
+        views = values.shape[0] // rows.shape[0]
+        keys = jax.random.split(module.make_rng(module.rng_collection), views)
+        keys = jnp.concatenate([key_rows(key, rows, len(rows)) for key in keys])
+        mask = jax.vmap(lambda key: jax.random.bernoulli(key, kept, values.shape[1:]))
+        zero = jnp.zeros((), values.dtype)
+        return jnp.where(mask(keys), values / jnp.asarray(kept, values.dtype), zero)
+
+    return intercept
+
+
+def cut(batch: Any, parts: int) -> tuple[Any, Int[Array, "M B"]]:
+    """Parts of equally many rows, and the numbers of their rows.
+
+    Part m has rows m, m + M, m + 2 M …, so that each data shard has its share of it.
+
+    Args:
+        batch: every leaf has B rows.
+        parts: M.
+
+    Returns:
+        The batch with leaves [M, B / M, …], and row numbers [M, B / M].
+
+    Raises:
+        ValueError: B is no multiple of M.
+    """
+    rows = count_rows(batch)
+    if rows % parts:
+        raise ValueError(
+            f"a batch of {rows} rows cannot be cut into micro_batches={parts} equal "
+            "parts; make every data.batch_size (of all hosts together) a multiple."
+        )
+
+    def split(leaf: Array) -> Array:
+        return jnp.swapaxes(leaf.reshape(rows // parts, parts, *leaf.shape[1:]), 0, 1)
+
+    return jax.tree.map(split, (batch, jnp.arange(rows)))
 
 
 def make_train_step(
@@ -27,30 +112,44 @@ def make_train_step(
 ) -> TrainStep:
     """(state, batch) → (state, metrics), pure; the caller jits and donates.
 
-    The loss is divided by its weight once, after the sum over the whole (global) batch.
-    Randomness is fold_in(seed, step): nothing of it is kept in checkpoints.
+    The gradient of the undivided loss is divided by the weight once, after the sum over
+    the whole (global) batch and over its `recipe.micro_batches` parts: these change
+    what is in memory at once, and nothing else.
     """
     schedule = recipe.optimizer.schedule(recipe.steps)
 
     def compute_loss(
-        trainable: optim.FlatParams, frozen: optim.FlatParams, batch: AsrBatch, step
+        trainable: optim.FlatParams, frozen: optim.FlatParams, batch: Any, step, rows
     ) -> tuple[Array, Loss]:
         params = optim.unflatten(frozen | cast(optim.FlatParams, trainable))
-        root = jax.random.fold_in(jax.random.key(recipe.seed), step)
-        augment, dropout = jax.random.split(root)
+        loss = evaluate_loss(model, recipe, params, batch, step, rows)
+        return loss.total, loss
 
-        def run(module: Asr, inputs: AsrBatch) -> Loss:
-            return recipe.loss(module, inputs, step)
+    gradient = jax.grad(compute_loss, has_aux=True)
 
-        loss = nn.apply(run, model)(
-            {"params": params}, batch, rngs={"augment": augment, "dropout": dropout}
-        )
-        return loss.total / jnp.maximum(loss.weight, 1.0), loss
+    def accumulate(trainable, frozen, batch, step) -> tuple[optim.FlatParams, Loss]:
+        """Undivided gradient and loss of the whole batch."""
+        if recipe.micro_batches == 1:
+            rows = jnp.arange(count_rows(batch))
+            return gradient(trainable, frozen, batch, step, rows)
 
-    def train_step(state: TrainState, batch: AsrBatch) -> tuple[TrainState, Metrics]:
+        def add(carry, part):
+            grads, loss = gradient(trainable, frozen, part[0], step, part[1])
+            return (jax.tree.map(jnp.add, carry[0], grads), carry[1].join(loss)), None
+
+        parts = cut(batch, recipe.micro_batches)
+        first = jax.tree.map(lambda leaf: leaf[0], parts)
+        shapes = jax.eval_shape(gradient, trainable, frozen, first[0], step, first[1])
+        grads, loss = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        lowest = jax.tree.map(lambda x: jnp.full_like(x, -jnp.inf), loss.largest)
+        carry = (grads, loss.replace(largest=lowest))
+        return jax.lax.scan(add, carry, parts)[0]
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         trainable, frozen = optim.split_params(state.params, recipe.rules)
-        gradient = jax.grad(compute_loss, has_aux=True)
-        grads, loss = gradient(trainable, frozen, batch, state.step)
+        grads, loss = accumulate(trainable, frozen, batch, state.step)
+        weight = jnp.maximum(loss.weight, 1.0)
+        grads = jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), grads)
         # Optax mixes Python scalars and counters into its arithmetic.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = tx.update(grads, state.opt_state, trainable)
@@ -59,7 +158,8 @@ def make_train_step(
             name: total / jnp.maximum(weight, 1e-8)
             for name, (total, weight) in loss.metrics.items()
         }
-        metrics["loss"] = loss.total / jnp.maximum(loss.weight, 1.0)
+        metrics |= loss.largest
+        metrics["loss"] = loss.total / weight
         metrics["gradient_norm"] = optim.global_norm(grads)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         params = optim.unflatten(frozen | cast(optim.FlatParams, trainable))

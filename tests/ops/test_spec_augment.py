@@ -112,3 +112,19 @@ def test_draws_differ_between_rows_and_keys(function, setting):
     first = np.asarray(function(jax.random.key(0), same, setting).values)
     second = np.asarray(function(jax.random.key(1), same, setting).values)
     assert (first[0] != first[1]).any() and (first != second).any()
+
+
+@pytest.mark.parametrize(
+    "function, setting", [(hide, SpecAugmentConfig()), (warp, 30)], ids=["hide", "warp"]
+)
+def test_a_row_with_its_key_draws_the_same_in_any_batch(function, setting):
+    """Rows 3 and 1 alone, with their keys, are those of the batch, bit for bit."""
+    frames = make_frames([LENGTH, 90, 100, 110])
+    keys = jax.random.split(jax.random.key(0), 4)
+    whole = np.asarray(function(keys, frames, setting).values)
+    rows = np.array([3, 1])
+    some = jax.tree.map(lambda leaf: leaf[rows], frames)
+    got = np.asarray(function(keys[rows], some, setting).values)
+    np.testing.assert_array_equal(got, whole[rows])
+    with pytest.raises(ValueError, match=r"one key or 4 keys"):
+        function(keys[:3], frames, setting)

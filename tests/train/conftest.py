@@ -10,7 +10,7 @@ def log(monkeypatch) -> list[str]:
     lines: list[str] = []
 
     def note(message, *args):
-        lines.append(message % args)
+        lines.append(str(message) % args if args else str(message))
 
     monkeypatch.setattr(logging, "info", note)
     monkeypatch.setattr(logging, "warning", note)

@@ -14,7 +14,7 @@ from nim4_jax.train import releases
 from nim4_jax.train.follower import Follower
 from nim4_jax.train.releases import Release
 
-FOLLOWER = Follower(min_steps=10, last_steps=25, every=5)
+FOLLOWER = Follower(steps=70, every=5, min_steps=10, last_steps=25)
 
 
 def publish(folder, step: int, final: bool = False) -> Release:
@@ -30,15 +30,13 @@ def make_release(step: int, final: bool = False) -> Release:
 
 
 def run_stage3(folder, events=None, state=None, first=0, follower=FOLLOWER):
-    """Follow until finished; state, encoder in use at each step, step reached.
+    """Follow to the end; state, and encoder in use at each step.
 
     events: step → what happens there.
     """
     state, used = state or follower.start(), {}
-    for step in range(first, 200):
+    for step in range(first, follower.steps):
         (events or {}).get(step, lambda: None)()
-        if follower.is_finished(state, step):
-            return state, used, step
         before = state
         state, params = following.follow(str(folder), follower, before, step)
         assert json.loads(json.dumps(state)) == state
@@ -48,7 +46,8 @@ def run_stage3(folder, events=None, state=None, first=0, follower=FOLLOWER):
             params is None or np.all(params["encoder"]["bias"] == now.step)
         )
         used[step] = now.step
-    return state, used, 200
+    assert following.follow(str(folder), follower, state, follower.steps)[1] is None
+    return state, used
 
 
 def list_swaps(state) -> list[tuple[int, int]]:
@@ -57,7 +56,7 @@ def list_swaps(state) -> list[tuple[int, int]]:
 
 
 def test_encoders_are_swapped_in_turn(tmp_path):
-    """Each has its least number of steps, the final one its last segment."""
+    """Each has its least number of steps, the final one the last ones."""
     events = {
         0: lambda: publish(tmp_path, 100),
         3: lambda: publish(tmp_path, 200),  # taken at 10: 100 had its ten steps
@@ -65,20 +64,53 @@ def test_encoders_are_swapped_in_turn(tmp_path):
         26: lambda: publish(tmp_path, 400),
         27: lambda: publish(tmp_path, 500, final=True),
     }
-    state, used, end = run_stage3(tmp_path, events)
+    state, used = run_stage3(tmp_path, events)
     assert list_swaps(state) == [(0, 100), (10, 200), (25, 300), (35, 400), (45, 500)]
-    assert (end, used[44], used[45], state["last_from"]) == (70, 400, 500, 45)
+    assert (used[44], used[45], used[69]) == (400, 500, 500)
+
+
+def test_the_final_encoder_has_the_last_steps(tmp_path):
+    """They begin at 37; 400, taken at 30, would not have ten steps before."""
+    for step in (100, 200, 300, 400):
+        publish(tmp_path, step)
+    follower = dataclasses.replace(FOLLOWER, steps=62)
+    events = {36: lambda: publish(tmp_path, 500, final=True)}
+    state, _ = run_stage3(tmp_path, events, follower=follower)
+    assert list_swaps(state) == [(0, 100), (10, 200), (20, 300), (37, 500)]
+
+
+def test_a_final_encoder_that_comes_early_is_taken_early(tmp_path):
+    """Training goes on to its last step on it, whatever is published then."""
+    publish(tmp_path, 100)
+    events = {
+        7: lambda: publish(tmp_path, 200, final=True),
+        20: lambda: publish(tmp_path, 300, final=True),
+    }
+    state, _ = run_stage3(tmp_path, events)
+    assert list_swaps(state) == [(0, 100), (10, 200)]
+
+
+def test_a_follower_may_stay_on_the_first(tmp_path):
+    """Without least steps nothing is exchanged, but for the last ones if there are."""
+    for step in (100, 200, 300):
+        publish(tmp_path, step, final=step == 300)
+    alone = Follower(steps=70, every=5)
+    assert list_swaps(run_stage3(tmp_path, follower=alone)[0]) == [(0, 100)]
+    last = Follower(steps=70, every=5, last_steps=33)
+    state, _ = run_stage3(tmp_path, follower=last)
+    assert list_swaps(state) == [(0, 100), (37, 300)]
 
 
 def test_a_late_follower_may_pass_over_encoders(tmp_path):
-    """In turn by default; only the newest if asked."""
+    """In turn by default; only the newest if asked, or if there are only last steps."""
     for step in (100, 200, 300):
         publish(tmp_path, step, final=step == 300)
-    state, _, end = run_stage3(tmp_path)
-    assert (list_swaps(state), end) == ([(0, 100), (10, 200), (20, 300)], 45)
+    state, _ = run_stage3(tmp_path)
+    assert list_swaps(state) == [(0, 100), (10, 200), (20, 300)]
     newest = dataclasses.replace(FOLLOWER, newest=True)
-    state, _, end = run_stage3(tmp_path, follower=newest)
-    assert (list_swaps(state), end) == ([(0, 300)], 25)
+    assert list_swaps(run_stage3(tmp_path, follower=newest)[0]) == [(0, 300)]
+    final = Follower(steps=70, every=5, last_steps=70)
+    assert list_swaps(run_stage3(tmp_path, follower=final)[0]) == [(0, 300)]
 
 
 @pytest.mark.parametrize("newest", [False, True])
@@ -90,32 +122,33 @@ def test_lost_releases_are_passed_over(tmp_path, log, newest):
     state = FOLLOWER.take(FOLLOWER.start(), first, step=0)
     follower = dataclasses.replace(FOLLOWER, newest=newest)
     events = {17: lambda: publish(tmp_path, 400, final=True)}
-    state, used, end = run_stage3(tmp_path, events, state, 1, follower=follower)
-    assert (list_swaps(state), used[19], end) == ([(0, 100), (20, 400)], 100, 45)
+    state, used = run_stage3(tmp_path, events, state, 1, follower=follower)
+    assert (list_swaps(state), used[19]) == ([(0, 100), (20, 400)], 100)
     said = "\n".join(log)
     assert f"{second.name} was deleted" in said and f"{third.name} is corrupt" in said
     assert "step 10 goes on with encoder release encoder-000000100" in said
 
 
-def test_a_lost_final_release_ends_the_run_on_the_old_one(tmp_path):
-    """The last segment counts from where it was missed; found again, it is taken."""
+def test_a_lost_final_release_leaves_the_old_one(tmp_path, log):
+    """Others are not taken instead; found again, it is taken."""
     publish(tmp_path, 100)
     path = tmp_path / publish(tmp_path, 200, final=True).name
     whole = path.read_bytes()
     path.unlink()
-    state, _, end = run_stage3(tmp_path)
-    assert (list_swaps(state), state["last_from"], end) == ([(0, 100)], 10, 35)
-    events = {18: lambda: path.write_bytes(whole)}
-    state, _, end = run_stage3(tmp_path, events)
-    assert (list_swaps(state), end) == ([(0, 100), (20, 200)], 45)
+    state, _ = run_stage3(tmp_path)
+    assert list_swaps(state) == [(0, 100)]
+    assert "step 45 goes on with encoder release encoder-000000100" in "\n".join(log)
+    events = {58: lambda: path.write_bytes(whole)}
+    state, _ = run_stage3(tmp_path, events)
+    assert list_swaps(state) == [(0, 100), (60, 200)]
 
 
 def test_the_encoder_in_use_may_turn_out_to_be_the_final_one(tmp_path):
     """Stage 1 ended where it had just published."""
     publish(tmp_path, 100)
     events = {12: lambda: publish(tmp_path, 100, final=True)}
-    state, _, end = run_stage3(tmp_path, events)
-    assert (list_swaps(state), end) == ([(0, 100)], 40)
+    state, _ = run_stage3(tmp_path, events)
+    assert list_swaps(state) == [(0, 100)]
 
 
 def test_a_folder_that_vanishes_stops_nothing(tmp_path, log):
@@ -128,7 +161,7 @@ def test_a_folder_that_vanishes_stops_nothing(tmp_path, log):
         17: index.unlink,
         18: lambda: publish(tmp_path, 200, final=True),
     }
-    state, _, _ = run_stage3(tmp_path, events)
+    state, _ = run_stage3(tmp_path, events)
     assert list_swaps(state) == [(0, 100), (20, 200)]
     assert sum("goes on with encoder release" in line for line in log) == 2
     assert any("is no index of encoder releases" in line for line in log)
@@ -143,6 +176,28 @@ def test_no_encoder_at_all_is_an_error_with_the_cure(tmp_path):
         following.follow(str(tmp_path), FOLLOWER, FOLLOWER.start(), 0)
 
 
+def test_how_far_a_run_gets_without_waiting():
+    """The table of `reach`."""
+    open_end = dataclasses.replace(FOLLOWER, last_steps=0)
+    early, final = (make_release(1),), (make_release(1), make_release(2, True))
+    assert [FOLLOWER.reach(index) for index in ((), early, final)] == [-1, 44, 70]
+    assert [open_end.reach(index) for index in ((), early, final)] == [-1, 70, 70]
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("min_steps", -1, "expected every ≥ 1"),
+        ("every", 0, "expected every ≥ 1"),
+        ("last_steps", 61, "more than the 70 steps"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(name, value, said):
+    """They are shown with what was expected."""
+    with pytest.raises(ValueError, match=rf"{name}={value}.* cannot follow: .*{said}"):
+        dataclasses.replace(FOLLOWER, **{name: value})
+
+
 @st.composite
 def schedules(draw):
     """(step of the follower, release) by which an index grows; the last is final."""
@@ -151,55 +206,59 @@ def schedules(draw):
     return [(0, make_release(1)), *zip(times, entries)]
 
 
-FOLLOWERS = st.builds(
-    Follower, st.integers(1, 15), st.integers(1, 20), st.integers(1, 8), st.booleans()
-)
+@st.composite
+def followers(draw):
+    """Followers of at most 80 steps whose numbers can work."""
+    least, last = draw(st.integers(0, 15)), draw(st.integers(0, 20))
+    steps = draw(st.integers(max(least + last, 1), 80))
+    return Follower(steps, draw(st.integers(1, 8)), least, last, draw(st.booleans()))
 
 
 def simulate(follower, schedule, state, first, stop, now=0):
-    """States by step where every release can be read; `now`: the index is later."""
+    """States by step where every release can be read; `now`: the index is later.
+
+    Where the last steps begin, the final release is waited for.
+    """
     states = {}
-    for step in range(first, stop + 1):
-        if follower.is_finished(state, step):
-            break
+    for step in range(first, min(stop, follower.steps) + 1):
         if follower.is_due(state, step):
-            index = tuple(release for at, release in schedule if at <= max(step, now))
-            later = follower.rank(state, index)
+            waits = follower.is_late(step)
+            index = tuple(r for at, r in schedule if waits or at <= max(step, now))
+            later = follower.rank(state, index, step)
             state = (
                 follower.take(state, later[0], step)
                 if later
-                else follower.stay(state, index, step)
+                else {**state, "decided": step}
             )
         states[step] = state
     return states
 
 
-@given(FOLLOWERS, schedules())
+@given(followers(), schedules())
 def test_laws_of_following(follower, schedule):
-    """Least steps on each encoder, rising releases, and an end after the final one."""
+    """Least steps on each encoder, rising releases, and the last steps on the final."""
     states = simulate(follower, schedule, follower.start(), 0, 400)
-    state = states[max(states)]
+    state = states[follower.steps]
     steps, encoders = zip(*list_swaps(state))
     assert all(b - a >= follower.min_steps for a, b in itertools.pairwise(steps))
-    assert all(step % follower.every == 0 for step in steps)
+    assert all(s % follower.every == 0 or s == follower.deadline for s in steps)
     assert list(encoders) == sorted(set(encoders))
     published = {release.step: time for time, release in schedule}
-    assert all(published[e] <= step for step, e in zip(steps, encoders))
-    if not follower.newest:
-        assert list(encoders) == list(range(1, len(encoders) + 1))
-    if schedule[-1][1].final:
-        assert encoders[-1] == schedule[-1][1].step
-        last = state["last_from"]
-        assert last == steps[-1]
-        assert max(states) == last + follower.last_steps - 1
+    in_time = [s < follower.deadline for s in steps]
+    assert all(published[e] <= s for s, e, ok in zip(steps, encoders, in_time) if ok)
+    if not follower.min_steps:
+        assert len(steps) <= 1 + bool(follower.last_steps)
+    final = schedule[-1][1]
+    if final.final and follower.last_steps:
+        assert (encoders[-1], steps[-1] <= follower.deadline) == (final.step, True)
 
 
-@given(FOLLOWERS, schedules(), st.integers(0, 80), st.integers(1, 30))
+@given(followers(), schedules(), st.integers(0, 80), st.integers(1, 30))
 def test_a_resumed_follower_repeats_its_decisions(follower, schedule, killed, ahead):
     """Saved at each decision, killed anywhere, resumed when the index offers more."""
     whole = simulate(follower, schedule, follower.start(), 0, 100)
     killed = min(killed, max(whole))
-    saved = killed - killed % follower.every
+    saved = max(whole[killed]["decided"], killed - killed % follower.every)
     state = json.loads(json.dumps(whole[saved]))
     again = simulate(follower, schedule, state, saved, killed, now=killed + ahead)
     assert again == {step: whole[step] for step in range(saved, killed + 1)}

@@ -13,13 +13,11 @@ from etils.epath import backend
 
 from nim4_jax.train import releases
 from nim4_jax.train import watcher as watching
-from nim4_jax.train.follower import Follower
 from nim4_jax.train.releases import Release
 from nim4_jax.train.watcher import Watcher
 from nim4_jax.weights import snapshot
 
 META = {"stage": "stage1", "text": "好"}
-FOLLOWER = Follower(min_steps=10, last_steps=25, every=5)
 
 
 def make_params(value: float, size: int = 4):
@@ -232,6 +230,29 @@ def test_waiting_has_an_end(tmp_path):
         releases.wait_first(str(tmp_path), 50.0, 0.0, pauses.append)
 
 
+def test_the_end_of_stage1_is_waited_for(tmp_path, log):
+    """A broken index is no end, a release that is not final neither."""
+    pauses = []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            publish(tmp_path, 7)
+        if len(pauses) == 3:
+            publish(tmp_path, 8, final=True)
+
+    index = tmp_path / releases.INDEX
+    index.write_text("{")
+    with pytest.raises(TimeoutError, match=r"no final encoder release .* after 5 s"):
+        releases.wait_final(str(tmp_path), 5.0, 5.0, pauses.append)
+    index.unlink()
+    pauses.clear()
+    got = releases.wait_final(str(tmp_path), 100.0, 20.0, sleep)
+    assert (got.step, pauses) == (8, [20.0] * 3)
+    assert "is no index of encoder releases" in log[0]
+    assert log[-1].endswith("yet: waited 40 s")
+
+
 def run_stage1(folder, similarity, state=None, first=1, steps=60, stop=60):
     """Watch from `first` to `stop`; CKA of encoders a, b is similarity(a, b)."""
     watcher = Watcher(from_step=20, every=10)
@@ -299,11 +320,10 @@ def test_a_broken_comparison_is_not_hidden(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind, name, value",
-    [(Watcher, "every", 0), (Watcher, "threshold", 1.5), (Follower, "min_steps", 0)],
+    "name, value", [("every", 0), ("from_step", -1), ("threshold", 1.5)]
 )
-def test_settings_that_cannot_work_are_refused(kind, name, value):
+def test_settings_that_cannot_work_are_refused(name, value):
     """They are shown with what was expected."""
-    good = {field.name: 1 for field in dataclasses.fields(kind)}
+    good = {field.name: 1 for field in dataclasses.fields(Watcher)}
     with pytest.raises(ValueError, match=rf"{name}={value}.* cannot .*: expected"):
-        kind(**{**good, name: value})
+        Watcher(**{**good, name: value})

@@ -1,14 +1,20 @@
 """The train step: what it moves, what it leaves alone, and how often it compiles."""
 
+import dataclasses
+import functools
+
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
 from nim4_jax.models.asr import Asr
+from nim4_jax.ops.spec_augment import SpecAugmentConfig
 from nim4_jax.train import optim
 from nim4_jax.train import state as train_state
-from nim4_jax.train.losses import CrCtc
+from nim4_jax.train.losses import CrCtc, DynamicChunks, ReadPhonemes
 from nim4_jax.train.step import make_train_step
 
 RULES = (("encoder/stack/.*", 1.0), ("ctc_head/.*", 0.5), (".*", None))
@@ -102,3 +108,53 @@ def test_fresh_parameters_come_from_the_seed(tiny):
     assert all(np.array_equal(made[0][path], made[1][path]) for path in made[0])
     kernels = [path for path in made[0] if path[-1] == "kernel"]
     assert all(not np.array_equal(made[0][path], made[2][path]) for path in kernels)
+
+
+def update(tiny, loss, parts, config=None, rows=4):
+    """(parameters, metrics) after one step of plain gradient descent."""
+    config = config or tiny.CONFIG
+    recipe = dataclasses.replace(tiny.make_recipe(loss), micro_batches=parts)
+    params = jax.tree.map(jnp.asarray, tiny.make_params(recipe, config))
+    tx = optax.sgd(0.1)
+    state = train_state.init_state(params, recipe, tx)
+    step = jax.jit(make_train_step(Asr(config, deterministic=False), recipe, tx))
+    state, metrics = step(state, tiny.make_batch(0, rows=rows, samples=12_000))
+    return jax.device_get((state.params, metrics))
+
+
+def test_micro_batches_are_the_whole_batch(tiny):
+    """Dropout, SpecAugment and dynamic chunks on: 2 and 4 parts give what 1 gives."""
+    encoder = dataclasses.replace(tiny.CONFIG.encoder, dropout=0.2)
+    config = dataclasses.replace(tiny.CONFIG, encoder=encoder)
+    augment = SpecAugmentConfig(warp=10, freq_width=4, time_width=5)
+    loss = CrCtc(augment=augment, alpha_warmup=0, chunks=DynamicChunks(full_share=0.0))
+    params, metrics = update(tiny, loss, 1, config)
+    _, plain = update(tiny, loss, 1)
+    assert plain["loss"] != metrics["loss"]  # dropout does something
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    for parts in (2, 4):
+        got, seen = update(tiny, loss, parts, config)
+        jax.tree.map(close, got, params)
+        assert set(seen) == set(metrics)
+        for name, value in metrics.items():
+            np.testing.assert_allclose(seen[name], value, rtol=2e-5, err_msg=name)
+
+
+def test_rows_that_do_not_divide_are_refused(tiny):
+    """The error names both numbers and what to set."""
+    message = r"6 rows cannot be cut into micro_batches=4 .* make every data\.batch"
+    with pytest.raises(ValueError, match=message):
+        update(tiny, tiny.PLAIN_CTC, 4, rows=6)
+
+
+def test_losses_that_are_no_sums_are_not_cut(tiny):
+    """By the setting that couples the rows."""
+    coupled = dataclasses.replace(tiny.PLAIN_TRANSCRIBE, imitate=1.0)
+    recipe = tiny.make_recipe(coupled)
+    with pytest.raises(ValueError, match=r"with loss\.imitate the loss is no sum"):
+        dataclasses.replace(recipe, micro_batches=2)
+    with pytest.raises(ValueError, match="micro_batches=0 must be ≥ 1"):
+        dataclasses.replace(recipe, micro_batches=0)
+    reader = ReadPhonemes(tiny.PROMPT, np.zeros((8, 8), np.float32))
+    with pytest.raises(ValueError, match="read_phonemes"):
+        dataclasses.replace(tiny.make_recipe(reader), micro_batches=2)

@@ -1,0 +1,143 @@
+"""From a config to a run's companions: who publishes, follows or measures drift."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+from absl import logging
+
+from nim4_jax.data import pipeline
+from nim4_jax.data.config import DataConfig
+from nim4_jax.launch import assembly
+from nim4_jax.models.asr import Asr
+from nim4_jax.train import loop, optim
+from nim4_jax.train.companions import Companion
+from nim4_jax.train.drift_probe import DriftConfig, DriftProbe
+from nim4_jax.train.encoder_probe import PARTS, EncoderProbe, spread, take_parts
+from nim4_jax.train.publisher import Publisher
+from nim4_jax.train.subscriber import Subscriber
+from nim4_jax.types import Params
+from nim4_jax.weights import snapshot
+
+REFERENCE = "reference.safetensors"
+"""In WORKDIR: the encoder that the run began with, where drift is measured from it."""
+
+
+def make_subscriber(made: assembly.TrainSettings) -> Subscriber | None:
+    """Who takes encoder releases in this run, None where nobody does.
+
+    Raises:
+        ValueError: numbers that cannot work.
+    """
+    if made.follow is None or not made.follow.folder:
+        return None
+    follower = made.follow.follower(made.recipe.steps, made.checkpoint_every)
+    return Subscriber(made.follow, follower)
+
+
+def check_frozen(made: assembly.TrainSettings, params: Params) -> None:
+    """Refuse to exchange what is being trained.
+
+    Raises:
+        ValueError: a trained parameter belongs to what a release replaces, by path.
+    """
+    trainable, _ = optim.split_params(params, made.recipe.rules)
+    wrong = [path for path in trainable if path.split("/")[0] in PARTS]
+    if wrong and made.follow is not None:
+        raise ValueError(
+            f"config.follow.folder={made.follow.folder!r} would overwrite "
+            f"{wrong[0]!r}, which config.rules train; freeze {', '.join(PARTS)} with "
+            "None, or follow nothing."
+        )
+
+
+def make_others(
+    made: assembly.TrainSettings,
+    meta: dict[str, Any],
+    workdir: str,
+    first: Params | None,
+) -> list[Companion]:
+    """Who publishes and who measures drift in this run.
+
+    Args:
+        made: the run.
+        meta: facts of its checkpoints.
+        workdir: its folder.
+        first: the parameters that it begins with, None when it is resumed.
+
+    Raises:
+        ValueError: numbers that cannot work, recordings or a reference that cannot be
+        read.
+    """
+    found: list[Companion] = []
+    publish, drift = made.publish, made.probe
+    if publish is not None and publish.folder:
+        watcher = publish.watcher()
+        probe = make_probe(made, publish.sources, publish.batches)
+        # The same run elsewhere publishes the same files, whatever its paths are.
+        facts = {name: fact for name, fact in meta.items() if name != "config"}
+        found.append(Publisher(publish.folder, watcher, probe, facts))
+    if drift is not None and drift.every:
+        probe = make_probe(made, drift.sources, drift.batches)
+        reference = _find_reference(drift, meta, workdir, first)
+        found.append(DriftProbe(probe, reference, drift.every))
+    return found
+
+
+def make_probe(
+    made: assembly.TrainSettings, sources: tuple[str, ...], batches: int
+) -> EncoderProbe:
+    """Batches of the sources in the shapes of the training data, and the encoder.
+
+    Raises:
+        ValueError: no such recordings, or training on text.
+    """
+    if not isinstance(made.data, DataConfig):
+        raise ValueError(
+            f"{made.stage} trains on text, which no encoder hears; set "
+            "config.publish.folder to '' and config.probe.every to 0."
+        )
+    config = dataclasses.replace(
+        made.data,
+        sources=sources,
+        needs=("phonemes",),
+        tokenizer=None,
+        max_phonemes=None,
+        max_tokens=None,
+        speed_perturb=(1.0,),
+        workers=0,
+        cache_mb=0.0,
+    )
+    heard = (loop.to_batch(arrays) for arrays in pipeline.iterate_eval(config))
+    chosen = spread(heard, batches)
+    logging.info("encoders are compared on %d batches of %s", len(chosen), sources)
+    return EncoderProbe(Asr(made.model), chosen)
+
+
+def _find_reference(
+    drift: DriftConfig, meta: dict[str, Any], workdir: str, first: Params | None
+) -> Params:
+    """Stage 1's part of the parameters from where the config says."""
+    if drift.reference:
+        params, _ = assembly.load_model(drift.reference)
+        origin = drift.reference
+    else:
+        origin = os.path.join(workdir, REFERENCE)
+        if first is not None:
+            snapshot.write(origin, take_parts(first), meta)
+        try:
+            params, _ = snapshot.read(origin)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} It holds the encoder that this run began with; name another "
+                "one in config.probe.reference, or set config.probe.every to 0."
+            ) from error
+    missing = [name for name in PARTS if name not in params]
+    if missing:
+        raise ValueError(
+            f"{origin} has no {', '.join(missing)}; drift is measured from a model of "
+            "stage 1 or later: name one in config.probe.reference."
+        )
+    return take_parts(params)
