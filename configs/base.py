@@ -134,6 +134,21 @@ def augment(
     }
 
 
+def probe(size: str) -> ConfigDict:
+    """How far the encoder drifts from stage 1's, for stages that train it on text.
+
+    An empty reference is the encoder that the stage begins with.
+    """
+    return ConfigDict(
+        {
+            "every": 200 if on_laptop(size) else 5_000,
+            "sources": ("bundled:commands:test",),
+            "batches": 4,
+            "reference": "",
+        }
+    )
+
+
 def get_config(size: str = "") -> ConfigDict:
     """Everything but what a stage decides."""
     size = check_size(size)
@@ -183,6 +198,8 @@ def get_config(size: str = "") -> ConfigDict:
         }
     )
     config.mesh = (1, 1, 1) if tiny else ()
+    # Parts that a batch is cut into, to save memory; the update stays the same.
+    config.micro_batches = 1
     config.seed = 0
     config.log_every = 10
     config.checkpoint_every = 200 if tiny else 5_000

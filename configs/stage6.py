@@ -1,12 +1,12 @@
 r"""Stage 6, reinforcement learning: GRPO on the model's own transcripts.
 
 python launch/train.py --config=configs/stage6.py:nano --workdir=runs/stage6 \
-    --config.init_from=runs/stage4
+    --config.init_from=runs/stage5
 """
 
 from ml_collections import ConfigDict
 
-from nim4_jax.configs import base, stage4
+from nim4_jax.configs import base, stage4, stage5
 
 
 def get_config(size: str = "") -> ConfigDict:
@@ -14,7 +14,7 @@ def get_config(size: str = "") -> ConfigDict:
     config = stage4.get_config(size)
     tiny = base.on_laptop(size)
     config.stage = "stage6"
-    config.steps = 200 if tiny else 2_000
+    config.steps = 80 if tiny else 1_500  # about 20,000 utterances
     config.reference = True
     config.rules = (("reference/.*", None), *config.rules)
     config.loss = ConfigDict(
@@ -41,8 +41,11 @@ def get_config(size: str = "") -> ConfigDict:
             "drift_limit": 0.0,
         }
     )
-    # Parts that a batch is cut into, to save memory; the update stays the same.
-    config.micro_batches = 1
-    config.optimizer.peak_rate = 3e-5 if tiny else 1e-6
-    config.optimizer.warmup_steps = 10 if tiny else 100
+    config.data.noise_share = 0.0
+    # A random part of the names that are said, and few that are not.
+    shares = {"p_keyword": 0.5, "p_distractor": 0.3, "p_none": 0.3, "most": 4}
+    config.data.hints = ConfigDict(stage5.hints(size, **shares))
+    config.data.hints.wanted_tokens = 32 if tiny else 64
+    config.optimizer.peak_rate = 3e-5 if tiny else 2e-6
+    config.optimizer.warmup_steps = 0
     return config

@@ -89,7 +89,7 @@ def show_transcripts(model: str, paths: list[str]) -> None:
 def run(workdir: str, from_scratch: bool) -> None:
     """The whole demo; whatever is finished already is not done again."""
     began = time.perf_counter()
-    kind = "scratch" if from_scratch else "nano"
+    kind = "scratch" if from_scratch else "demo"
     config = pipeline_config.get_config(kind)
     seconds = pipeline.run(config, workdir)
     stages = [entry.name for entry in config.stages]
