@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,10 +36,14 @@ def write(path: str, params: Params, meta: dict[str, Any], dtype: str = "") -> N
         if dtype == "bfloat16" and wide and not name.startswith("cmvn/"):
             array = array.astype(ml_dtypes.bfloat16)
         flat[name] = np.ascontiguousarray(array)
-    temporary = f"{path}.tmp"
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(f"{path}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    # The library's files are for their owner alone; others may have to read ours.
+    temporary.touch()
+    mode = temporary.stat().st_mode
     safetensors.numpy.save_file(flat, temporary, metadata=header(meta))
-    os.replace(temporary, path)
+    temporary.chmod(mode)
+    temporary.replace(path)
 
 
 def header(meta: dict[str, Any]) -> dict[str, str]:

@@ -29,6 +29,14 @@ def test_full_precision_comes_back_bit_for_bit(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_others_may_read_what_others_may_read(tmp_path):
+    """A release or a snapshot has the permissions that any new file has."""
+    path, plain = tmp_path / "model.safetensors", tmp_path / "plain"
+    plain.touch()
+    snapshot.write(str(path), PARAMS, META)
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
 def test_bfloat16_halves_matrices_only(tmp_path):
     """Kernels are rounded; vectors and feature statistics keep every bit."""
     path = str(tmp_path / "model.safetensors")
