@@ -41,7 +41,10 @@ def get_config(size: str = "") -> ConfigDict:
             "drift_limit": 0.0,
         }
     )
+    # The last devices sample and the others train; 0: all do both, by turns.
+    config.rollout_devices = 0
     config.data.noise_share = 0.0
+    config.data.nonspeech_share = 0.2
     # A random part of the names that are said, and few that are not.
     shares = {"p_keyword": 0.5, "p_distractor": 0.3, "p_none": 0.3, "most": 4}
     config.data.hints = ConfigDict(stage5.hints(size, **shares))
