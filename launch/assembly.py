@@ -57,6 +57,8 @@ class TrainSettings:
         publish: where encoder releases go, None for nowhere.
         follow: where they come from, None for nowhere.
         probe: how drift is measured, None for not at all.
+        rollout_devices: how many of the last devices sample and do not train; 0 for
+            none: sampling is done where the training is.
     """
 
     stage: str
@@ -71,6 +73,7 @@ class TrainSettings:
     publish: PublishConfig | None = None
     follow: FollowConfig | None = None
     probe: DriftConfig | None = None
+    rollout_devices: int = 0
 
 
 def find_tokenizer(name: str) -> str:
@@ -182,6 +185,7 @@ def build_settings(config: ConfigDict) -> TrainSettings:
         publish=_build_optional(PublishConfig, values, "publish"),
         follow=_build_optional(FollowConfig, values, "follow"),
         probe=_build_optional(DriftConfig, values, "probe"),
+        rollout_devices=int(values.get("rollout_devices", 0)),
     )
 
 

@@ -25,6 +25,7 @@ from nim4_jax.data.text_pipeline import TextConfig
 from nim4_jax.launch import assembly, companions, runtime
 from nim4_jax.models.asr import Asr
 from nim4_jax.rl import alarm
+from nim4_jax.rl.worker import RolloutWorker
 from nim4_jax.train import checkpoint, cmvn, loop, optim
 from nim4_jax.train import state as train_state
 from nim4_jax.train.companions import restore
@@ -52,7 +53,8 @@ def run(config: ConfigDict, workdir: str, until: int | None = None) -> None:
     done = checkpoint.latest_step(workdir)
     if until is not None and done is not None and done >= until:
         return
-    with jax.set_mesh(sharding.make_mesh(settings.mesh or None)):
+    devices, _ = sharding.split_devices(settings.rollout_devices)
+    with jax.set_mesh(sharding.make_mesh(settings.mesh or None, devices)):
         _run(settings, config, workdir, until)
 
 
@@ -63,9 +65,10 @@ def _run(
     until: int | None,
 ) -> None:
     recipe = settings.recipe
+    model = Asr(settings.model, deterministic=False)
+    prepare = _choose_prepare(settings, model)
     subscriber = companions.make_subscriber(settings)
     data = _open_data(settings.data)
-    model = Asr(settings.model, deterministic=False)
     tx = optim.make_optimizer(recipe.optimizer, recipe.rules, recipe.steps)
     checkpoints = checkpoint.Checkpoints(workdir, settings.checkpoint_every)
     meta = assembly.describe(settings, config)
@@ -104,6 +107,7 @@ def _run(
             until=until,
             companions=company,
             check=alarm.choose_check(recipe.loss, settings.model.policy),
+            prepare=prepare,
             label=settings.stage,
             log_every=settings.log_every,
             count_skips=lambda: data.report.total,
@@ -113,6 +117,32 @@ def _run(
         writer.close()
         data.close()
         _report_skips(data.report, workdir)
+
+
+def _choose_prepare(settings: assembly.TrainSettings, model: Asr) -> loop.Prepare:
+    """What is done with each batch before a step: with rollout devices, sampling there.
+
+    Raises:
+        ValueError: a loss that samples nothing, or rows that a mesh cannot split.
+    """
+    shards = {"training": sharding.current_mesh().shape["data"]}
+    _, devices = sharding.split_devices(settings.rollout_devices)
+    prepare = loop.keep
+    if devices:
+        mesh = sharding.make_mesh(devices=devices)
+        prepare = RolloutWorker(model, settings.recipe, mesh).prepare
+        shards["rollout"] = len(devices)
+    given = settings.data.batch_size
+    sizes = (given,) if isinstance(given, int) else given
+    for name, count in shards.items():
+        wrong = [size for size in sizes if size % count]
+        if wrong:
+            raise ValueError(
+                f"config.data.batch_size={given}: {wrong[0]} rows do not divide over "
+                f"the {count} data shards of the {name} mesh; give multiples of "
+                f"{count}, or change config.mesh or config.rollout_devices."
+            )
+    return prepare
 
 
 def _restore(

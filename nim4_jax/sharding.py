@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,22 +25,52 @@ LOGICAL_RULES: dict[str | None, str | None] = {
 }
 
 
-def make_mesh(shape: tuple[int, int, int] | None = None) -> Mesh:
+def make_mesh(
+    shape: tuple[int, int, int] | None = None, devices: Sequence[Any] | None = None
+) -> Mesh:
     """A (data, fsdp, tensor) mesh; by default all devices on the data axis.
+
+    Args:
+        shape: sizes of the axes; where they want fewer devices than there are, the
+            first ones are taken.
+        devices: to choose from; None for all.
 
     Raises:
         ValueError: the shape does not fit the number of devices.
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     shape = shape or (count, 1, 1)
     if int(np.prod(shape)) > count or min(shape) < 1:
         raise ValueError(
             f"mesh {dict(zip(MESH_AXES, shape))} wants {int(np.prod(shape))} devices, "
             f"there are {count}."
         )
-    devices = jax.devices()[: int(np.prod(shape))]
     types = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+    chosen = devices[: int(np.prod(shape))]
+    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=chosen)
+
+
+def split_devices(rollout: int) -> tuple[list[Any], list[Any]]:
+    """(devices that train, the last `rollout` ones, which sample).
+
+    Raises:
+        ValueError: nobody would be left to train, or there are several processes.
+    """
+    devices = jax.devices()
+    if not 0 <= rollout < len(devices):
+        raise ValueError(
+            f"rollout_devices={rollout}, but there are {len(devices)} devices and one "
+            f"at least has to train; give 0 (sample where it trains) to "
+            f"{len(devices) - 1}."
+        )
+    if rollout and jax.process_count() > 1:
+        raise ValueError(
+            f"rollout_devices={rollout} with {jax.process_count()} processes: a "
+            "rollout mesh is of one process; give 0 to sample where each one trains."
+        )
+    left = len(devices) - rollout
+    return devices[:left], devices[left:]
 
 
 def current_mesh() -> Any:

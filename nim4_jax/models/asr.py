@@ -176,11 +176,17 @@ class Asr(nn.Module):
         answer: Labels,
         suffix: Labels | None = None,
     ) -> Float[Array, "B L D"]:
-        """Hidden state that predicts each token of `answer` (teacher forced)."""
+        """Hidden state that predicts each token of `answer` (teacher forced).
+
+        The last real slot before the answer predicts its first token, as in decoding;
+        a row's own suffix may have padding behind it.
+        """
         sequence = self.assemble(speech, prompt, answer, suffix)
         hidden, _ = self.llm(sequence.embeddings, sequence.positions, sequence.mask)
-        length = answer.ids.shape[1]
-        return hidden[:, -length - 1 : -1]
+        start = sequence.mask.shape[1] - answer.ids.shape[1]
+        last = start - 1 - jnp.argmax(sequence.mask[:, :start][:, ::-1], axis=1)
+        first = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+        return jnp.concatenate([first, hidden[:, start:-1]], axis=1)
 
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Hidden states → float32 logits."""

@@ -6,7 +6,8 @@
     state, metrics = step(state, sharding.put_batch(batch))
 
 The default needs none of it: `Grpo` samples inside the train step. With a worker the
-train step only learns, from the same samples if the weights are synced each step.
+train step only learns, from the same samples if the weights are synced each step, as
+`prepare` does, which the training loop calls (config.rollout_devices).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from nim4_jax.models.asr import Asr
 from nim4_jax.rl.objective import PARTS, Grpo
 from nim4_jax.rl.rollout import Rehearsed, Rollout
 from nim4_jax.train.recipes import Recipe
+from nim4_jax.train.state import TrainState
 from nim4_jax.train.step import make_rngs
 from nim4_jax.types import AsrBatch, Params
 
@@ -113,6 +115,14 @@ class RolloutWorker:
     def rehearse(self, batch: AsrBatch, step: int) -> Rehearsed:
         """A batch with its samples, for the train step."""
         return Rehearsed(batch, self.write(batch, step))
+
+    def prepare(self, state: TrainState, batch: AsrBatch) -> Rehearsed:
+        """A batch with samples of the policy as it is before this step.
+
+        Depends on state and batch alone, so a resumed run draws the same.
+        """
+        self.sync(state.params)
+        return self.rehearse(batch, int(state.step))
 
 
 def make_rollout(model: Asr, recipe: Recipe):

@@ -22,6 +22,8 @@ from nim4_jax.types import AsrBatch, Frames, Labels
 
 Arrays = dict[str, np.ndarray]
 Check = Callable[[int, dict[str, float], Arrays], None]
+Prepare = Callable[[TrainState, AsrBatch], Any]
+"""(state before the step, batch on the host) → what the step takes, on the host."""
 
 
 def to_batch(arrays: Arrays) -> AsrBatch:
@@ -39,13 +41,18 @@ def to_batch(arrays: Arrays) -> AsrBatch:
     )
 
 
+def keep(state: TrainState, batch: AsrBatch) -> AsrBatch:
+    """The `Prepare` of a step that takes the batch as it is."""
+    del state
+    return batch
+
+
 def check_finite(step: int, values: dict[str, float], arrays: Arrays) -> None:
     """Stop a run whose numbers are lost.
 
     Raises:
         FloatingPointError: the loss or the gradient norm is not finite; names the step
-        and
-            the examples of its batch.
+            and the examples of its batch.
     """
     wrong = [n for n in ("loss", "gradient_norm") if not math.isfinite(values[n])]
     if wrong:
@@ -69,6 +76,7 @@ def train(
     until: int | None = None,
     companions: Sequence[Companion] = (),
     check: Check = check_finite,
+    prepare: Prepare = keep,
     label: str = "train",
     log_every: int = 10,
     count_skips: Callable[[], int] = lambda: 0,
@@ -89,6 +97,8 @@ def train(
         until: stop here, to be resumed later; None for `steps`.
         companions: who acts between two steps.
         check: raises where (step, metrics, batch) tell that the run is lost.
+        prepare: what is done with each batch before it goes to the devices; a pure
+            function of state and batch, so that a resumed run repeats it.
         label: name on the progress bar.
         log_every: steps between two records of metrics.
         count_skips: examples skipped so far, for the metrics.
@@ -109,7 +119,8 @@ def train(
         for step in range(first, end + 1):
             if step > first:
                 arrays = next(watch)
-                state, metrics = run(state, sharding.put_batch(to_batch(arrays)))
+                batch = sharding.put_batch(prepare(state, to_batch(arrays)))
+                state, metrics = run(state, batch)
                 report.follow(step, metrics, arrays)
                 if step % log_every == 0:
                     writer.write(step, watch.measure(step, count_skips()))

@@ -95,3 +95,22 @@ def test_prompt_positions_skip_the_padding(tiny):
     ]
     assert got.positions[0].tolist() == list(range(8))
     assert got.positions[1].tolist() == [0, 1, 2, 2, 2, 3, 4, 4]
+
+
+def test_padding_behind_a_suffix_changes_nothing(tiny):
+    """The last real token before the answer predicts its first one, as in decoding."""
+    model, params = Asr(tiny.CONFIG), make_params(tiny)
+    values = np.random.default_rng(0).normal(size=(1, 3, tiny.CONFIG.llm.width))
+    speech = Frames(values.astype(np.float32), np.ones((1, 3), bool))
+    answer = Labels(np.array([[5, 6]], np.int32), np.ones((1, 2), bool))
+
+    def run(asr, speech, answer, suffix):
+        return asr.answer_states(speech, tiny.PROMPT, answer, suffix)
+
+    def predict(width):
+        ids = np.zeros((1, width), np.int32)
+        ids[0, :2] = 3, 4
+        apply = jax.jit(functools.partial(model.apply, method=run))
+        return apply(params, speech, answer, Labels(ids, ids > 0))
+
+    np.testing.assert_allclose(predict(6), predict(2), atol=1e-5)

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
 
 from nim4_jax import sharding
+from nim4_jax.configs import stage4, stage6
 from nim4_jax.decode.recogniser import Budget
+from nim4_jax.launch import train as launcher
 from nim4_jax.rl.objective import PARTS, Grpo
 from nim4_jax.rl.worker import RolloutWorker
 from nim4_jax.train import state as train_state
@@ -34,12 +35,7 @@ class Count:
 
 def make_mesh(first: int, count: int):
     """A data mesh of some of the 8 devices."""
-    return jax.make_mesh(
-        (count, 1, 1),
-        sharding.MESH_AXES,
-        axis_types=(AxisType.Auto,) * 3,
-        devices=jax.devices()[first : first + count],
-    )
+    return sharding.make_mesh(devices=jax.devices()[first : first + count])
 
 
 def make_recipe(tiny, loss=None):
@@ -122,3 +118,46 @@ def test_only_grpo_needs_rollouts(tiny):
     recipe = make_recipe(tiny, tiny.PLAIN_CTC)
     with pytest.raises(ValueError, match=r"CrCtc needs no rollouts.*'grpo'"):
         RolloutWorker(tiny.Asr(tiny.CONFIG), recipe, make_mesh(4, 4))
+
+
+def test_the_last_devices_sample():
+    """The others train, in order; without rollout devices all do."""
+    every = jax.devices()
+    assert sharding.split_devices(2) == (every[:6], every[6:])
+    assert sharding.split_devices(0) == (every, [])
+    mesh = sharding.make_mesh((2, 1, 1), every[4:])
+    assert list(mesh.devices.flat) == every[4:6]
+    with pytest.raises(ValueError, match="wants 4 devices, there are 3"):
+        sharding.make_mesh((4, 1, 1), every[:3])
+
+
+@pytest.mark.parametrize("wanted", [-1, 8, 9])
+def test_someone_has_to_train(wanted, tmp_path):
+    """Of 8 devices at most 7 sample."""
+    config = stage6.get_config("nano")
+    config.rollout_devices = wanted
+    with pytest.raises(ValueError, match=rf"={wanted}, .* 8 devices .* 0 .* to 7"):
+        launcher.run(config, str(tmp_path))
+
+
+def test_what_cannot_be_split_is_refused_before_the_first_batch(tmp_path):
+    """A later bucket's rows, on either mesh; and a loss that samples nothing."""
+    config = stage6.get_config("nano")
+    config.data.sources = ("nowhere.jsonl",)  # nothing is read
+    config.rollout_devices = 4
+    config.data.batch_size = (16, 8, 6)
+    with pytest.raises(
+        ValueError, match=r"6 rows .* over the 4 .* of the rollout mesh"
+    ):
+        launcher.run(config, str(tmp_path))
+    config.rollout_devices, config.mesh = 2, (4, 1, 1)
+    with pytest.raises(ValueError, match=r"6 rows .* 4 .* of the training mesh"):
+        launcher.run(config, str(tmp_path))
+    config.rollout_devices = 0
+    with pytest.raises(ValueError, match=r"6 rows .* 4 .* of the training mesh"):
+        launcher.run(config, str(tmp_path))
+    with config.unlocked():
+        config.loss = stage4.get_config("nano").loss
+    config.rollout_devices, config.mesh = 2, (1, 1, 1)
+    with pytest.raises(ValueError, match=r"Transcribe needs no rollouts.*'grpo'"):
+        launcher.run(config, str(tmp_path))
