@@ -63,7 +63,7 @@ def _all_seven() -> tuple[ConfigDict, ...]:
         *_asynchronous(stage1_steps=160, stage2_steps=800, stage3_steps=200),
         entry("stage4", overrides={"steps": 200}),
         entry("stage5", overrides={"steps": 150}),
-        entry("stage6", overrides={"steps": 60, "loss.steps": 60}),
+        entry("stage6", overrides={"steps": 60}),
         entry("phoneme_head", overrides={"steps": 100}),
     )
 

@@ -20,7 +20,6 @@ def get_config(size: str = "") -> ConfigDict:
     config.loss = ConfigDict(
         {
             "kind": "grpo",
-            "steps": config.steps,
             "samples": 6 if tiny else 8,
             "hottest": 1.0,
             "coolest": 0.7,

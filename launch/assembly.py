@@ -97,7 +97,9 @@ def build_model_config(values: dict[str, Any]) -> AsrConfig:
     return settings.build(AsrConfig, values, "config.model")
 
 
-def _build_loss(values: dict[str, Any], tokenizer_path: str, model: AsrConfig) -> Any:
+def _build_loss(
+    values: dict[str, Any], tokenizer_path: str, model: AsrConfig, steps: int
+) -> Any:
     kind = values.pop("kind", None)
     if kind not in LOSSES:
         raise ValueError(
@@ -114,6 +116,8 @@ def _build_loss(values: dict[str, Any], tokenizer_path: str, model: AsrConfig) -
             given = values.pop("rewards", {})
             weights = settings.build(RewardConfig, given, "config.loss.rewards")
             values["judge"] = Judge(tokenizer, weights)
+    if "steps" in names:
+        values["steps"] = steps
     if "confusions" in names:
         values["confusions"] = articulation.confusions()
     return settings.build(cls, values, "config.loss")
@@ -161,7 +165,7 @@ def build_settings(config: ConfigDict) -> TrainSettings:
     tokenizer = find_tokenizer(values["tokenizer"])
     rules = tuple(tuple(rule) for rule in values["rules"])
     recipe = Recipe(
-        loss=_build_loss(values["loss"], tokenizer, model),
+        loss=_build_loss(values["loss"], tokenizer, model, int(values["steps"])),
         rules=rules,
         optimizer=settings.build(
             OptimizerConfig, values["optimizer"], "config.optimizer"
