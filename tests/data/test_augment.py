@@ -168,7 +168,7 @@ def test_law_2_noise_is_the_same_after_a_restart(config, straight, step):
 def test_a_state_of_other_noise_is_refused(config, change):
     state = pipeline.make_train_iterator(config).get_state()
     other = pipeline.make_train_iterator(replace(config, **change))
-    with pytest.raises(ValueError, match=r"speeds, noise, seed"):
+    with pytest.raises(ValueError, match=r"speeds, noise, hints, seed"):
         other.set_state(state)
 
 

@@ -51,7 +51,6 @@ OWN = {
         **UNWATCHED,
         "data.hints.draw.p_keyword": 1.0,
         "data.hints.draw.p_none": 0.0,
-        
         "loss.samples": 3,
         "loss.budget.most": 6,
         "optimizer.peak_rate": 3e-4,
