@@ -42,6 +42,5 @@ def get_config(size: str = "") -> ConfigDict:
         }
     )
     config.steps = _STEPS[size]
-    config.follow.folder = ""
     config.probe = base.probe(size)
     return config

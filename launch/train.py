@@ -162,18 +162,10 @@ def _restore(
         lambda: train_state.init_params(model, recipe, batch, recipe.seed)
     )
     shapes = checkpoints.param_shapes()
-    wanted, there = optim.flatten(expected), optim.flatten(shapes)
-    wrong = [
-        f"{path}: {there[path].shape if path in there else 'none'}, expected "
-        f"{leaf.shape}"
-        for path, leaf in wanted.items()
-        if path not in there or there[path].shape != leaf.shape
-    ]
+    wrong = train_state.describe_misfits(optim.flatten(expected), optim.flatten(shapes))
     if wrong:
         raise ValueError(
-            f"the checkpoint in this workdir holds another model: "
-            f"{'; '.join(wrong[:4])}"
-            f"{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}. Resume it "
+            f"the checkpoint in this workdir holds another model: {wrong}. Resume it "
             "with the config that it was begun with, or choose another --workdir."
         )
     everywhere = NamedSharding(sharding.current_mesh(), PartitionSpec())

@@ -84,12 +84,12 @@ def choose_hints(
     Returns:
         Hints in random order, each once, at most `config.most`.
     """
-    fate = rng.random()
-    if fate < config.p_none:
+    kind = _draw_kind(rng, config)
+    if kind == "none":
         return ()
-    misleading = fate < config.p_none + config.p_misleading
+    misleading = kind == "misleading"
     drawn = [keyword for keyword in keywords if rng.random() < config.p_keyword]
-    drawn = [drawn[i] for i in rng.permutation(len(drawn))]
+    drawn = _shuffle(drawn, rng)
     said = spell(text)
     hints: dict[str, str] = {} if misleading else {spell(k): k for k in drawn}
     alike, wanted = [], int(rng.integers(config.extra + 1))
@@ -109,8 +109,7 @@ def choose_hints(
         if wanted and spelled not in hints and not occurs(spelled, said):
             hints[spelled] = name
             wanted -= 1
-    first = list(hints.values())[: config.most]
-    return tuple(first[i] for i in rng.permutation(len(first)))
+    return _shuffle(list(hints.values())[: config.most], rng)
 
 
 def mix_hints(
@@ -132,17 +131,28 @@ def mix_hints(
     Returns:
         Hints in random order, each once, at most `config.most`.
     """
-    fate = rng.random()
-    if fate < config.p_none:
+    kind = _draw_kind(rng, config)
+    if kind == "none":
         return ()
-    misleading = fate < config.p_none + config.p_misleading
+    misleading = kind == "misleading"
     drawn = [name for name in said if rng.random() < config.p_keyword]
     extra = int(rng.integers(config.extra + 1))
     others = [draw_other(rng) for _ in range(max(extra, int(misleading)))]
     others = [name for name in others if name not in said]
     hints = list(dict.fromkeys([*(() if misleading else drawn), *others]))
-    first = hints[: config.most]
-    return tuple(first[i] for i in rng.permutation(len(first)))
+    return _shuffle(hints[: config.most], rng)
+
+
+def _draw_kind(rng: np.random.Generator, config: HintConfig) -> str:
+    """Which row of `HintConfig`'s table a prompt belongs to."""
+    fate = rng.random()
+    if fate < config.p_none:
+        return "none"
+    return "misleading" if fate < config.p_none + config.p_misleading else "mixed"
+
+
+def _shuffle(names: Sequence[str], rng: np.random.Generator) -> tuple[str, ...]:
+    return tuple(names[int(i)] for i in rng.permutation(len(names)))
 
 
 def _draw(

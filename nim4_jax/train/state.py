@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -72,21 +73,34 @@ def adopt(fresh: Params, given: Params, origin: str) -> tuple[Params, list[str]]
         ValueError: a shape differs, by path with both shapes.
     """
     new, old = optim.flatten(fresh), optim.flatten(given)
-    wrong = [
-        f"{path}: {tuple(old[path].shape)}, expected {tuple(new[path].shape)}"
-        for path in sorted(new.keys() & old.keys())
-        if old[path].shape != new[path].shape
-    ]
-    if wrong:
-        shown = "; ".join(wrong[:4])
+    if wrong := describe_misfits({path: new[path] for path in new.keys() & old}, old):
         raise ValueError(
-            f"{origin} holds a model of another size: {shown}"
-            f"{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}. Start from a "
-            "checkpoint of the same size, or change the config to fit it."
+            f"{origin} holds a model of another size: {wrong}. Start from a checkpoint "
+            "of the same size, or change the config to fit it."
         )
     for path in new.keys() & old.keys():
         old[path] = jnp.asarray(old[path], new[path].dtype)
     return optim.unflatten({**new, **old}), sorted(new.keys() - old.keys())
+
+
+def describe_misfits(
+    wanted: Mapping[str, Any], given: Mapping[str, Any], shown: int = 4
+) -> str:
+    """Which parameters are missing or have another shape; "" where all fit.
+
+    Args:
+        wanted: path → array or shape.
+        given: the same; paths that are not wanted do not matter.
+        shown: how many are named, the others are counted.
+    """
+    wrong = [
+        f"{path}: {tuple(given[path].shape) if path in given else 'none'}, expected "
+        f"{tuple(wanted[path].shape)}"
+        for path in sorted(wanted)
+        if path not in given or given[path].shape != wanted[path].shape
+    ]
+    more = f" and {len(wrong) - shown} more" if len(wrong) > shown else ""
+    return "; ".join(wrong[:shown]) + more
 
 
 def init_state(

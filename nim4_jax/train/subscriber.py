@@ -15,7 +15,7 @@ from nim4_jax.train import optim, releases
 from nim4_jax.train.companions import Outcome
 from nim4_jax.train.encoder_probe import take_parts
 from nim4_jax.train.follower import Follower, FollowerState
-from nim4_jax.train.state import TrainState
+from nim4_jax.train.state import TrainState, describe_misfits
 from nim4_jax.types import Params
 
 ENCODER_STEP = "releases/encoder_step"
@@ -64,17 +64,10 @@ def swap(params: Params, given: Params, origin: str) -> Params:
     """
     old, new = optim.flatten(params), optim.flatten(given)
     wanted = optim.flatten(take_parts(params))
-    wrong = [
-        f"{path}: {tuple(new[path].shape) if path in new else 'none'}, expected "
-        f"{tuple(leaf.shape)}"
-        for path, leaf in wanted.items()
-        if path not in new or new[path].shape != leaf.shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+    if wrong := describe_misfits(wanted, new):
         raise ValueError(
-            f"encoder release {origin} is of another model: "
-            f"{'; '.join(wrong[:4])}{more}. Give both runs the same config.model."
+            f"encoder release {origin} is of another model: {wrong}. Give both runs "
+            "the same config.model."
         )
     for path, leaf in wanted.items():
         # A copy: the state is donated, and the host's memory is not ours to give.
