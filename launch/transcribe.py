@@ -7,9 +7,10 @@ python launch/transcribe.py --model=runs/demo/stage4 --format=srt --out=DIR FILE
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,15 @@ from tqdm import tqdm
 
 from nim4_jax.data import audio
 from nim4_jax.decode import segments, subtitles
+from nim4_jax.decode.endpoint import Detector, EndpointConfig, Silero
 from nim4_jax.decode.recogniser import Recogniser, Transcript
-from nim4_jax.decode.segments import AudioBatch, Batcher
+from nim4_jax.decode.segments import AudioBatch, Batcher, Segment
 from nim4_jax.decode.timing import Word
 from nim4_jax.eval import report
 from nim4_jax.launch import recognition, runtime
 
 FORMATS = ("text", "json", "srt", "vtt")
+VADS = ("silero", "none")
 _SUFFIXES = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
 _BLOCK_SECONDS = 10.0
 
@@ -34,6 +37,12 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "Workdir or .safetensors file.")
     flags.DEFINE_enum("format", "text", FORMATS, "What is written.")
     flags.DEFINE_string("out", None, "Folder for one file per recording, else stdout.")
+    flags.DEFINE_enum(
+        "vad",
+        "silero",
+        VADS,
+        "How long audio is cut: where nobody speaks, or anywhere.",
+    )
     flags.DEFINE_integer("batch", 8, "Most segments at once.", lower_bound=1)
     flags.DEFINE_integer("chunk", 0, "Encoder frames per chunk, 0 for the full pass.")
     flags.DEFINE_integer("left", 4, "Chunks seen to the left, with --chunk.")
@@ -67,7 +76,7 @@ class Recording:
         passages: what is done so far.
         error: why there is no transcript, "" if all is well.
         samples: read so far, at 16 kHz.
-        waiting: segments not yet transcribed.
+        waiting: samples of the segments not yet transcribed, by their start in seconds.
         read: whether the whole file has been cut.
     """
 
@@ -75,13 +84,18 @@ class Recording:
     passages: list[Passage] = dataclasses.field(default_factory=list)
     error: str = ""
     samples: int = 0
-    waiting: int = 0
+    waiting: dict[float, int] = dataclasses.field(default_factory=dict)
     read: bool = False
 
     @property
     def duration(self) -> float:
         """Seconds read so far."""
         return self.samples / audio.SAMPLE_RATE
+
+    @property
+    def progress(self) -> float:
+        """Seconds that are transcribed, or hold nothing to transcribe."""
+        return (self.samples - sum(self.waiting.values())) / audio.SAMPLE_RATE
 
     @property
     def text(self) -> str:
@@ -103,7 +117,7 @@ class Recording:
                 words,
             )
         )
-        self.waiting -= 1
+        del self.waiting[start]
 
 
 def transcribe_files(
@@ -111,6 +125,7 @@ def transcribe_files(
     paths: Sequence[str],
     *,
     batch: int = 8,
+    vad: str = "silero",
     timings: bool = True,
     show_progress: bool = False,
 ) -> Iterator[Recording]:
@@ -122,13 +137,21 @@ def transcribe_files(
         loaded: the model and its shapes; segments are as long as the largest shape.
         paths: audio files of any format, rate, channels and length.
         batch: most segments at once.
+        vad: one of VADS: recordings longer than the largest shape are cut where nobody
+            speaks and their silence is left out, or ("none") cut at quiet places.
         timings: whether words get times and confidences.
         show_progress: whether a bar is drawn on stderr.
 
     Yields:
         Recordings in the order of the paths; a file that cannot be read has `error` set
         and does not stop the others.
+
+    Raises:
+        ValueError: an unknown vad.
     """
+    if vad not in VADS:
+        raise ValueError(f"vad {vad!r} is unknown; use one of {VADS}.")
+    detector = Silero() if vad == "silero" else None
     limit = loaded.bucket_seconds[-1]
     total, count = _survey(paths, limit)
     rows = 1
@@ -140,9 +163,9 @@ def transcribe_files(
     emitted = 0
     bar = tqdm(total=round(total), unit="s", disable=None if show_progress else True)
     with bar:
-        for ready in _iterate_batches(recordings, batcher, limit):
+        for ready in _iterate_batches(recordings, batcher, limit, detector):
             _finish(loaded.recogniser, ready, recordings, timings)
-            bar.update(np.asarray(ready.audio.mask).sum() / audio.SAMPLE_RATE)
+            bar.update(round(sum(each.progress for each in recordings)) - bar.n)
             while emitted < len(recordings) and _is_complete(recordings[emitted]):
                 yield recordings[emitted]
                 emitted += 1
@@ -150,7 +173,7 @@ def transcribe_files(
 
 
 def _is_complete(recording: Recording) -> bool:
-    return bool(recording.error) or (recording.read and recording.waiting == 0)
+    return bool(recording.error) or (recording.read and not recording.waiting)
 
 
 def _survey(paths: Sequence[str], limit: float) -> tuple[float, int]:
@@ -168,15 +191,16 @@ def _survey(paths: Sequence[str], limit: float) -> tuple[float, int]:
 
 
 def _iterate_batches(
-    recordings: list[Recording], batcher: Batcher, limit: float
+    recordings: list[Recording],
+    batcher: Batcher,
+    limit: float,
+    detector: Detector | None,
 ) -> Iterator[AudioBatch]:
     """Full batches as the files are read, what is left at the end."""
     for number, recording in enumerate(recordings):
         try:
-            blocks = audio.read_blocks(recording.path, _BLOCK_SECONDS)
-            for segment in segments.cut(blocks, limit):
-                recording.waiting += 1
-                recording.samples += len(segment.samples)
+            for segment in _cut(_read(recording), limit, detector):
+                recording.waiting[segment.start] = len(segment.samples)
                 yield from batcher.add((number, segment.start), segment.samples)
             if not recording.samples:
                 recording.error = f"{recording.path}: zero length: it holds no sample"
@@ -184,6 +208,30 @@ def _iterate_batches(
             recording.error = str(error)
         recording.read = True
     yield from batcher.flush()
+
+
+def _read(recording: Recording) -> Iterator[np.ndarray]:
+    """The file's blocks, counted."""
+    for block in audio.read_blocks(recording.path, _BLOCK_SECONDS):
+        recording.samples += len(block)
+        yield block
+
+
+def _cut(
+    blocks: Iterator[np.ndarray], limit: float, detector: Detector | None
+) -> Iterable[Segment]:
+    """Segments; a recording that fits in one is heard whole, speech or not."""
+    if detector is None:
+        return segments.cut(blocks, limit)
+    head: list[np.ndarray] = []
+    room = round(limit * audio.SAMPLE_RATE)
+    while room >= 0 and (block := next(blocks, None)) is not None:
+        head.append(block)
+        room -= len(block)
+    if room >= 0:
+        return segments.cut(head, limit)
+    whole = itertools.chain(head, blocks)
+    return segments.cut_speech(whole, detector, EndpointConfig(), limit)
 
 
 def _finish(
@@ -271,6 +319,7 @@ def run(
     form: str = "text",
     out: str | None = None,
     batch: int = 8,
+    vad: str = "silero",
     chunk: int = 0,
     left: int = 4,
 ) -> list[Recording]:
@@ -282,6 +331,7 @@ def run(
         form: one of FORMATS.
         out: folder; None prints.
         batch: most segments at once.
+        vad: how long recordings are cut, one of VADS.
         chunk: encoder frames per chunk, 0 for the full pass.
         left: chunks seen to the left.
 
@@ -289,7 +339,7 @@ def run(
         All recordings, those that could not be read with `error` set (also on stderr).
 
     Raises:
-        ValueError: no usable model, an unknown format, or outputs that collide.
+        ValueError: no usable model, an unknown format or vad, or outputs that collide.
     """
     if form not in FORMATS:
         raise ValueError(f"format {form!r} is unknown; use one of {FORMATS}.")
@@ -300,7 +350,12 @@ def run(
         Path(out).mkdir(parents=True, exist_ok=True)
     done = []
     stream = transcribe_files(
-        loaded, paths, batch=batch, timings=form != "text", show_progress=True
+        loaded,
+        paths,
+        batch=batch,
+        vad=vad,
+        timings=form != "text",
+        show_progress=True,
     )
     for target, recording in zip(targets, stream, strict=True):
         done.append(recording)
@@ -328,6 +383,7 @@ def main(argv: Sequence[str]) -> None:
         form=given.format,
         out=given.out,
         batch=given.batch,
+        vad=given.vad,
         chunk=given.chunk,
         left=given.left,
     )

@@ -1,4 +1,4 @@
-"""Long audio cut where it is quietest, and pieces of audio gathered into batches."""
+"""Long audio cut where it is quietest or where nobody speaks, and pieces gathered."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from nim4_jax.decode import endpoint
+from nim4_jax.decode.endpoint import Boundary, Detector, EndpointConfig
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.types import Frames
 
 _HOP = SAMPLE_RATE // 100
 _WINDOW = 10  # hops: 100 ms, about the closure of a stop consonant or longer
+_GAP = SAMPLE_RATE  # samples without speech that part what would fit in one segment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +50,7 @@ def cut(blocks: Iterable[np.ndarray], limit: float) -> Iterator[Segment]:
     Raises:
         ValueError: a limit below 0.4 s.
     """
-    most = round(limit * SAMPLE_RATE)
-    if most < 4 * _WINDOW * _HOP:
-        raise ValueError(f"segments of at most {limit} s are too short; use ≥ 0.4 s.")
+    most = _check_limit(limit)
     pending = np.zeros(0, np.float32)
     done = 0
     for block in blocks:
@@ -63,6 +64,14 @@ def cut(blocks: Iterable[np.ndarray], limit: float) -> Iterator[Segment]:
         yield Segment(done / SAMPLE_RATE, pending)
 
 
+def _check_limit(limit: float) -> int:
+    """Samples of the longest segment."""
+    most = round(limit * SAMPLE_RATE)
+    if most < 4 * _WINDOW * _HOP:
+        raise ValueError(f"segments of at most {limit} s are too short; use ≥ 0.4 s.")
+    return most
+
+
 def _find_quietest(samples: np.ndarray) -> int:
     """Middle of the quietest window in the second half."""
     first = -(-len(samples) // (2 * _HOP))
@@ -73,6 +82,118 @@ def _find_quietest(samples: np.ndarray) -> int:
     windows = np.round(sums[_WINDOW:] - sums[:-_WINDOW], 9)
     best = len(windows) - 1 - int(np.argmin(windows[::-1]))
     return (first + best + _WINDOW // 2) * _HOP
+
+
+def cut_speech(
+    blocks: Iterable[np.ndarray],
+    detector: Detector,
+    config: EndpointConfig,
+    limit: float,
+) -> Iterator[Segment]:
+    """Cut the speech out of a recording, in segments of at most `limit` seconds.
+
+    Rule: utterances are what `endpoint.judge` finds; the recording's end ends the last.
+    An utterance joins the segment before it, with the gap between, where that gap is
+    shorter than 1 s and the whole fits. One that fits in no segment is cut as `cut`
+    does. Silence between segments is left out. The segments do not depend on how the
+    blocks were cut, and only about 2 · limit + one block of audio is held at once.
+
+    Args:
+        blocks: float32 [S] pieces of the recording, in order.
+        detector: of speech, such as `Silero`.
+        config: when speech begins and ends.
+        limit: seconds, at least 0.4.
+
+    Yields:
+        Segments in order, which do not overlap; none where nobody speaks.
+
+    Raises:
+        ValueError: a limit below 0.4 s, or samples that the detector refuses.
+    """
+    gathering = _Gathering(_check_limit(limit))
+    state, heard = endpoint.EndpointState(), detector.start()
+    for block in blocks:
+        gathering.append(block)
+        while state.position + detector.frame <= gathering.received:
+            window = gathering.read(state.position, state.position + detector.frame)
+            heard, probability = detector.score(heard, window)
+            state, boundary = endpoint.judge(config, state, probability, detector.frame)
+            yield from gathering.take(boundary, state.position)
+            yield from gathering.release(endpoint.find_earliest(config, state))
+    rest = gathering.read(state.position, gathering.received)
+    if len(rest):
+        window = np.pad(rest, (0, detector.frame - len(rest)))
+        heard, probability = detector.score(heard, window)
+        state, boundary = endpoint.judge(config, state, probability, detector.frame)
+        yield from gathering.take(boundary, gathering.received)
+    if state.speaking:
+        end = gathering.received
+        yield from gathering.take(Boundary(endpoint.END, end, end), end)
+    yield from gathering.release(gathering.received + _GAP)
+
+
+class _Gathering:
+    """Utterances on their way into segments, and the audio that these may need.
+
+    Attributes:
+        received: samples so far.
+    """
+
+    def __init__(self, most: int):
+        self.received = 0
+        self._most = most
+        self._audio = np.zeros(0, np.float32)
+        self._base = 0  # sample of the recording at which the audio begins
+        self._segment: tuple[int, int] | None = None  # whole utterances, joined
+        self._begin: int | None = None  # of the utterance that goes on
+
+    def append(self, block: np.ndarray) -> None:
+        self._audio = np.concatenate([self._audio, block])
+        self.received += len(block)
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        return self._audio[start - self._base : end - self._base]
+
+    def take(self, boundary: Boundary | None, position: int) -> Iterator[Segment]:
+        """What a window changed; `position` is one past its last sample."""
+        if boundary and boundary.kind == endpoint.START:
+            self._begin = boundary.at
+        if self._begin is None:
+            return
+        if self._segment:
+            start, end = self._segment
+            if self._begin - end >= _GAP or position - start > self._most:
+                yield self._emit(start, end)
+                self._segment = None
+        while position - self._begin > self._most:
+            whole = self.read(self._begin, self._begin + self._most)
+            place = self._begin + _find_quietest(whole)
+            yield self._emit(self._begin, place)
+            self._begin = place
+        if boundary and boundary.kind == endpoint.END:
+            start = self._segment[0] if self._segment else self._begin
+            self._segment, self._begin = (start, position), None
+
+    def release(self, earliest: int) -> Iterator[Segment]:
+        """Let go what no utterance that begins at `earliest` or later can need."""
+        if (
+            self._segment
+            and self._begin is None
+            and earliest >= self._segment[1] + _GAP
+        ):
+            yield self._emit(*self._segment)
+            self._segment = None
+        if self._segment:
+            earliest = self._segment[0]
+        elif self._begin is not None:
+            earliest = self._begin
+        keep = min(earliest, self.received) - self._base
+        # Copying at every window would cost more than the memory is worth.
+        if keep > self._most:
+            self._audio, self._base = self._audio[keep:].copy(), self._base + keep
+
+    def _emit(self, start: int, end: int) -> Segment:
+        return Segment(start / SAMPLE_RATE, self.read(start, end).copy())
 
 
 @dataclasses.dataclass(frozen=True)

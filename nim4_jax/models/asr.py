@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from nim4_jax import features as front_end
 from nim4_jax.layers import Policy
 from nim4_jax.models.adaptor import Adaptor
-from nim4_jax.models.conformer import Conformer, ConformerConfig
+from nim4_jax.models.conformer import Conformer, ConformerConfig, StackState
 from nim4_jax.models.phoneme_head import PhonemeHead
 from nim4_jax.models.phoneme_reader import PhonemeReader
 from nim4_jax.models.qwen3 import LLMConfig, Qwen3
@@ -119,6 +119,12 @@ class Asr(nn.Module):
     def encode(self, features: Frames, chunking: Chunking) -> Frames:
         """Normalised log-mel [B, T, M] → encoder frames [B, U, D]."""
         return self.encoder(features, chunking)
+
+    def encode_chunk(
+        self, features: Frames, state: StackState, chunking: Chunking
+    ) -> tuple[Frames, StackState]:
+        """The next chunk of each stream, see `Conformer.advance`."""
+        return self.encoder.advance(features, state, chunking)
 
     def score_phonemes(self, frames: Frames) -> Float[Array, "B U P"]:
         """Encoder frames → phoneme scores in float32, class 0 the CTC blank."""

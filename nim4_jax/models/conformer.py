@@ -413,6 +413,24 @@ class Conformer(nn.Module):
         """
         return self.stack(self.subsampling(features), chunking)[0]
 
+    def advance(
+        self, features: Frames, state: StackState, chunking: Chunking
+    ) -> tuple[Frames, StackState]:
+        """Encode the next chunk of each stream from a piece that overlaps the next one.
+
+        Nothing lags: a piece holds the feature frames of its chunk and the
+        `subsampling.OVERLAP` after them, so it needs that much more audio.
+
+        Args:
+            features: Float [B, T, M], T = 4 · chunking.size + OVERLAP.
+            state: of the blocks, from `ConformerStack.init_state` or the last call.
+            chunking: the same at every call of a stream.
+
+        Returns:
+            Frames of Float [B, size, D], and the new state.
+        """
+        return self.stack(self.subsampling.cut(features), chunking, state)
+
     def step(
         self, features: Frames, state: ConformerState, chunking: Chunking
     ) -> tuple[Frames, ConformerState]:

@@ -20,6 +20,9 @@ STRIDE = 4
 WINDOW = 7
 """Feature frames under one encoder frame: encoder frame u covers 4·u … 4·u + 6."""
 
+OVERLAP = WINDOW - STRIDE
+"""Feature frames that an encoder frame shares with the next."""
+
 
 @flax.struct.dataclass
 class SubsamplingState:
@@ -99,6 +102,21 @@ class Subsampling(nn.Module):
         """Float [B, T, M] → Float [B, ⌈T/4⌉, D]; valid where its first frame is."""
         values = jnp.pad(features.masked().values, ((0, 0), (0, WINDOW - 1), (0, 0)))
         return Frames(self._convolve(values), features.mask[:, ::STRIDE])
+
+    def cut(self, features: Frames) -> Frames:
+        """4·n + 3 feature frames, of which the next piece sees the last 3 → n frames.
+
+        Raises:
+            ValueError: another number of feature frames.
+        """
+        length = features.mask.shape[1] - OVERLAP
+        if length < STRIDE or length % STRIDE:
+            raise ValueError(
+                f"a piece of {length + OVERLAP} feature frames does not end with a "
+                f"window; feed {STRIDE}·n + {OVERLAP}."
+            )
+        values = self._convolve(features.masked().values)
+        return Frames(values, features.mask[:, :length:STRIDE])
 
     def step(
         self, features: Frames, state: SubsamplingState

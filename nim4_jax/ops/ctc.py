@@ -17,7 +17,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from nim4_jax.types import Labels
 
@@ -207,9 +207,16 @@ def flat_start(
 
 
 def greedy(
-    logits: Float[Array, "B U P"], mask: Bool[Array, "B U"]
+    logits: Float[Array, "B U P"],
+    mask: Bool[Array, "B U"],
+    before: Int[Array, " B"] | None = None,
 ) -> tuple[Array, Array]:
     """Best class of each frame, and which frames begin a new label.
+
+    Args:
+        logits: unnormalised scores.
+        mask: valid frames.
+        before: class of the frame before the first, in the middle of a stream.
 
     Returns:
         ids Int [B, U] (0 = blank, also behind the mask) and starts Bool [B, U], True
@@ -218,4 +225,6 @@ def greedy(
     """
     ids = jnp.where(mask, jnp.argmax(logits, axis=-1), 0).astype(jnp.int32)
     previous = jnp.pad(ids[:, :-1], ((0, 0), (1, 0)))
+    if before is not None:
+        previous = previous.at[:, 0].set(before)
     return ids, (ids != 0) & (ids != previous)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from nim4_jax.data import audio, sources
 from nim4_jax.launch import recognition, transcribe
 
 
@@ -46,10 +47,10 @@ def loaded(model_files):
 
 @pytest.fixture(scope="module")
 def done(loaded, files):
-    """All recordings, transcribed together."""
+    """All recordings, transcribed together; noise is no speech, so vad is off."""
     names = sorted(path.name for path in files.iterdir())
     paths = [str(files / name) for name in [*names, "missing.wav"]]
-    stream = transcribe.transcribe_files(loaded, paths, batch=3)
+    stream = transcribe.transcribe_files(loaded, paths, batch=3, vad="none")
     return dict(zip([*names, "missing.wav"], stream, strict=True))
 
 
@@ -94,13 +95,60 @@ def test_a_bad_file_is_named_with_its_reason(done, name, reason):
 
 def test_a_file_is_the_same_alone_and_among_others(loaded, files, done):
     # Alone too it fills the rows of a batch: the shape is compiled already.
-    (alone,) = transcribe.transcribe_files(loaded, [str(files / "long.flac")], batch=3)
+    paths = [str(files / "long.flac")]
+    (alone,) = transcribe.transcribe_files(loaded, paths, batch=3, vad="none")
     assert alone.text == done["long.flac"].text
     assert len(alone.passages) >= 4
     starts = [passage.start for passage in alone.passages]
     ends = [passage.end for passage in alone.passages]
     assert starts == sorted(starts) and starts[1:] == pytest.approx(ends[:-1])
     assert all(end - start <= 1.6 + 1e-6 for start, end in zip(starts, ends))
+
+
+def test_only_speech_of_a_long_file_is_transcribed(loaded, tmp_path):
+    records = sources.open_source("bundled:commands:test")
+    gap = np.random.default_rng(0).normal(0, 1e-3, 20 * 16_000).astype(np.float32)
+    parts, spoken, position = [gap], [], len(gap)
+    for index in (0, 60, 120):
+        samples = audio.decode(records[index]["audio"])
+        spoken.append((position / 16_000, (position + len(samples)) / 16_000))
+        parts += [samples, gap]
+        position += len(samples) + len(gap)
+    path = str(tmp_path / "meeting.wav")
+    soundfile.write(path, np.concatenate(parts), 16_000)
+    (recording,) = transcribe.transcribe_files(loaded, [path], batch=3)
+    assert recording.error == "" and recording.text
+    assert recording.duration == pytest.approx(position / 16_000)
+    heard = [0.0] * len(spoken)
+    for passage in recording.passages:
+        assert passage.end - passage.start <= loaded.bucket_seconds[-1] + 1e-6
+        (number,) = [
+            number
+            for number, (start, end) in enumerate(spoken)
+            if start - 0.5 < passage.start < passage.end < end + 1.0
+        ]
+        heard[number] += passage.end - passage.start
+        times = [time for word in passage.words for time in (word.start, word.end)]
+        assert times == sorted(times)
+        assert all(passage.start - 1e-6 <= time <= passage.end + 1e-6 for time in times)
+    for seconds, (start, end) in zip(heard, spoken):
+        assert seconds > 0.8 * (end - start)
+
+
+def test_a_long_file_without_speech_is_the_empty_string(loaded, files):
+    paths = [str(files / "long.flac")]
+    (recording,) = transcribe.transcribe_files(loaded, paths, batch=3)
+    assert (recording.error, recording.text, recording.passages) == ("", "", [])
+    assert recording.duration == 5.0
+    assert json.loads(transcribe.render(recording, "json"))["segments"] == []
+
+
+def test_a_short_file_is_heard_whole_with_vad_or_without(loaded, files, done):
+    paths = [str(files / name) for name in ("short.wav", "stereo.wav", "silence.wav")]
+    heard = transcribe.transcribe_files(loaded, paths, batch=3)
+    for name, recording in zip(("short.wav", "stereo.wav", "silence.wav"), heard):
+        assert recording.text == done[name].text
+        assert len(recording.passages) == 1
 
 
 def test_json_holds_words_and_segments(done):
@@ -124,7 +172,7 @@ def run_program(monkeypatch, model_files):
 
     def run(paths, **given) -> int:
         defaults = {"format": "text", "out": None, "batch": 3, "chunk": 0, "left": 4}
-        values = {"model": model_files[0], **defaults, **given}
+        values = {"model": model_files[0], "vad": "silero", **defaults, **given}
         # The process's own flags belong to the test runner and to other commands.
         given = SimpleNamespace(FLAGS=SimpleNamespace(**values))
         monkeypatch.setattr(transcribe, "flags", given)
@@ -165,9 +213,11 @@ def test_outputs_that_collide_are_refused():
         transcribe.plan_outputs(["a.wav", "b.wav"], "vtt", None)
 
 
-def test_a_model_without_llm_or_an_unknown_format_is_refused(model_files, files):
+def test_a_model_without_llm_or_an_unknown_choice_is_refused(model_files, files):
     path = [str(files / "short.wav")]
     with pytest.raises(ValueError, match="no LLM: train stages 2 and 4"):
         transcribe.run(model_files[1], path)
     with pytest.raises(ValueError, match="'text', 'json', 'srt', 'vtt'"):
         transcribe.run(model_files[0], path, form="xml")
+    with pytest.raises(ValueError, match="'silero', 'none'"):
+        transcribe.run(model_files[0], path, vad="webrtc")

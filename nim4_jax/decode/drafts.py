@@ -1,0 +1,234 @@
+"""Text written on from a draft: one pass verifies it, then token by token.
+
+    LLM, one pass:  [cached] speech | instruction, hotwords | kept text, draft
+
+Each prediction of that pass stands where the token before it was read, so the pass
+tells for each token of the draft whether the LLM would have written it there. What
+agrees stays, the first that does not is replaced, and greedy decoding goes on from
+there. The text equals plain greedy decoding behind the kept text; each token of the
+draft that stays saves a pass.
+
+Source: verification as in speculative decoding (arXiv 2211.17192), greedily.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from nim4_jax.models import kv_cache
+from nim4_jax.models.asr import Asr
+from nim4_jax.models.kv_cache import KVCache
+from nim4_jax.models.qwen3 import Qwen3
+from nim4_jax.ops import rotary, sampling
+from nim4_jax.types import Frames, Labels, Params
+
+_BLOCK = 16  # predictions whose logits exist at once
+
+
+@flax.struct.dataclass
+class Written:
+    """The text of each row.
+
+    Attributes:
+        tokens: Int[Array, "B L"]; 0 behind the last.
+        length: Int[Array, "B"], tokens without the end token.
+        stable: Int[Array, "B"], tokens at the front that stay.
+        log_prob: Float[Array, "B"], nats, of the tokens that were predicted (all, in
+            the second pass) and the end token.
+        finished: Bool[Array, "B"], False where the limit ended the text.
+        accepted: Int[Array, "B"], tokens of the draft that stayed.
+        passes: Int[Array, ""], sequential passes of the LLM, the first included.
+    """
+
+    tokens: Int[Array, "B L"]
+    length: Int[Array, " B"]
+    stable: Int[Array, " B"]
+    log_prob: Float[Array, " B"]
+    finished: Bool[Array, " B"]
+    accepted: Int[Array, " B"]
+    passes: Int[Array, ""]
+
+
+@flax.struct.dataclass
+class Page:
+    """What the LLM reads behind its cache, and what it may write.
+
+    Attributes:
+        speech: Frames [B, S, D], tokens that stay in the cache.
+        suffix: Labels [B, W], instruction and hotwords.
+        draft: Labels [B, L], the old text.
+        kept: Int[Array, "B"], tokens of it that stay whatever the LLM thinks.
+        limits: Int[Array, "B"], tokens of the new text; 0 leaves the old one.
+    """
+
+    speech: Frames
+    suffix: Labels
+    draft: Labels
+    kept: Int[Array, " B"]
+    limits: Int[Array, " B"]
+
+
+@flax.struct.dataclass
+class _Loop:
+    """State of the token loop."""
+
+    written: Written
+    cache: KVCache
+    last: Int[Array, " B"]
+    position: Int[Array, " B"]
+    active: Bool[Array, " B"]
+
+
+def write(
+    model: Asr,
+    end_id: int,
+    sizes: tuple[int, int],
+    params: Params,
+    cache: KVCache,
+    page: Page,
+) -> tuple[Written, KVCache]:
+    """One pass over the page, then token by token.
+
+    Args:
+        model: the whole recogniser.
+        end_id: token that ends a text.
+        sizes: tokens of the old text that the pass has room for, and how many of them
+            behind the kept ones it verifies.
+        params: parameters.
+        cache: what stands before the page.
+        page: see there.
+
+    Returns:
+        The text, and the cache with the page's speech.
+    """
+    llm = Qwen3(model.config.llm, model.config.policy, packed=model.packed)
+    variables = {"params": params["llm"]}
+    width, window = sizes
+    speech, suffix, draft, kept = page.speech, page.suffix, page.draft, page.kept
+    begun, behind = cache.length, speech.mask.shape[1] + suffix.mask.shape[1]
+    drafted = jnp.minimum(draft.lengths(), kept + window)
+
+    def embed(ids):
+        return llm.apply(variables, ids, method="embed")
+
+    parts = [speech.masked().values, embed(suffix.ids), embed(draft.ids[:, :width])]
+    mask = [speech.mask, suffix.mask, up_to(drafted, width)]
+    mask = jnp.concatenate(mask, axis=1)
+    count = jnp.sum(cache.mask, axis=1, dtype=jnp.int32)
+    made = llm.apply(
+        variables,
+        jnp.concatenate([model.config.policy.cast(part) for part in parts], axis=1),
+        rotary.count_positions(mask, count),
+        mask,
+        cache,
+    )
+    hidden, cache = cast(Any, made)
+
+    # The prediction of a token stands where the token before it was read.
+    place = kept[:, None] + jnp.arange(window + 1, dtype=jnp.int32)[None]
+    asked = speech.mask.shape[1] + suffix.lengths()[:, None] - 1
+    column = jnp.where(place == 0, asked, behind + place - 1)
+    column = jnp.minimum(column, hidden.shape[1] - 1)
+    hidden = jnp.take_along_axis(hidden, column[:, :, None], axis=1)
+    predicted, scores = _predict(llm, variables, hidden)
+    last = draft.ids.shape[1] - 1
+    old = jnp.take_along_axis(draft.ids, jnp.minimum(place, last), axis=1)
+    agree = (predicted == old) & (place < drafted[:, None])
+    accepted = jnp.sum(jnp.cumprod(agree, axis=1), axis=1, dtype=jnp.int32)
+    accepted = jnp.clip(accepted, 0, jnp.maximum(page.limits - kept, 0))
+    stays = jnp.where(page.limits > 0, kept + accepted, draft.lengths())
+    verified = jnp.arange(window + 1, dtype=jnp.int32)[None] < accepted[:, None]
+    written = Written(
+        tokens=jnp.where(up_to(stays, last + 1), draft.ids, 0),
+        length=stays,
+        stable=kept,
+        log_prob=jnp.sum(jnp.where(verified, scores, 0.0), axis=1),
+        finished=jnp.zeros(kept.shape, bool),
+        accepted=accepted,
+        passes=jnp.ones((), jnp.int32),
+    )
+    loop = _Loop(
+        written=written,
+        cache=kv_cache.rewind(cache, begun + behind + stays),
+        last=jnp.zeros_like(kept),
+        position=count + speech.lengths() + suffix.lengths() + stays,
+        active=(page.limits > 0) & (stays < page.limits),
+    )
+
+    def pick(array):
+        return jnp.take_along_axis(array, accepted[:, None], axis=1)[:, 0]
+
+    loop = _record(loop, pick(predicted), pick(scores), end_id, page.limits)
+    loop = _write_on(llm, variables, loop, end_id, page.limits)
+    spoken = begun + speech.mask.shape[1]
+    return loop.written, kv_cache.rewind(loop.cache, spoken)
+
+
+def _write_on(llm: Qwen3, variables, loop: _Loop, end_id: int, limits) -> _Loop:
+    """Token by token, until every row has ended."""
+
+    def advance(loop: _Loop) -> _Loop:
+        embedded = llm.apply(variables, loop.last[:, None], method="embed")
+        hidden, cache = llm.apply(
+            variables,
+            embedded,
+            loop.position[:, None],
+            loop.active[:, None],
+            loop.cache,
+        )
+        logits = llm.apply(variables, hidden, method="unembed")[:, 0]
+        written = loop.written.replace(passes=loop.written.passes + 1)
+        loop = loop.replace(written=written, cache=cache, position=loop.position + 1)
+        return _record(loop, *sampling.sample(logits), end_id, limits)
+
+    return jax.lax.while_loop(lambda loop: jnp.any(loop.active), advance, loop)
+
+
+def _record(loop: _Loop, tokens, scores, end_id: int, limits) -> _Loop:
+    """Put down the next token of each active row, and see who goes on."""
+    written, ended = loop.written, tokens == end_id
+    adds = loop.active & ~ended
+    slots = jnp.arange(written.tokens.shape[1], dtype=jnp.int32)[None]
+    here = adds[:, None] & (slots == written.length[:, None])
+    length = written.length + adds.astype(jnp.int32)
+    written = written.replace(
+        tokens=jnp.where(here, tokens[:, None], written.tokens),
+        length=length,
+        log_prob=written.log_prob + jnp.where(loop.active, scores, 0.0),
+        finished=written.finished | (loop.active & ended),
+    )
+    return loop.replace(written=written, last=tokens, active=adds & (length < limits))
+
+
+def _predict(
+    llm: Qwen3, variables, hidden: Float[Array, "B L D"]
+) -> tuple[Int[Array, "B L"], Float[Array, "B L"]]:
+    """Best next token and its log-probability; few positions' logits at a time."""
+
+    def best(piece):
+        logits = llm.apply(variables, piece, method="unembed")
+        batch, length, vocabulary = logits.shape
+        tokens, scores = sampling.sample(logits.reshape(-1, vocabulary))
+        return tokens.reshape(batch, length), scores.reshape(batch, length)
+
+    batch, length, size = hidden.shape
+    if length <= _BLOCK:
+        return best(hidden)
+    blocks = -(-length // _BLOCK)
+    hidden = jnp.pad(hidden, ((0, 0), (0, blocks * _BLOCK - length), (0, 0)))
+    pieces = jnp.swapaxes(hidden.reshape(batch, blocks, _BLOCK, size), 0, 1)
+    joined = jax.tree.map(
+        lambda found: jnp.swapaxes(found, 0, 1).reshape(batch, -1)[:, :length],
+        jax.lax.map(best, pieces),
+    )
+    return joined
+
+
+def up_to(lengths: Int[Array, " B"], size: int) -> Bool[Array, "B L"]:
+    """True in the first `lengths` of so many places."""
+    return jnp.arange(size, dtype=jnp.int32)[None] < lengths[:, None]

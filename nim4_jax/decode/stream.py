@@ -1,0 +1,421 @@
+"""Streaming on the device: one state for many streams, one program per chunk of audio.
+
+A tick takes the next chunk of some streams:
+
+    audio ─ features ─ encoder (caches of `left` chunks) ─ adaptor ─ speech tokens
+    LLM, one pass:  [prompt's start and speech so far, cached] speech | instruction,
+                    hotwords | text so far, whose end is only a draft
+    of the draft stays what the LLM would still write (greedy verification), then it
+    writes on, token by token.
+
+The speech stays in the cache for good, what comes after it is forgotten: the next chunk
+goes before it. So the text equals greedy decoding of the whole prompt that begins with
+the kept part of the text, and what the draft saves is passes of the LLM.
+
+Source: NIM4-ASR §2.4.1; verification as in speculative decoding (arXiv 2211.17192).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, cast
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from nim4_jax import features
+from nim4_jax.decode import drafts
+from nim4_jax.models import adaptor, conformer, kv_cache, subsampling
+from nim4_jax.models.asr import Asr, AsrConfig, Prompt
+from nim4_jax.models.kv_cache import KVCache
+from nim4_jax.ops import ctc, rotary
+from nim4_jax.ops.relative import Chunking
+from nim4_jax.types import Frames, Labels, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamConfig:
+    """How a stream is cut, and how much room it has. All sizes are fixed.
+
+    Attributes:
+        chunk: encoder frames (40 ms) per chunk, a multiple of the adaptor's 4.
+        left: chunks before its own that a frame sees.
+        rollback: tokens at the end of the text that the next chunk may change.
+        free_chunks: first chunks of an utterance whose text may change altogether.
+        draft: tokens of the old text that a tick verifies, at least `rollback`.
+        chunks: longest utterance.
+        text_tokens: longest text.
+        suffix_tokens: room for instruction and hotwords.
+    """
+
+    chunk: int = 16
+    left: int = 4
+    rollback: int = 5
+    free_chunks: int = 2
+    draft: int = 8
+    chunks: int = 48
+    text_tokens: int = 192
+    suffix_tokens: int = 64
+
+    def __post_init__(self):
+        if self.chunk < 1 or self.chunk % adaptor.STRIDE:
+            raise ValueError(
+                f"a chunk of {self.chunk} encoder frames is no whole number of speech "
+                f"tokens; use a multiple of {adaptor.STRIDE} (16 for 640 ms)."
+            )
+        if min(self.left, self.rollback, self.free_chunks) < 0:
+            raise ValueError(f"got {self}; left, rollback and free_chunks must be ≥ 0.")
+        if not self.rollback <= self.draft <= self.text_tokens or self.draft < 1:
+            raise ValueError(
+                f"draft={self.draft} must be at least 1 and the rollback "
+                f"({self.rollback}), at most text_tokens ({self.text_tokens})."
+            )
+        if min(self.chunks, self.suffix_tokens) < 1:
+            raise ValueError(f"got {self}; chunks and suffix_tokens must be ≥ 1.")
+
+    @property
+    def hop(self) -> int:
+        """Samples from one chunk's beginning to the next's."""
+        return self.chunk * conformer.STRIDE * features.FeatureConfig.hop
+
+    @property
+    def seconds(self) -> float:
+        """Duration of a chunk."""
+        return self.hop / features.SAMPLE_RATE
+
+    @property
+    def speech_tokens(self) -> int:
+        """Speech tokens of a chunk."""
+        return self.chunk // adaptor.STRIDE
+
+    @property
+    def chunking(self) -> Chunking:
+        """What the encoder sees."""
+        return Chunking.of(self.chunk, self.left)
+
+    def window(self, config: features.FeatureConfig) -> int:
+        """Samples that a tick reads: a chunk, and what its last frame looks ahead."""
+        frames = self.chunk * conformer.STRIDE + subsampling.OVERLAP
+        return (frames - 1) * config.hop + config.window
+
+    def widths(self) -> tuple[int, ...]:
+        """Numbers of old tokens for which programs exist, growing."""
+        width, found = 8 * self.draft, []
+        while width < self.text_tokens:
+            found.append(width)
+            width *= 4
+        return (*found, self.text_tokens)
+
+    def slots(self, prefix: int) -> int:
+        """Cache slots of a stream."""
+        # Where speech ends just behind the last chunk, its rest is one chunk more.
+        speech = (self.chunks + 1) * self.speech_tokens
+        return prefix + speech + self.suffix_tokens + self.text_tokens
+
+
+@flax.struct.dataclass
+class StreamState:
+    """All that is kept of B streams between two chunks.
+
+    Attributes:
+        encoder: keys, values and convolution context of the last `left` chunks.
+        last_id: Int[Array, "B"], the CTC head's class in the last frame.
+        cache: the LLM's, of the prompt's start and the speech so far.
+        tokens: Int[Array, "B L"], text so far.
+        length: Int[Array, "B"], its tokens.
+        stable: Int[Array, "B"], tokens that no tick will change.
+        chunks: Int[Array, "B"], chunks of the utterance so far.
+    """
+
+    encoder: conformer.StackState
+    last_id: Int[Array, " B"]
+    cache: KVCache
+    tokens: Int[Array, "B L"]
+    length: Int[Array, " B"]
+    stable: Int[Array, " B"]
+    chunks: Int[Array, " B"]
+
+
+@flax.struct.dataclass
+class Arrival:
+    """What a tick is given; a row each of the streams that take part.
+
+    Attributes:
+        slots: Int[Array, "B"], the stream; one that does not exist fills a batch up.
+        audio: Frames of [B, window] samples, from the chunk's first on.
+        fresh: Bool[Array, "B"], whether this chunk begins an utterance.
+        limits: Int[Array, "B"], tokens that the text may have; 0 for no text yet.
+        suffix: Labels [B, suffix_tokens], instruction and hotwords.
+    """
+
+    slots: Int[Array, " B"]
+    audio: Frames
+    fresh: Bool[Array, " B"]
+    limits: Int[Array, " B"]
+    suffix: Labels
+
+
+@flax.struct.dataclass
+class Heard:
+    """What the phoneme head heard in a chunk.
+
+    Attributes:
+        log_probs: Float[Array, "B U P"], natural log.
+        mask: Bool[Array, "B U"], real frames.
+        ids: Int[Array, "B U"], best class.
+        starts: Bool[Array, "B U"], where a phoneme begins.
+    """
+
+    log_probs: Float[Array, "B U P"]
+    mask: Bool[Array, "B U"]
+    ids: Int[Array, "B U"]
+    starts: Bool[Array, "B U"]
+
+
+def init(
+    model: Asr, params: Params, prompt: Prompt, config: StreamConfig, streams: int
+) -> StreamState:
+    """State of so many streams, with the prompt's start in every cache.
+
+    Args:
+        model: the whole recogniser.
+        params: its parameters.
+        prompt: of which the prefix is read once here.
+        config: sizes.
+        streams: B, ≥ 1.
+    """
+    if streams < 1:
+        raise ValueError(f"streams={streams} must be ≥ 1.")
+    return _init(model, prompt, config, streams, params)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _init(
+    model: Asr, prompt: Prompt, config: StreamConfig, streams: int, params: Params
+) -> StreamState:
+    llm, policy = model.config.llm, model.config.policy
+    ids = jnp.asarray([prompt.prefix], jnp.int32)
+    mask = jnp.ones(ids.shape, bool)
+    cache = kv_cache.init_cache(
+        llm, 1, config.slots(ids.shape[1]), policy.dtype, packed=model.packed
+    )
+
+    def read(asr: Asr):
+        return asr.llm(asr.llm.embed(ids), rotary.count_positions(mask), mask, cache)[1]
+
+    cache = model.apply({"params": params}, method=read)
+    stack = conformer.ConformerStack(model.config.encoder, policy)
+    zeros = jnp.zeros((streams,), jnp.int32)
+    return StreamState(
+        encoder=stack.init_state(streams, config.left * config.chunk),
+        last_id=zeros,
+        cache=kv_cache.repeat(cache, streams),
+        tokens=jnp.zeros((streams, config.text_tokens), jnp.int32),
+        length=zeros,
+        stable=zeros,
+        chunks=zeros,
+    )
+
+
+def tick(
+    model: Asr,
+    config: StreamConfig,
+    prefix: int,
+    end_id: int,
+    width: int,
+    params: Params,
+    state: StreamState,
+    arrival: Arrival,
+) -> tuple[StreamState, Heard, drafts.Written]:
+    """Take the next chunk of some streams in; the others stay as they are.
+
+    Args:
+        model: the whole recogniser.
+        config: sizes.
+        prefix: tokens of the prompt's start.
+        end_id: token that ends a text.
+        width: one of `config.widths()`, at least the longest text of these streams.
+        params: parameters.
+        state: donated.
+        arrival: chunks, and what they are to be read with.
+    """
+    return _tick(model, config, prefix, end_id, width, params, state, arrival)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(6,))
+def _tick(model, config, prefix, end_id, width, params, state, arrival):
+    streams = _take(state, arrival.slots)
+    streams = _restart(streams, arrival.fresh, prefix)
+    heard, speech, encoder, last_id = _listen(
+        model, config, params, streams, arrival.audio
+    )
+    chunks = streams.chunks + 1
+    kept = jnp.maximum(streams.stable, streams.length - config.rollback)
+    kept = jnp.where(chunks <= config.free_chunks, 0, kept)
+    kept = jnp.minimum(kept, streams.length)
+    draft = Labels(streams.tokens, drafts.up_to(streams.length, config.text_tokens))
+    written, cache = drafts.write(
+        model,
+        end_id,
+        (width, config.draft),
+        params,
+        streams.cache,
+        drafts.Page(speech, arrival.suffix, draft, kept, arrival.limits),
+    )
+    stable = jnp.maximum(kept, written.length - config.rollback)
+    stable = jnp.where(chunks < config.free_chunks, 0, stable)
+    written = written.replace(stable=stable)
+    streams = StreamState(
+        encoder=encoder,
+        last_id=last_id,
+        cache=cache,
+        tokens=written.tokens,
+        length=written.length,
+        stable=stable,
+        chunks=chunks,
+    )
+    return _put(state, arrival.slots, streams), heard, written
+
+
+def finish(
+    model: Asr,
+    config: StreamConfig,
+    end_id: int,
+    width: int,
+    params: Params,
+    state: StreamState,
+    slots: Int[Array, " B"],
+    limits: Int[Array, " B"],
+    suffix: Labels,
+) -> drafts.Written:
+    """The second pass over utterances that are complete: all text is a draft.
+
+    Args:
+        model: the whole recogniser.
+        config: sizes.
+        end_id: token that ends a text.
+        width: as for `tick`.
+        params: parameters.
+        state: not changed.
+        slots: streams whose utterance is over.
+        limits: tokens that each text may have.
+        suffix: instruction and all hotwords.
+    """
+    return _finish(model, config, end_id, width, params, state, slots, limits, suffix)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _finish(model, config, end_id, width, params, state, slots, limits, suffix):
+    streams = _take(state, slots)
+    draft = Labels(streams.tokens, drafts.up_to(streams.length, config.text_tokens))
+    nothing = Frames(
+        jnp.zeros((len(slots), 0, model.config.llm.width), model.config.policy.dtype),
+        jnp.zeros((len(slots), 0), bool),
+    )
+    page = drafts.Page(nothing, suffix, draft, jnp.zeros_like(limits), limits)
+    return drafts.write(model, end_id, (width, width), params, streams.cache, page)[0]
+
+
+def _find_axes(state: StreamState) -> StreamState:
+    """The axis of the streams in each leaf: behind the layers, where these are one."""
+    axes = jax.tree.map(lambda _: 0, state)
+    blocks = jax.tree.map(lambda _: 1, state.encoder.blocks)
+    heads = jax.tree.map(lambda leaf: leaf.ndim - 4, state.cache.keys)
+    return axes.replace(
+        encoder=axes.encoder.replace(blocks=blocks),
+        cache=axes.cache.replace(keys=heads, values=heads),
+    )
+
+
+def _take(state: StreamState, slots: Int[Array, " B"]) -> StreamState:
+    def pick(leaf, axis):
+        return jnp.take(leaf, slots, axis, mode="clip")
+
+    return jax.tree.map(pick, state, _find_axes(state))
+
+
+def _put(state: StreamState, slots: Int[Array, " B"], rows: StreamState) -> StreamState:
+    def store(leaf, row, axis):
+        return leaf.at[(slice(None),) * axis + (slots,)].set(row, mode="drop")
+
+    return jax.tree.map(store, state, rows, _find_axes(state))
+
+
+def _restart(state: StreamState, fresh: Bool[Array, " B"], prefix: int) -> StreamState:
+    """Nothing but the prompt's start in the rows that begin an utterance.
+
+    What they held is overwritten, not only masked: a mask does not stop NaN.
+    """
+
+    def clear(leaf, axis):
+        gone = fresh.reshape((1,) * axis + (-1,) + (1,) * (leaf.ndim - axis - 1))
+        return jnp.where(gone, jnp.zeros((), leaf.dtype), leaf)
+
+    def clear_slots(leaf):
+        rows = fresh.reshape((-1, 1, 1, 1))
+        slots = jnp.arange(leaf.shape[-2], dtype=jnp.int32).reshape((1, 1, -1, 1))
+        gone = rows & (slots >= prefix)
+        gone = gone.reshape((1,) * (leaf.ndim - 4) + gone.shape)
+        return jnp.where(gone, jnp.zeros((), leaf.dtype), leaf)
+
+    cache = state.cache
+    cache = kv_cache.rewind(cache, jnp.where(fresh, prefix, cache.length))
+    cache = cache.replace(
+        keys=jax.tree.map(clear_slots, cache.keys),
+        values=jax.tree.map(clear_slots, cache.values),
+    )
+    cleared = jax.tree.map(clear, state, _find_axes(state))
+    return cleared.replace(cache=cache)
+
+
+def _listen(
+    model: Asr,
+    config: StreamConfig,
+    params: Params,
+    streams: StreamState,
+    audio: Frames,
+) -> tuple[Heard, Frames, conformer.StackState, Int[Array, " B"]]:
+    """Samples → phonemes, speech tokens, and what the encoder remembers."""
+
+    def hear(asr: Asr):
+        pieces = asr.extract(audio)
+        frames, encoder = asr.encode_chunk(pieces, streams.encoder, config.chunking)
+        return frames, encoder, asr.score_phonemes(frames), asr.adapt(frames)
+
+    made = cast(Any, model.apply({"params": params}, method=hear))
+    frames, encoder, logits, speech = made
+    ids, starts = ctc.greedy(logits, frames.mask, streams.last_id)
+    heard = Heard(jax.nn.log_softmax(logits), frames.mask, ids, starts)
+    return heard, speech, encoder, ids[:, -1]
+
+
+def measure(
+    config: AsrConfig, prompt: Prompt, stream: StreamConfig, *, packed: bool = False
+) -> dict[str, int]:
+    """Bytes of one stream's state by part; makes no array, so any size will do."""
+    model = Asr(config, packed=packed)
+
+    def make():
+        llm, policy = config.llm, config.policy
+        stack = conformer.ConformerStack(config.encoder, policy)
+        slots = stream.slots(len(prompt.prefix))
+        cache = kv_cache.init_cache(llm, 1, slots, policy.dtype, packed=model.packed)
+        return stack.init_state(1, stream.left * stream.chunk), cache
+
+    encoder, cache = jax.eval_shape(make)
+
+    def count(tree) -> int:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    audio = 4 * stream.window(config.features)
+    return {
+        "audio": audio,
+        "encoder attention": count((encoder.blocks.keys, encoder.blocks.values)),
+        "encoder convolution": count(encoder.blocks.conv),
+        "LLM cache": count((cache.keys, cache.values)),
+        "text and counters": count((encoder.mask, cache.mask, cache.length))
+        + 4 * (stream.text_tokens + 4),
+    }

@@ -1,0 +1,319 @@
+"""Speech is found where it is, and boundaries keep their promises."""
+
+import dataclasses
+import math
+from importlib import resources
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nim4_jax
+from nim4_jax.data import audio, sources
+from nim4_jax.decode import endpoint
+from nim4_jax.decode.endpoint import (
+    END,
+    START,
+    WINDOW,
+    BlankDetector,
+    Boundary,
+    EndpointConfig,
+    EndpointState,
+    Silero,
+)
+
+RATE = 16_000
+LOW, MIDDLE, HIGH = 0.1, 0.4, 0.9  # below release, between, above the threshold
+
+PROBABILITIES = st.lists(
+    # Runs, so that utterances begin and end.
+    st.tuples(st.sampled_from((LOW, LOW, MIDDLE, HIGH, HIGH)), st.integers(1, 12)),
+    max_size=30,
+).map(lambda runs: [value for value, count in runs for _ in range(count)])
+CONFIGS = st.builds(
+    EndpointConfig,
+    min_speech=st.floats(0.0, 0.3),
+    end_silence=st.floats(0.05, 0.5),
+    pre_roll=st.floats(0.0, 0.5),
+)
+
+
+@pytest.fixture(scope="module")
+def silero():
+    return Silero()
+
+
+def follow(config, state, probabilities, frame=WINDOW):
+    """State after the frames and their boundaries."""
+    found = []
+    for probability in probabilities:
+        state, boundary = endpoint.judge(config, state, probability, frame)
+        if boundary:
+            found.append(boundary)
+    return state, found
+
+
+def detect(silero, samples, packets=(10**9,)):
+    """Probabilities of the windows of a stream that comes in packets of these sizes."""
+    state, pending, made, place, number = silero.start(), samples[:0], [], 0, 0
+    while place < len(samples):
+        size = packets[number % len(packets)]
+        pending = np.concatenate([pending, samples[place : place + size]])
+        place, number = place + size, number + 1
+        while len(pending) >= WINDOW:
+            state, probability = silero.score(state, pending[:WINDOW])
+            made.append(probability)
+            pending = pending[WINDOW:]
+    return made
+
+
+def count_frames(seconds, frame):
+    return max(1, math.ceil(round(seconds * RATE) / frame))
+
+
+@given(CONFIGS, PROBABILITIES, st.sampled_from((160, 512, 640)))
+def test_utterances_alternate_and_never_overlap(config, probabilities, frame):
+    state, ended, earliest = EndpointState(), 0, 0
+    started = None
+    for number, probability in enumerate(probabilities, start=1):
+        state, boundary = endpoint.judge(config, state, probability, frame)
+        position = number * frame
+        assert state.position == position
+        if boundary:
+            assert boundary.known == position
+            assert boundary.kind == (END if started is not None else START)
+        if boundary and boundary.kind == START:
+            assert earliest <= boundary.at < position and boundary.at >= ended
+            needed = count_frames(config.min_speech, frame)
+            span = probabilities[:number][-2 * needed - 1 :]
+            # Enough frames of speech, none below release among the last of them.
+            assert span.count(HIGH) >= needed
+            loud = [i for i, value in enumerate(span) if value == HIGH][-needed]
+            assert LOW not in span[loud:]
+            started = boundary.at
+        elif boundary:
+            needed = count_frames(config.end_silence, frame)
+            heard = [value for value in probabilities[:number] if value != MIDDLE]
+            assert heard[-needed:] == [LOW] * needed
+            assert boundary.at == position > started
+            started, ended = None, position
+        assert state.speaking == (started is not None)
+        now = endpoint.find_earliest(config, state)
+        assert earliest <= now <= position
+        earliest = now
+
+
+@given(CONFIGS, PROBABILITIES, PROBABILITIES)
+def test_an_ended_utterance_leaves_nothing_behind(config, before, after):
+    """After END and a silence, all goes as in a stream that was silent until then."""
+    silence = [LOW] * 40
+    used, _ = follow(config, EndpointState(), [*before, *silence])
+    fresh, _ = follow(config, EndpointState(), [LOW] * (len(before) + 40))
+    assert dataclasses.replace(used, floor=0) == fresh
+    assert follow(config, used, after)[1] == follow(config, fresh, after)[1]
+
+
+@given(CONFIGS, PROBABILITIES, PROBABILITIES)
+def test_after_a_cut_nothing_reaches_back(config, before, after):
+    state, _ = follow(config, EndpointState(), before)
+    cut = endpoint.cut_here(state)
+    assert not cut.speaking and cut.position == state.position
+    _, found = follow(config, cut, after)
+    kinds = [boundary.kind for boundary in found]
+    assert kinds == [START, END] * (len(kinds) // 2) + [START] * (len(kinds) % 2)
+    assert all(boundary.at >= cut.position for boundary in found)
+
+
+def test_speech_that_goes_on_begins_anew_at_the_cut():
+    config = EndpointConfig()
+    state, _ = follow(config, EndpointState(), [HIGH] * 20)
+    cut = endpoint.cut_here(state)
+    place = 20 * WINDOW
+    known = place + WINDOW
+    assert follow(config, cut, [HIGH])[1] == [Boundary(START, place, known)]
+    # A closure does not part it, a pause does: then a burst is a burst again.
+    assert follow(config, cut, [LOW] * 2 + [HIGH])[1][0].at == place
+    assert follow(config, cut, [LOW] * 5 + [HIGH] * 3)[1] == []
+    # A flush in the pause at the end of speech leaves nothing that goes on.
+    paused, _ = follow(config, EndpointState(), [HIGH] * 20 + [LOW] * 10)
+    assert follow(config, endpoint.cut_here(paused), [HIGH] * 3)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "kinds"),
+    [
+        ([HIGH] * 3, []),  # 0.1 s are 4 windows
+        ([HIGH] * 4, [START]),
+        ([HIGH] * 3 + [LOW] + [HIGH] * 3, []),
+        ([HIGH] * 3 + [MIDDLE] + [HIGH], [START]),
+        ([HIGH] * 3 + [MIDDLE] * 4 + [HIGH], []),
+        ([MIDDLE] * 100, []),
+        ([HIGH] * 4 + [LOW] * 18, [START]),  # 0.6 s are 19
+        ([HIGH] * 4 + [LOW] * 19, [START, END]),
+        ([HIGH] * 4 + [LOW] * 10 + [MIDDLE] + [LOW] * 9, [START, END]),
+        ([HIGH] * 4 + [LOW] * 10 + [HIGH] + [LOW] * 18, [START]),
+        ([HIGH] * 4 + [MIDDLE] * 100, [START]),
+    ],
+)
+def test_the_truth_table(probabilities, kinds):
+    _, found = follow(EndpointConfig(), EndpointState(), probabilities)
+    assert [boundary.kind for boundary in found] == kinds
+
+
+def test_the_pre_roll_reaches_back_to_the_last_end_at_most():
+    config = EndpointConfig()
+    burst, silence = [HIGH] * 4, [LOW] * 19
+    _, found = follow(config, EndpointState(), [*burst, *silence, LOW, *burst])
+    assert [boundary.at for boundary in found] == [0, 23 * WINDOW, 23 * WINDOW]
+    _, found = follow(config, EndpointState(), [LOW] * 30 + burst)
+    assert found == [Boundary(START, 30 * WINDOW - 4800, 34 * WINDOW)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"threshold": 1.5}, "threshold 1.5"),
+        ({"release": 0.6}, "release ≤ threshold"),
+        ({"release": math.nan}, "release nan"),
+        ({"min_speech": -0.1}, "min_speech is -0.1"),
+        ({"pre_roll": math.inf}, "pre_roll is inf"),
+        ({"end_silence": 0.0}, "end_silence is 0.0 s"),
+    ],
+)
+def test_settings_without_sense_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        EndpointConfig(**given)
+
+
+@pytest.mark.parametrize("probability", [math.nan, -0.1, 1.1])
+def test_what_is_no_probability_is_refused(probability):
+    with pytest.raises(ValueError, match=r"0 … 1"):
+        endpoint.judge(EndpointConfig(), EndpointState(), probability, WINDOW)
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=5))
+def test_packets_change_nothing(silero, sizes):
+    record = sources.open_source("bundled:commands:test")[0]
+    samples = audio.decode(record["audio"])[: 2 * RATE]
+    assert detect(silero, samples, sizes) == detect(silero, samples)
+
+
+def test_streams_share_a_detector(silero):
+    random = np.random.default_rng(0)
+    streams = random.normal(0, 0.1, (2, 20, WINDOW)).astype(np.float32)
+    states, made = [silero.start(), silero.start()], [[], []]
+    for windows in zip(*streams):
+        for row, window in enumerate(windows):
+            states[row], probability = silero.score(states[row], window)
+            made[row].append(probability)
+    assert made == [detect(silero, stream.reshape(-1)) for stream in streams]
+    state = silero.start()
+    assert silero.score(state, streams[0][0])[1] == made[0][0]
+    assert silero.score(state, streams[0][0])[1] == made[0][0]
+
+
+def measure_speech(samples):
+    """First and last sample within 26 dB of the loudest 20 ms."""
+    power = np.convolve(samples**2, np.ones(320) / 320, "same")
+    loud = np.flatnonzero(power > 0.05**2 * power.max())
+    return loud[0], loud[-1]
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_each_command_is_one_utterance(silero, noise):
+    """All 170 were, and all 40 of the human prompts."""
+    records = sources.open_source("bundled:commands:test")
+    random, pad = np.random.default_rng(0), 24_000
+    whole = 0
+    for index in range(0, 160, 8):
+        samples = audio.decode(records[index]["audio"])
+        first, last = measure_speech(samples)
+        padded = np.pad(samples, pad) + random.normal(0, noise, len(samples) + 2 * pad)
+        probabilities = detect(silero, padded.astype(np.float32))
+        _, found = follow(EndpointConfig(), EndpointState(), probabilities)
+        if [boundary.kind for boundary in found] == [START, END]:
+            begin, end = (boundary.at - pad for boundary in found)
+            whole += begin <= first and last <= end < last + 1.2 * RATE
+    assert whole >= 19
+
+
+@pytest.mark.parametrize("kind", ["silence", "vehicle", "music"])
+def test_what_is_no_speech_is_not_heard(silero, kind):
+    """None of 100 of each kind began an utterance."""
+    heard = 0
+    for record in sources.open_source(f"nonspeech:20?kinds={kind}"):
+        samples = audio.decode(record["audio"])
+        _, found = follow(EndpointConfig(), EndpointState(), detect(silero, samples))
+        heard += bool(found)
+    assert heard <= 1
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-4, 0.01, 0.3])
+def test_white_noise_is_no_speech(silero, level):
+    samples = np.random.default_rng(0).normal(0, level, 8 * RATE).astype(np.float32)
+    _, found = follow(EndpointConfig(), EndpointState(), detect(silero, samples))
+    assert not found
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_window_that_is_not_finite_is_refused(silero, value):
+    window = np.zeros(WINDOW, np.float32)
+    window[100] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        silero.score(silero.start(), window)
+
+
+@pytest.mark.parametrize(
+    "window",
+    [np.zeros(511, np.float32), np.zeros((1, 512), np.float32), np.zeros(512, int)],
+)
+def test_a_window_of_another_form_is_refused(silero, window):
+    with pytest.raises(ValueError, match=r"expected \[512\] float samples"):
+        silero.score(silero.start(), window)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    cuts=st.lists(st.integers(0, 40), max_size=6),
+    hold=st.sampled_from((0.04, 0.24, 0.5)),
+)
+def test_blank_frames_cut_anyhow_give_the_same(seed, cuts, hold):
+    logits = np.random.default_rng(seed).normal(0, 3, (40, 5)).astype(np.float32)
+    log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    detector = BlankDetector(hold)
+    state, made = detector.start(), []
+    for piece in np.split(log_probs, sorted(cuts)):
+        state, probabilities = detector.score(state, piece)
+        made.append(probabilities)
+    speech = 1 - np.exp(log_probs[:, 0])
+    expected = [speech[max(0, u + 1 - detector.hold) : u + 1].max() for u in range(40)]
+    _, whole = detector.score(detector.start(), log_probs)
+    np.testing.assert_array_equal(np.concatenate(made), whole)
+    np.testing.assert_allclose(whole, expected, atol=1e-6)
+
+
+def test_a_peak_lasts_for_the_hold():
+    log_probs = np.full((12, 3), -np.inf, np.float32)
+    log_probs[:, 0] = 0.0
+    log_probs[2] = [-np.inf, 0.0, -np.inf]
+    detector = BlankDetector()
+    _, made = detector.score(detector.start(), log_probs)
+    assert made.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("value", [np.nan, 2.0])
+def test_what_is_no_log_probability_is_refused(value):
+    detector = BlankDetector()
+    with pytest.raises(ValueError, match="log_softmax"):
+        detector.score(detector.start(), np.full((2, 3), value, np.float32))
+    with pytest.raises(ValueError, match=r"\[frames, phonemes\]"):
+        detector.score(detector.start(), np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match="at least a frame"):
+        BlankDetector(0.0)
+
+
+def test_the_model_comes_with_its_licence():
+    folder = resources.files(nim4_jax) / "pretrained"
+    assert (folder / "silero_vad.onnx").is_file()
+    assert "MIT License" in (folder / "silero_vad.LICENSE").read_text()

@@ -1,0 +1,338 @@
+"""The tick: chunks in any company give what the whole gives."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nim4_jax.decode import drafts, offline, stream
+from nim4_jax.decode.recogniser import Recogniser
+from nim4_jax.decode.stream import StreamConfig
+from nim4_jax.launch import recognition
+from nim4_jax.models.qwen3 import Qwen3
+from nim4_jax.text import prompt as prompt_text
+from nim4_jax.types import Frames, Labels
+
+# 160 ms chunks: much happens in little audio.
+CONFIG = StreamConfig(
+    chunk=4,
+    left=2,
+    rollback=3,
+    free_chunks=2,
+    draft=4,
+    chunks=8,
+    text_tokens=32,
+    suffix_tokens=40,
+)
+HOP = CONFIG.hop
+STREAMS = 4
+
+
+@pytest.fixture(scope="module")
+def whole(model_files) -> Recogniser:
+    loaded = recognition.load(model_files[0], chunk=CONFIG.chunk, left=CONFIG.left)
+    return loaded.recogniser
+
+
+class Device:
+    """Drives the two programs by hand."""
+
+    def __init__(self, recogniser: Recogniser, streams: int = STREAMS):
+        self.recogniser, self.streams = recogniser, streams
+        self.window = CONFIG.window(recogniser.model.config.features)
+        self.end_id = recogniser.tokenizer.end_id
+        self.state = stream.init(
+            recogniser.model, recogniser.params, recogniser.prompt, CONFIG, streams
+        )
+
+    def pack(self, hints) -> Labels:
+        packed = prompt_text.pack_suffixes(
+            self.recogniser.tokenizer, hints, CONFIG.suffix_tokens
+        )
+        return Labels(*map(jnp.asarray, packed))
+
+    def tick(self, chunks, limits=None, hints=()):
+        """`chunks`: slot → (audio of the utterance, number of the chunk)."""
+        rows = self.streams
+        audio = np.full((rows, self.window), np.nan, np.float32)
+        mask = np.zeros((rows, self.window), bool)
+        slots, fresh = np.full(rows, self.streams, np.int32), np.zeros(rows, bool)
+        for row, (slot, (samples, number)) in enumerate(chunks.items()):
+            piece = samples[number * HOP :][: self.window]
+            audio[row, : len(piece)], mask[row, : len(piece)] = piece, True
+            slots[row], fresh[row] = slot, number == 0
+        allowed = np.full(rows, 20, np.int32) if limits is None else limits
+        arrival = stream.Arrival(
+            jnp.asarray(slots),
+            Frames(jnp.asarray(audio), jnp.asarray(mask)),
+            jnp.asarray(fresh),
+            jnp.asarray(allowed),
+            self.pack([hints] * rows),
+        )
+        self.state, heard, written = stream.tick(
+            self.recogniser.model,
+            CONFIG,
+            len(self.recogniser.prompt.prefix),
+            self.end_id,
+            CONFIG.text_tokens,
+            self.recogniser.params,
+            self.state,
+            arrival,
+        )
+        return jax.device_get((heard, written))
+
+    def finish(self, slots, limits, hints=()):
+        written = stream.finish(
+            self.recogniser.model,
+            CONFIG,
+            self.end_id,
+            CONFIG.text_tokens,
+            self.recogniser.params,
+            self.state,
+            jnp.asarray(slots, jnp.int32),
+            jnp.asarray(limits, jnp.int32),
+            self.pack([hints] * len(slots)),
+        )
+        return jax.device_get(written)
+
+
+def make_audio(seconds_of_chunks: float, seed: int) -> np.ndarray:
+    size = int(seconds_of_chunks * HOP)
+    return np.random.default_rng(seed).normal(0, 0.1, size).astype(np.float32)
+
+
+def count_chunks(audio) -> int:
+    return -(-len(audio) // HOP)
+
+
+def encode_whole(recogniser, audio):
+    """Phoneme scores of the masked full pass, and which frames are real."""
+    values, mask = jnp.asarray(audio)[None], jnp.ones((1, len(audio)), bool)
+
+    def run(asr):
+        frames = asr.encode(asr.extract(Frames(values, mask)), CONFIG.chunking)
+        return asr.score_phonemes(frames), frames.mask
+
+    return recogniser.model.apply({"params": recogniser.params}, method=run)
+
+
+def cut_end(tokens, end_id):
+    return tokens[:-1] if tokens and tokens[-1] == end_id else tokens
+
+
+@settings(max_examples=6)
+@given(st.floats(0.2, 6.0), st.integers(0, 99))
+def test_chunks_give_the_phonemes_of_the_masked_full_pass(whole, length, seed):
+    audio, device = make_audio(length, seed), Device(whole)
+    scores, mask = encode_whole(whole, audio)
+    expected = np.asarray(jax.nn.log_softmax(scores))[0][np.asarray(mask)[0]]
+    pieces = [
+        device.tick({1: (audio, number)})[0] for number in range(count_chunks(audio))
+    ]
+    got = np.concatenate([heard.log_probs[0][heard.mask[0]] for heard in pieces])
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    heard_ids = [heard.ids[0][heard.starts[0]] for heard in pieces]
+    values = Frames(audio[None], np.ones((1, len(audio)), bool))
+    assert tuple(np.concatenate(heard_ids)) == whole.hear_phonemes(values)[0]
+
+
+@settings(max_examples=5)
+@given(
+    st.integers(3, 6),
+    st.integers(0, 99),
+    st.sampled_from([(), ("perth",), ("anna", "橘子")]),
+)
+def test_each_text_is_greedy_decoding_behind_what_was_kept(whole, number, seed, hints):
+    audio, device = make_audio(number, seed), Device(whole)
+    text, stable = [], 0
+    for index in range(number):
+        limit = 6 + 2 * index
+        limits = np.array([limit] + [0] * (STREAMS - 1), np.int32)
+        _, written = device.tick({2: (audio, index)}, limits, hints)
+        free = index + 1 <= CONFIG.free_chunks
+        kept = [] if free else text[: max(stable, len(text) - CONFIG.rollback)]
+        # Frames of the last chunk see a little audio behind it.
+        so_far = audio[: (index + 1) * HOP + device.window - HOP]
+        want = decode_whole_chunks(whole, so_far, index + 1, hints, kept, limit)
+        text = written.tokens[0][: written.length[0]].tolist()
+        assert text == cut_end(want, device.end_id)
+        assert bool(written.finished[0]) == (want[-1:] == [device.end_id])
+        assert text[: len(kept)] == kept
+        stable = int(written.stable[0])
+        new = len(want) - len(kept) - int(written.accepted[0])
+        assert written.passes == max(1, new)
+
+
+def decode_whole_chunks(recogniser, audio, chunks, hints, kept, limit):
+    """Greedy decoding of a prompt with the speech of the first chunks and some text."""
+    model, params = recogniser.model, {"params": recogniser.params}
+    values, mask = jnp.asarray(audio)[None], jnp.ones((1, len(audio)), bool)
+    packed = prompt_text.pack_suffixes(recogniser.tokenizer, [hints])
+    suffix = Labels(*map(jnp.asarray, packed))
+    text = jnp.asarray(kept, jnp.int32).reshape(1, -1)
+
+    def run(asr):
+        frames = asr.encode(asr.extract(Frames(values, mask)), CONFIG.chunking)
+        first = chunks * CONFIG.chunk
+        frames = Frames(frames.values[:, :first], frames.mask[:, :first])
+        answer = Labels(text, jnp.ones(text.shape, bool))
+        return asr.assemble(asr.adapt(frames), recogniser.prompt, answer, suffix)
+
+    sequence = model.apply(params, method=run)
+    made = offline.generate(
+        Qwen3(model.config.llm, model.config.policy, packed=model.packed),
+        recogniser.params["llm"],
+        sequence.embeddings,
+        sequence.mask,
+        max_new_tokens=max(1, limit - len(kept)),
+        end_id=recogniser.tokenizer.end_id,
+    )
+    tokens = np.asarray(made.tokens[0])[np.asarray(made.mask[0])].tolist()
+    return [*kept, *tokens] if limit > len(kept) else list(kept)
+
+
+@settings(max_examples=5)
+@given(st.floats(0.3, 6.0), st.integers(0, 99), st.booleans())
+def test_the_second_pass_is_the_offline_transcript(whole, length, seed, drafted):
+    audio, device = make_audio(length, seed), Device(whole)
+    for number in range(count_chunks(audio)):
+        limits = np.full(STREAMS, 15 if drafted else 0, np.int32)
+        device.tick({0: (audio, number)}, limits)
+    limit = whole.budget.count(len(audio) / 16_000)
+    written = device.finish([0], [limit])
+    values = Frames(audio[None], np.ones((1, len(audio)), bool))
+    (expected,) = whole.transcribe(values, timings=False)
+    assert tuple(written.tokens[0][: written.length[0]].tolist()) == expected.tokens
+    assert float(written.log_prob[0]) == pytest.approx(expected.log_prob, abs=1e-3)
+    assert bool(written.finished[0]) == expected.finished
+
+
+def test_a_draft_that_is_right_costs_one_pass(whole):
+    audio, device = make_audio(4, 3), Device(whole)
+    for number in range(4):
+        device.tick({0: (audio, number)}, np.full(STREAMS, 20, np.int32))
+    first = device.finish([0], [20])
+    tokens = device.state.tokens.at[0].set(jnp.asarray(first.tokens[0]))
+    length = device.state.length.at[0].set(int(first.length[0]))
+    device.state = device.state.replace(tokens=tokens, length=length)
+    second = device.finish([0], [20])
+    assert second.passes == 1 and second.accepted[0] == first.length[0]
+    assert second.tokens[0].tolist() == first.tokens[0].tolist()
+    assert float(second.log_prob[0]) == pytest.approx(
+        float(first.log_prob[0]), abs=1e-3
+    )
+
+
+@settings(max_examples=4)
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(0, 6)), min_size=3, max_size=6)
+)
+def test_streams_together_are_each_alone_in_slots_used_again(whole, plans):
+    """Each plan is an utterance of some chunks that begins at some tick or later."""
+    audios = [make_audio(size - 0.3, 50 + i) for i, (size, _) in enumerate(plans)]
+    device = Device(whole)
+    waiting = sorted(range(len(plans)), key=lambda i: plans[i][1])
+    sitting, got, clock = {}, {i: [] for i in range(len(plans))}, 0
+    while waiting or sitting:
+        for slot in range(STREAMS):
+            if slot not in sitting and waiting and plans[waiting[0]][1] <= clock:
+                sitting[slot] = [waiting.pop(0), 0]
+        order = {slot: (audios[i], n) for slot, (i, n) in sitting.items()}
+        if order:
+            _, written = device.tick(order)
+            for row, (slot, (i, n)) in enumerate(list(sitting.items())):
+                got[i].append(written.tokens[row][: written.length[row]].tolist())
+                sitting[slot][1] += 1
+                if n + 1 == count_chunks(audios[i]):
+                    del sitting[slot]
+        clock += 1
+    for i, audio in enumerate(audios):
+        alone = Device(whole)
+        for number, text in enumerate(got[i]):
+            _, written = alone.tick({3: (audio, number)})
+            assert text == written.tokens[0][: written.length[0]].tolist()
+
+
+def test_what_a_slot_held_cannot_harm_the_next_utterance(whole):
+    audio, device = make_audio(3, 8), Device(whole)
+    expected = [device.tick({0: (audio, number)})[1] for number in range(3)]
+
+    def poison(leaf):
+        is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jnp.full_like(leaf, jnp.nan) if is_float else leaf
+
+    prefix = len(whole.prompt.prefix)
+    cache = device.state.cache
+
+    def keep_prefix(leaf):
+        return jnp.concatenate(
+            [leaf[..., :prefix, :], poison(leaf[..., prefix:, :])], axis=-2
+        )
+
+    device.state = device.state.replace(
+        encoder=jax.tree.map(poison, device.state.encoder),
+        cache=cache.replace(
+            keys=jax.tree.map(keep_prefix, cache.keys),
+            values=jax.tree.map(keep_prefix, cache.values),
+        ),
+    )
+    for number, before in enumerate(expected):
+        _, written = device.tick({0: (audio, number)})
+        assert written.tokens[0].tolist() == before.tokens[0].tolist()
+
+
+def test_nothing_compiles_again(whole):
+    device = Device(whole)
+    device.tick({0: (make_audio(2, 0), 0)})
+    device.finish([0, 1], [5, 5])
+    before = stream._tick._cache_size(), stream._finish._cache_size()
+    for number in range(3):
+        device.tick({number: (make_audio(3, number), number)}, hints=("perth",))
+        device.finish([number, STREAMS], [9, 0], ("anna",))
+    assert (stream._tick._cache_size(), stream._finish._cache_size()) == before
+
+
+def test_no_text_is_written_where_none_is_asked_for(whole):
+    device = Device(whole)
+    _, written = device.tick({0: (make_audio(1, 1), 0)}, np.zeros(STREAMS, np.int32))
+    assert written.length.tolist() == [0] * STREAMS and written.passes == 1
+
+
+def test_a_state_is_measured_without_making_it(whole):
+    device = Device(whole, 1)
+    sizes = stream.measure(
+        whole.model.config, whole.prompt, CONFIG, packed=whole.model.packed
+    )
+    leaves = jax.tree.leaves(device.state)
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    assert sum(sizes.values()) - sizes["audio"] == total
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"chunk": 6}, "multiple of 4"),
+        ({"left": -1}, "must be ≥ 0"),
+        ({"rollback": 9}, "draft"),
+        ({"suffix_tokens": 0}, "must be ≥ 1"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **change)
+
+
+def test_no_stream_at_all_is_refused(whole):
+    with pytest.raises(ValueError, match="streams=0"):
+        Device(whole, 0)
+
+
+def test_places_are_counted():
+    assert drafts.up_to(jnp.asarray([0, 2]), 3).tolist() == [
+        [False, False, False],
+        [True, True, False],
+    ]
