@@ -328,6 +328,8 @@ class BlankDetector:
 
     Rule: p(speech)[u] = max over v in (u − hold, u] of 1 − p(blank)[v]. CTC posteriors
     are peaks with blanks between; the maximum makes each last for `hold`.
+    A head that never heard noise in training takes noise and music for speech: `Silero`
+    does not.
 
     Attributes:
         frame: samples of an encoder frame, 40 ms.

@@ -23,7 +23,6 @@ from nim4_jax.retrieval.hotwords import Hit, HotwordRetriever
 from nim4_jax.retrieval.hotwords import StreamState as Hearing
 
 _IDLE_CHUNKS = 8  # chunks without speech after which what was heard is forgotten
-_MARGIN = SAMPLE_RATE // 5  # samples kept beyond what a boundary can reach back to
 
 
 class StreamError(ValueError):
@@ -255,9 +254,9 @@ class Session:
         """Judge windows until speech begins; None where the stream ends before."""
         while (yield from self._await_window()):
             boundary = self._judge_window()
-            self._forget(self._judged)
             if boundary and boundary.kind == endpoint.START:
                 return boundary.at
+            self._forget(self._judged)
         return None
 
     def _follow(self, utterance: Utterance) -> Generator[Step, None, int | None]:
@@ -379,12 +378,17 @@ class Session:
         if self._packets:
             self._buffer = np.concatenate([self._buffer, *self._packets])
             self._packets = []
+        if not self._first <= begin <= end <= self._first + len(self._buffer):
+            raise RuntimeError(
+                f"samples {begin} to {end} of a stream are not in its buffer, which "
+                f"holds {len(self._buffer)} from {self._first} on."
+            )
         return self._buffer[begin - self._first : end - self._first]
 
     def _forget(self, place: int) -> None:
-        """Samples before that place are not needed again, but for a pre-roll."""
-        reach = self._boundaries.pre_roll + self._boundaries.min_speech
-        place = min(place, self._judged) - round(reach * SAMPLE_RATE) - _MARGIN
+        """Samples before that place are not needed again, but for the next START."""
+        earliest = endpoint.find_earliest(self._boundaries, self._endpoint)
+        place = min(place, earliest, self._judged)
         if place - self._first > len(self._buffer) // 2:
             self._buffer = self._buffer[place - self._first :].copy()
             self._first = place

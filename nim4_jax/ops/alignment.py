@@ -92,5 +92,5 @@ def _trace(
     path = np.empty(frames, np.int64)
     for frame in range(frames - 1, -1, -1):
         path[frame] = state // 2 if state % 2 else BLANK
-        state -= steps[frame, state]
+        state -= int(steps[frame, state])
     return path, total

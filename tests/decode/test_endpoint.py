@@ -199,6 +199,17 @@ def test_packets_change_nothing(silero, sizes):
     assert detect(silero, samples, sizes) == detect(silero, samples)
 
 
+def test_probabilities_are_the_reference_s(silero):
+    """Golden: silero-vad 6.2.3, `OnnxWrapper` over `silero_vad.onnx`, window by window.
+
+    At these windows the 64 samples of context matter most: without, 43 is 0.8875.
+    """
+    record = sources.open_source("bundled:commands:test")[0]
+    made = detect(silero, audio.decode(record["audio"]))
+    expected = {16: 0.9798, 43: 0.934, 44: 0.1487, 45: 0.0539, 68: 0.9248, 83: 0.2651}
+    assert {at: made[at] for at in expected} == pytest.approx(expected, abs=2e-3)
+
+
 def test_streams_share_a_detector(silero):
     random = np.random.default_rng(0)
     streams = random.normal(0, 0.1, (2, 20, WINDOW)).astype(np.float32)

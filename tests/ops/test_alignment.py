@@ -112,3 +112,13 @@ def test_a_repeated_label_needs_a_blank_between():
 def test_a_label_out_of_range_is_named(label):
     with pytest.raises(ValueError, match=r"1 … 4"):
         alignment.align(make_log_probs(0, 4, 5), [1, label])
+
+
+def test_more_labels_than_a_byte_counts():
+    labels = [1 + place % 5 for place in range(150)]
+    scores = np.full((400, 6), -9.0, np.float32)
+    for place, label in enumerate(labels):
+        scores[20 + 2 * place, label] = -0.1
+    scores[np.max(scores, axis=1) < -1.0, 0] = -0.1
+    path, _ = alignment.align(scores, labels)
+    assert [label for label in path.tolist() if label >= 0] == list(range(150))
