@@ -95,7 +95,6 @@ class EndpointState:
         loud: samples of that burst at or above the threshold.
         soft: samples of it between release and threshold.
         quiet: samples below release since the last at or above the threshold.
-        continues: an utterance was cut while somebody spoke.
     """
 
     position: int = 0
@@ -105,7 +104,6 @@ class EndpointState:
     loud: int = 0
     soft: int = 0
     quiet: int = 0
-    continues: bool = False
 
 
 def judge(
@@ -120,8 +118,6 @@ def judge(
     | speaking      | silence grows:  | neither         | silence starts anew    |
     |               | END at          |                 |                        |
     |               | end_silence     |                 |                        |
-    | speaking, cut | "nobody" after  | neither         | START at once          |
-    |               | min_speech      |                 |                        |
 
     Durations are rounded up to whole frames. START is at the burst's first frame less
     the pre-roll, but not before the last utterance's end, and is known at most
@@ -167,15 +163,9 @@ def _await_end(config, state, probability, frame):
 def _await_start(config, state, probability, frame):
     position = state.position + frame
     needed = _to_samples(config.min_speech)
-    # What remains when there is no burst.
-    idle = EndpointState(
-        position, state.floor, quiet=state.quiet, continues=state.continues
-    )
+    idle = EndpointState(position, state.floor)
     if probability < config.release:
-        quiet = state.quiet + frame
-        if state.continues and quiet < needed:
-            return dataclasses.replace(idle, quiet=quiet), None
-        return EndpointState(position, state.floor), None
+        return idle, None
     if probability < config.threshold:
         soft = state.soft + frame
         if not state.loud or soft >= needed:
@@ -183,26 +173,12 @@ def _await_start(config, state, probability, frame):
         return dataclasses.replace(state, position=position, soft=soft), None
     first = state.first if state.loud else state.position
     loud = state.loud + frame
-    if loud < needed and not (state.continues and state.quiet < needed):
-        return dataclasses.replace(
-            state, position=position, first=first, loud=loud
-        ), None
+    if loud < needed:
+        grown = dataclasses.replace(state, position=position, first=first, loud=loud)
+        return grown, None
     begin = max(first - _to_samples(config.pre_roll), state.floor)
     spoken = EndpointState(position, state.floor, speaking=True)
     return spoken, Boundary(START, begin, position)
-
-
-def cut_here(state: EndpointState) -> EndpointState:
-    """End the utterance from outside: it became too long, or was flushed.
-
-    Speech that goes on begins a new utterance right here: START comes with the next
-    frame of speech, without waiting for min_speech.
-    """
-    if not state.speaking:
-        return dataclasses.replace(state, floor=state.position)
-    return EndpointState(
-        state.position, state.position, quiet=state.quiet, continues=True
-    )
 
 
 def find_earliest(config: EndpointConfig, state: EndpointState) -> int:

@@ -114,32 +114,6 @@ def test_an_ended_utterance_leaves_nothing_behind(config, before, after):
     assert follow(config, used, after)[1] == follow(config, fresh, after)[1]
 
 
-@given(CONFIGS, PROBABILITIES, PROBABILITIES)
-def test_after_a_cut_nothing_reaches_back(config, before, after):
-    state, _ = follow(config, EndpointState(), before)
-    cut = endpoint.cut_here(state)
-    assert not cut.speaking and cut.position == state.position
-    _, found = follow(config, cut, after)
-    kinds = [boundary.kind for boundary in found]
-    assert kinds == [START, END] * (len(kinds) // 2) + [START] * (len(kinds) % 2)
-    assert all(boundary.at >= cut.position for boundary in found)
-
-
-def test_speech_that_goes_on_begins_anew_at_the_cut():
-    config = EndpointConfig()
-    state, _ = follow(config, EndpointState(), [HIGH] * 20)
-    cut = endpoint.cut_here(state)
-    place = 20 * WINDOW
-    known = place + WINDOW
-    assert follow(config, cut, [HIGH])[1] == [Boundary(START, place, known)]
-    # A closure does not part it, a pause does: then a burst is a burst again.
-    assert follow(config, cut, [LOW] * 2 + [HIGH])[1][0].at == place
-    assert follow(config, cut, [LOW] * 5 + [HIGH] * 3)[1] == []
-    # A flush in the pause at the end of speech leaves nothing that goes on.
-    paused, _ = follow(config, EndpointState(), [HIGH] * 20 + [LOW] * 10)
-    assert follow(config, endpoint.cut_here(paused), [HIGH] * 3)[1] == []
-
-
 @pytest.mark.parametrize(
     ("probabilities", "kinds"),
     [

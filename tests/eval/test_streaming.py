@@ -1,0 +1,103 @@
+"""Recordings as streams: in any company what each gives alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from nim4_jax.data import audio, sources
+from nim4_jax.decode.events import Final, Partial, SpeechStarted, SpeechStopped
+from nim4_jax.decode.listener import Listener
+from nim4_jax.decode.session import StreamError
+from nim4_jax.decode.stream import StreamConfig
+from nim4_jax.eval import streaming
+from nim4_jax.launch import recognition
+
+# 160 ms chunks, utterances of 1.28 s: much happens in little audio.
+CONFIG = StreamConfig(
+    chunk=4,
+    left=2,
+    rollback=3,
+    draft=4,
+    chunks=8,
+    text_tokens=32,
+    suffix_tokens=40,
+)
+
+
+@pytest.fixture(scope="module")
+def listener(model_files):
+    loaded = recognition.load(model_files[0], chunk=CONFIG.chunk, left=CONFIG.left)
+    return Listener(loaded.recogniser, streams=2, config=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def recordings():
+    records = sources.open_source("bundled:commands:test")
+    return [audio.decode(records[number]["audio"]) for number in (0, 3, 5)]
+
+
+def split(events):
+    """What must be equal, and scores that rounding may move."""
+    scores = [
+        score
+        for event in events
+        if isinstance(event, Final)
+        for score in (event.log_prob, *(word.confidence for word in event.words))
+    ]
+    plain = [
+        dataclasses.replace(event, log_prob=0.0, words=())
+        if hasattr(event, "words")
+        else event
+        for event in events
+    ]
+    times = [
+        (word.text, word.start, word.end)
+        for event in events
+        if isinstance(event, Final)
+        for word in event.words
+    ]
+    return plain, times, scores
+
+
+def test_recordings_together_give_what_each_gives_alone(listener, recordings):
+    """Three recordings in two places, the third in that of the first to end."""
+    together = streaming.transcribe(listener, recordings)
+    alone = [streaming.transcribe(listener, [one])[0] for one in recordings]
+    for one, other in zip(together, alone, strict=True):
+        (plain, times, scores), expected = split(one), split(other)
+        assert (plain, times) == expected[:2]
+        np.testing.assert_allclose(scores, expected[2], atol=1e-4)
+        kinds = {type(event) for event in one}
+        assert kinds == {SpeechStarted, Partial, SpeechStopped, Final}
+    assert streaming.transcribe(listener, []) == []
+
+
+def test_a_bad_recording_leaves_no_stream_behind(listener, recordings):
+    bad = np.full(4000, np.nan, np.float32)
+    with pytest.raises(StreamError, match="sample 0 of a packet"):
+        streaming.transcribe(listener, [recordings[0], bad])
+    others = [listener.open() for _ in range(listener.streams)]
+    with pytest.raises(StreamError, match="all 2 streams are taken"):
+        streaming.transcribe(listener, recordings)
+    for session in others:
+        listener.drop(session)
+
+
+def test_finals_are_joined_as_subtitles_are():
+    """A space between, none beside a Chinese character; other events say nothing."""
+
+    def final(number, text):
+        return Final(number, text, (), 0.0, 1.0, "speech ended", (), 0.0, True, 1.0)
+
+    events = [
+        SpeechStarted(0, 0.0, 0.1),
+        final(0, "open"),
+        Partial(1, "the", 0, (), 1.2),
+        final(1, "the window"),
+        final(2, ""),
+        final(3, "打开"),
+        final(4, "车窗"),
+    ]
+    assert streaming.join_finals(events) == "open the window打开车窗"
+    assert streaming.join_finals([]) == ""
