@@ -17,6 +17,7 @@ from nim4_jax.eval import entities, hints, metrics
 from nim4_jax.eval.entities import Entities
 from nim4_jax.eval.hints import Fact, HintConfig
 from nim4_jax.eval.metrics import Counts
+from nim4_jax.eval.streaming import StreamedRecogniser
 from nim4_jax.text import phonemes, prompt
 
 
@@ -123,7 +124,7 @@ Heard = tuple[tuple[int, ...], Transcript | None]
 
 
 def evaluate_set(
-    recogniser: Recogniser,
+    recogniser: Recogniser | StreamedRecogniser,
     spec: str,
     config: EvalConfig,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -160,7 +161,8 @@ def evaluate_set(
             asked = [planned.hints[int(key)] for key in batch.keys]
             asked += [()] * (shape[0] - len(asked))
             shape += prompt.pack_suffixes(recogniser.tokenizer, asked)[0].shape
-        if shape not in warm:  # compiling is no part of the real-time factor
+        # Compiling is no part of the real-time factor; listeners are warm already.
+        if isinstance(recogniser, Recogniser) and shape not in warm:
             _recognise(recogniser, batch, config.text, asked)
             warm.add(shape)
         start = time.perf_counter()
@@ -220,7 +222,7 @@ def _iterate_batches(
 
 
 def _recognise(
-    recogniser: Recogniser,
+    recogniser: Recogniser | StreamedRecogniser,
     batch: AudioBatch,
     text: bool,
     asked: Sequence[Sequence[str]] | None,

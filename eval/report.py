@@ -31,6 +31,9 @@ _COLUMNS = (
 )
 
 
+_DELAYS = ("first_partial_delay", "partial_lag", "final_delay")
+
+
 def build(model: str, results: Sequence[SetResult]) -> Report:
     """The report of several sets, JSON-able.
 
@@ -110,10 +113,41 @@ def to_markdown(report: Report) -> str:
         lines.extend(
             _join_cells(table.list_cells(part["set"], part[name])) for part in having
         )
+    if "streaming" in report:
+        lines += ["", *_describe_streams(report["streaming"])]
     for part in report["sets"]:
         for reason, count in sorted(part["skipped"].items()):
             lines.append(f"\n{part['set']}: skipped {count}, {reason}")
     return "\n".join(lines) + "\n"
+
+
+def _describe_streams(measured: Report) -> list[str]:
+    """How steady partials were, and how much audio passed before each was known."""
+    cells = (
+        str(measured["streams"]),
+        str(measured["finals"]),
+        f"{100 * measured['partial_upwr']:.1f}",
+        f"{100 * measured['upwr']:.1f}",
+        str(measured["stable_violations"]),
+        *(_print_delay(measured[name]["p50"]) for name in _DELAYS),
+    )
+    head = (
+        "streams",
+        "finals",
+        "words revised %",
+        "with the final's %",
+        "broken promises",
+        *(f"{name.replace('_', ' ')} p50 s" for name in _DELAYS),
+    )
+    return [
+        _join_cells(head),
+        "|" + " ---: |" * len(head),
+        _join_cells(cells),
+    ]
+
+
+def _print_delay(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.2f}"
 
 
 def _table_rows(part: Report, kind: str, scored: Report) -> list[str]:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
+import jax
 import numpy as np
 
 from nim4_jax.decode import subtitles
 from nim4_jax.decode.events import Event, Final
 from nim4_jax.decode.listener import Listener
+from nim4_jax.decode.recogniser import Recogniser, Transcript
 from nim4_jax.decode.session import Session, StreamError
+from nim4_jax.eval import latency
+from nim4_jax.eval.latency import Latency, Timed
+from nim4_jax.features import SAMPLE_RATE
+from nim4_jax.text.tokenizer import Tokenizer
+from nim4_jax.types import Frames
 
 
-def transcribe(listener: Listener, audios: Sequence[np.ndarray]) -> list[list[Event]]:
+def transcribe(
+    listener: Listener,
+    audios: Sequence[np.ndarray],
+    hints: Sequence[Sequence[str]] | None = None,
+) -> list[list[Event]]:
     """Every recording as a stream of its own, closed at its end.
 
     As many are heard at once as the listener has places; which does not change what is
@@ -21,6 +33,7 @@ def transcribe(listener: Listener, audios: Sequence[np.ndarray]) -> list[list[Ev
     Args:
         listener: with at least one place that nobody has.
         audios: float32 [S] each, 16 kHz.
+        hints: names for the prompts of each; None for none.
 
     Returns:
         Events of each recording, in the order of its audio.
@@ -33,6 +46,7 @@ def transcribe(listener: Listener, audios: Sequence[np.ndarray]) -> list[list[Ev
     try:
         for number, audio in enumerate(audios):
             session = _wait_for_place(listener, numbers, told)
+            session.hints = tuple(hints[number]) if hints else ()
             numbers[session] = number
             session.feed(audio)
             session.close()
@@ -74,3 +88,67 @@ def join_finals(events: Iterable[Event]) -> str:
     return subtitles.join_texts(
         event.text for event in events if isinstance(event, Final)
     )
+
+
+@dataclasses.dataclass
+class StreamedRecogniser:
+    """A recogniser for evaluations that hears every recording as a stream.
+
+    Attributes:
+        recogniser: the model.
+        listener: of it, with no stream open.
+        latency: of all streams so far, on the clock of their audio: what their own
+            machine adds is not in it.
+    """
+
+    recogniser: Recogniser
+    listener: Listener
+    latency: Latency = dataclasses.field(default_factory=Latency)
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is an LLM: a listener needs one."""
+        return True
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the LLM."""
+        return self.recogniser.tokenizer
+
+    def check_writes(self) -> None:
+        """It does: else there were no listener."""
+
+    def hear_phonemes(self, audio: Frames) -> list[tuple[int, ...]]:
+        """As the recogniser hears them, without cutting utterances."""
+        return self.recogniser.hear_phonemes(audio)
+
+    def transcribe(
+        self,
+        audio: Frames,
+        *,
+        hints: Sequence[Sequence[str]] | None = None,
+        timings: bool = True,
+    ) -> list[Transcript]:
+        """The finals of each row in one transcript, as `Recogniser.transcribe`."""
+        values, mask = jax.device_get((audio.values, audio.mask))
+        rows = [row[valid] for row, valid in zip(values, mask)]
+        made = []
+        for row, told in zip(rows, transcribe(self.listener, rows, hints)):
+            timed = [Timed(event, event.heard) for event in told]
+            seconds = len(row) / SAMPLE_RATE
+            if len(row):  # others fill a batch up
+                self.latency += latency.measure(timed, audio_seconds=seconds)
+            finals = [event for event in told if isinstance(event, Final)]
+            words = [word for final in finals for word in final.words]
+            made.append(
+                Transcript(
+                    text=join_finals(finals),
+                    tokens=(),
+                    log_prob=sum(final.log_prob for final in finals),
+                    finished=all(final.finished for final in finals),
+                    words=tuple(words) if timings else (),
+                    phonemes=(),
+                    duration=seconds,
+                )
+            )
+        return made

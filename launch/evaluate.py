@@ -17,8 +17,11 @@ from collections.abc import Sequence
 from absl import app, flags
 from tqdm import tqdm
 
+from nim4_jax.decode.listener import Listener
+from nim4_jax.decode.stream import StreamConfig
 from nim4_jax.eval import evaluation, hints, report
 from nim4_jax.eval.hints import HintConfig
+from nim4_jax.eval.streaming import StreamedRecogniser
 from nim4_jax.launch import recognition, runtime
 
 
@@ -37,8 +40,15 @@ def define_flags() -> None:
         "shuffle_audio", False, "Also score with another utterance's audio (a control)."
     )
     flags.DEFINE_integer("limit", 0, "Utterances per set, 0 for all.", lower_bound=0)
-    flags.DEFINE_integer("chunk", 0, "Encoder frames per chunk, 0 for the full pass.")
-    flags.DEFINE_integer("left", 4, "Chunks seen to the left, with --chunk.")
+    flags.DEFINE_integer(
+        "chunk",
+        0,
+        "Encoder frames (40 ms) per chunk, 0 for the full pass (with --stream: 16).",
+    )
+    flags.DEFINE_integer("left", 4, "Chunks seen to the left of a chunk's own.")
+    flags.DEFINE_bool(
+        "stream", False, "Hear every recording as a stream: VAD, partials, finals."
+    )
     flags.DEFINE_enum(
         "hints",
         "none",
@@ -78,6 +88,7 @@ def run(
     limit: int = 0,
     chunk: int = 0,
     left: int = 4,
+    stream: bool = False,
     names: HintConfig | None = None,
     show_progress: bool = True,
 ) -> report.Report:
@@ -92,6 +103,7 @@ def run(
         limit: utterances per set, 0 for all.
         chunk: encoder frames per chunk, 0 for the full pass.
         left: chunks seen to the left.
+        stream: whether every recording is heard as a stream.
         names: which names the prompts hold, and which count; None for no hints.
         show_progress: whether a bar is drawn on stderr.
 
@@ -101,13 +113,21 @@ def run(
     Raises:
         ValueError: no model, no LLM to write with, a set of no use, or no hints for it.
     """
+    if stream:
+        chunk = chunk or StreamConfig.chunk
     loaded = recognition.load(model, chunk=chunk, left=left)
+    recogniser = loaded.recogniser
+    if stream:
+        sizes = StreamConfig(chunk=chunk, left=left)
+        listener = Listener(recogniser, streams=max(loaded.rows), config=sizes)
+        listener.warm_up()
+        recogniser = StreamedRecogniser(recogniser, listener)
     if not phonemes:
-        loaded.recogniser.check_writes()
+        recogniser.check_writes()
     config = evaluation.EvalConfig(
         bucket_seconds=loaded.bucket_seconds,
         rows=loaded.rows,
-        text=loaded.recogniser.writes,
+        text=recogniser.writes,
         phonemes=phonemes,
         shuffle_audio=shuffle_audio,
         hints=names or HintConfig(),
@@ -121,10 +141,10 @@ def run(
                 bar.total = total
                 bar.update(done - bar.n)
 
-            results.append(
-                evaluation.evaluate_set(loaded.recogniser, spec, config, advance)
-            )
+            results.append(evaluation.evaluate_set(recogniser, spec, config, advance))
     made = report.build(model, results)
+    if isinstance(recogniser, StreamedRecogniser):
+        made["streaming"] = recogniser.latency.summary()
     if out:
         report.write(out, made, results)
     return made
@@ -160,6 +180,7 @@ def main(_) -> None:
         limit=given.limit,
         chunk=given.chunk,
         left=given.left,
+        stream=given.stream,
         names=read_hints(given),
     )
     print(report.to_markdown(made), end="")

@@ -12,6 +12,7 @@ from nim4_jax.decode.session import StreamError
 from nim4_jax.decode.stream import StreamConfig
 from nim4_jax.eval import streaming
 from nim4_jax.launch import recognition
+from nim4_jax.types import Frames
 
 # 160 ms chunks, utterances of 1.28 s: much happens in little audio.
 CONFIG = StreamConfig(
@@ -101,3 +102,25 @@ def test_finals_are_joined_as_subtitles_are():
     ]
     assert streaming.join_finals(events) == "open the window打开车窗"
     assert streaming.join_finals([]) == ""
+
+
+def test_a_streamed_recogniser_stands_where_a_recogniser_can(listener, recordings):
+    streamed = streaming.StreamedRecogniser(listener._recogniser, listener)
+    size = max(map(len, recordings))
+    values = np.zeros((4, size), np.float32)
+    mask = np.zeros((4, size), bool)
+    for row, samples in enumerate(recordings):
+        values[row, : len(samples)] = samples
+        mask[row, : len(samples)] = True
+    hints = [("perth",), (), ("anna",), ()]
+    made = streamed.transcribe(Frames(values, mask), hints=hints)
+    told = streaming.transcribe(listener, recordings, hints)
+    for transcript, events in zip(made, told):
+        finals = [event for event in events if isinstance(event, Final)]
+        assert transcript.text == streaming.join_finals(events)
+        assert transcript.words == tuple(w for f in finals for w in f.words)
+    assert [f.hotwords for f in told[0] if isinstance(f, Final)][0] == ("perth",)
+    assert (made[3].text, made[3].words) == ("", ())
+    measured = streamed.latency.summary()
+    assert measured["streams"] == 3 and measured["stable_violations"] == 0
+    assert measured["early"] == 0

@@ -132,6 +132,18 @@ def test_audio_without_speech_is_a_set(model_files):
     assert counted["empty_percent"] + counted["nonempty_percent"] == pytest.approx(100)
 
 
+def test_streams_are_evaluated_by_a_flag(model_files, tmp_path):
+    sets = ["bundled:commands:test?lang=zh"]
+    made = evaluate.run(
+        model_files[0], sets, str(tmp_path), stream=True, show_progress=False
+    )
+    measured = made["streaming"]
+    (part,) = made["sets"]
+    assert measured["streams"] == part["utterances"] > 3
+    assert measured["finals"] >= 0.9 * measured["streams"]
+    assert "words revised %" in (tmp_path / "report.md").read_text()
+
+
 @pytest.mark.parametrize("mode", ["said", "misleading", "both"])
 def test_hints_reach_the_prompts_row_by_row(
     model_files, named, tmp_path, monkeypatch, mode
