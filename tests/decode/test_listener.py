@@ -169,36 +169,59 @@ def test_a_final_is_the_offline_transcript_of_its_audio(listener, whole, spoken)
             assert word.end == pytest.approx(same.end + final.start)
 
 
-def test_streams_together_are_each_alone(listener, overhearing, spoken):
+def test_sixteen_streams_together_are_each_alone(whole, listener, spoken):
+    many = Listener(whole, streams=16, config=CONFIG, detector=DETECTOR)
+    recordings = [talk(spoken[n % 4 :][: 1 + n % 2], 0.5, n) for n in range(16)]
+    sessions = [many.open() for _ in recordings]
+    told = {session: [] for session in sessions}
+    longest = max(map(len, recordings))
+    for place in range(0, longest, 5_000):
+        for session, samples in zip(sessions, recordings):
+            session.feed(samples[place : place + 5_000])
+        for session, event in many.advance():
+            told[session].append(event)
+    for session in sessions:
+        session.close()
+    for session, event in many.drain():
+        told[session].append(event)
+    for session, samples in zip(sessions, recordings):
+        assert_alike(told[session], listen(listener, samples))
+
+
+def test_streams_that_come_and_go_are_each_alone(listener, overhearing, spoken):
     """Seven streams in four places: late, early, one after the other in a slot."""
     recordings = [talk(spoken[i % 4 : i % 4 + 1 + i % 2], 0.5, i) for i in range(7)]
     for one in (listener, overhearing):
-        alone = [listen(one, samples) for samples in recordings]
-        waiting, sitting = list(range(7)), {}
-        told = {number: [] for number in waiting}
-        for clock in itertools.count():
-            if waiting and len(sitting) < one.streams and clock % 3 == 0:
-                number = waiting.pop(0)
-                sitting[number] = [one.open(), 0]
-            for number, (session, place) in list(sitting.items()):
-                samples = recordings[number]
-                if place < len(samples):
-                    session.feed(samples[place : place + 3_000 + 500 * number])
-                    sitting[number][1] += 3_000 + 500 * number
-                elif not session.closed:
-                    session.close()
-            for session, event in one.advance():
-                number = next(n for n, (s, _) in sitting.items() if s is session)
-                told[number].append(event)
-            done = [n for n, (s, _) in sitting.items() if s.closed]
-            if not one.pending:
-                for number in done:
-                    told[number] += [e for _, e in one.drain()]
-                    del sitting[number]
-            if not waiting and not sitting:
-                break
-        for number, expected in enumerate(alone):
-            assert_alike(told[number], expected)
+        told = let_come_and_go(one, recordings)
+        for samples, events_ in zip(recordings, told):
+            assert_alike(events_, listen(one, samples))
+
+
+def let_come_and_go(one, recordings):
+    """Events of each recording, opened when a place is free, in packets of its own."""
+    waiting, sitting = list(range(len(recordings))), {}
+    told, order = {}, {}
+    for clock in itertools.count():
+        if waiting and len(sitting) < one.streams and clock % 3 == 0:
+            session = one.open()
+            order[waiting.pop(0)] = session
+            sitting[session], told[session] = len(order) - 1, []
+        for session, number in sitting.items():
+            samples, size = recordings[number], 3_000 + 500 * number
+            place = round(session.seconds * RATE)
+            if place < len(samples):
+                session.feed(samples[place : place + size])
+            elif not session.closed:
+                session.close()
+        for session, event in one.advance():
+            told[session].append(event)
+        if not one.pending:
+            for session in [session for session in sitting if session.closed]:
+                for other, event in one.drain():
+                    told[other].append(event)
+                del sitting[session]
+        if not waiting and not sitting:
+            return [told[order[number]] for number in range(len(recordings))]
 
 
 def test_nothing_compiles_after_the_warm_up(listener, spoken):
