@@ -17,7 +17,7 @@ def hints(size: str, **shares: float) -> dict:
             "p_keyword": 0.8,
             "p_distractor": 0.5,
             "p_none": 0.2,
-            "p_misleading": 0.1,
+            "p_misleading": 0.25,
             "extra": 3 if tiny else 8,
             "most": 6 if tiny else 20,
             **shares,
