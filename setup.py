@@ -106,6 +106,7 @@ setup(
             "torch>=2.4",
             "transformers>=4.51",
         ],
+        "mic": ["sounddevice>=0.4"],
         "peers": [
             "daachorse>=0.5",
             "flashtext>=2.7",

@@ -21,6 +21,7 @@ from nim4_jax.launch.benchmarks import (
     int8,
     measure,
     retrieval,
+    streaming,
     train_step,
 )
 
@@ -33,6 +34,12 @@ def _time_rollout(full: bool, threads: int) -> list[measure.Row]:
     return grpo.run(full, threads, flags.FLAGS.model)
 
 
+def _time_streams(full: bool, threads: int) -> list[measure.Row]:
+    given = flags.FLAGS
+    settings = streaming.Settings(given.model, given.streams, given.seconds)
+    return streaming.run(full, threads, settings)
+
+
 BENCHES: dict[str, Callable[[bool, int], list[measure.Row]]] = {
     "features": features.run,
     "ctc": ctc.run,
@@ -42,6 +49,7 @@ BENCHES: dict[str, Callable[[bool, int], list[measure.Row]]] = {
     "int8": int8.run,
     "grpo": _time_rollout,
     "retrieval": _find_names,
+    "stream": _time_streams,
 }
 
 
@@ -53,7 +61,19 @@ def define_flags() -> None:
         "entries", 1_000_000, "Names in the database of `retrieval`.", lower_bound=1
     )
     flags.DEFINE_string(
-        "model", "", "Stage 4 model for `grpo`; empty: packaged parts, random adaptor."
+        "model",
+        "",
+        "Stage 4 model for `stream`, which needs one, and `grpo`; empty: packaged "
+        "parts, random adaptor.",
+    )
+    flags.DEFINE_integer(
+        "streams", 32, "Most streams that `stream` tries.", lower_bound=2
+    )
+    flags.DEFINE_float(
+        "seconds",
+        0.0,
+        "Audio for each number of streams of `stream`; 0: 6, with --full 60.",
+        lower_bound=0.0,
     )
     flags.DEFINE_integer("threads", 2, "Cores for each side.", lower_bound=1)
 

@@ -113,12 +113,11 @@ def run(
     Raises:
         ValueError: no model, no LLM to write with, a set of no use, or no hints for it.
     """
-    if stream:
-        chunk = chunk or StreamConfig.chunk
+    sizes = StreamConfig.of(chunk, left) if stream else None
+    chunk = sizes.chunk if sizes else chunk
     loaded = recognition.load(model, chunk=chunk, left=left)
     recogniser = loaded.recogniser
-    if stream:
-        sizes = StreamConfig(chunk=chunk, left=left)
+    if sizes:
         listener = Listener(recogniser, streams=max(loaded.rows), config=sizes)
         listener.warm_up()
         recogniser = StreamedRecogniser(recogniser, listener)

@@ -2,6 +2,7 @@
 
 python launch/transcribe.py --model=runs/demo/stage4 FILE…
 python launch/transcribe.py --model=runs/demo/stage4 --format=srt --out=DIR FILE…
+python launch/transcribe.py --model=runs/demo/stage4 --stream FILE|-|mic
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from nim4_jax.decode.recogniser import Recogniser, Transcript
 from nim4_jax.decode.segments import AudioBatch, Batcher, Segment
 from nim4_jax.decode.timing import Word
 from nim4_jax.eval import report
-from nim4_jax.launch import recognition, runtime
+from nim4_jax.launch import live, recognition, runtime
 
 FORMATS = ("text", "json", "srt", "vtt")
 VADS = ("silero", "none")
@@ -44,8 +45,14 @@ def define_flags() -> None:
         "How long audio is cut: where nobody speaks, or anywhere.",
     )
     flags.DEFINE_integer("batch", 8, "Most segments at once.", lower_bound=1)
-    flags.DEFINE_integer("chunk", 0, "Encoder frames per chunk, 0 for the full pass.")
-    flags.DEFINE_integer("left", 4, "Chunks seen to the left, with --chunk.")
+    flags.DEFINE_integer(
+        "chunk",
+        0,
+        "Encoder frames (40 ms) per chunk, 0 for the full pass (with --stream: 16).",
+    )
+    flags.DEFINE_integer("left", 4, "Chunks seen to the left of a chunk's own.")
+    live.define_flags()
+    flags.adopt_module_key_flags(live)  # --help shows them too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -377,6 +384,9 @@ def main(argv: Sequence[str]) -> None:
     paths, given = list(argv[1:]), flags.FLAGS
     if not given.model or not paths:
         raise app.UsageError("--model=WORKDIR|FILE and at least one audio file needed.")
+    if given.stream:
+        live.main(paths, given)
+        return
     done = run(
         given.model,
         paths,

@@ -203,32 +203,19 @@ class Listener:
 
     def warm_up(self) -> None:
         """Compile every program that streams may need."""
-        nobody = self._recogniser.tokenizer.end_id
         for rows in self._batches():
-            slots = np.full(rows, self.streams, np.int32)
-            suffix = self._pack([()] * rows)
+            nobody = jnp.full(rows, self.streams, jnp.int32)
             limits = jnp.zeros(rows, jnp.int32)
-            audio = np.zeros((rows, self._window), np.float32)
+            suffix = self._pack([()] * rows)
+            audio = Frames(
+                jnp.zeros((rows, self._window)), jnp.zeros((rows, self._window), bool)
+            )
             arrival = stream.Arrival(
-                jnp.asarray(slots),
-                Frames(jnp.asarray(audio), jnp.zeros(audio.shape, bool)),
-                jnp.zeros(rows, bool),
-                limits,
-                suffix,
+                nobody, audio, jnp.zeros(rows, bool), limits, suffix
             )
             for width in self.config.widths():
-                self._run(width, arrival)
-                stream.finish(
-                    self._recogniser.model,
-                    self.config,
-                    nobody,
-                    width,
-                    self._recogniser.params,
-                    self._state,
-                    arrival.slots,
-                    limits,
-                    suffix,
-                )
+                self._run_tick(width, arrival)
+                self._run_finish(width, nobody, limits, suffix)
 
     def _batches(self) -> tuple[int, ...]:
         """Numbers of rows for which programs exist."""
@@ -297,7 +284,7 @@ class Listener:
         count = self._recogniser.budget.count(seconds)
         return min(count, self.config.text_tokens)
 
-    def _run(self, width: int, arrival: stream.Arrival):
+    def _run_tick(self, width: int, arrival: stream.Arrival):
         recogniser = self._recogniser
         self._state, heard, written = stream.tick(
             recogniser.model,
@@ -310,6 +297,21 @@ class Listener:
             arrival,
         )
         return jax.device_get((heard, written))
+
+    def _run_finish(self, width: int, slots, limits, suffix: Labels):
+        recogniser = self._recogniser
+        written = stream.finish(
+            recogniser.model,
+            self.config,
+            recogniser.tokenizer.end_id,
+            width,
+            recogniser.params,
+            self._state,
+            slots,
+            limits,
+            suffix,
+        )
+        return jax.device_get(written)
 
     def _tick(self, slots: list[int], told: list[Told]) -> None:
         """One chunk of each of these slots."""
@@ -336,7 +338,7 @@ class Listener:
             jnp.asarray(limits),
             self._pack(hints),
         )
-        heard, written = self._run(self._find_width(seats), arrival)
+        heard, written = self._run_tick(self._find_width(seats), arrival)
         self.effort.ticks += 1
         self.effort.chunks += len(seats)
         self.effort.passes += int(written.passes)
@@ -380,7 +382,6 @@ class Listener:
 
     def _finish(self, slots: list[int], told: list[Told]) -> None:
         """The second pass of the utterances that are over."""
-        recogniser = self._recogniser
         seats = [seat for slot in slots if (seat := self._seats[slot])]
         padded = self._pad(slots)
         limits = np.zeros(len(padded), np.int32)
@@ -389,18 +390,12 @@ class Listener:
             assert seat.ending is not None and seat.ending.end is not None
             limits[row] = self._count_tokens(seat.ending, seat.ending.end)
             hints[row] = self._choose_hints(seat, seat.ending)
-        made = stream.finish(
-            recogniser.model,
-            self.config,
-            recogniser.tokenizer.end_id,
+        written = self._run_finish(
             self._find_width(seats),
-            recogniser.params,
-            self._state,
             jnp.asarray(padded),
             jnp.asarray(limits),
             self._pack(hints),
         )
-        written = jax.device_get(made)
         self.effort.finals += len(seats)
         self.effort.passes += int(written.passes)
         self.effort.accepted += int(written.accepted[: len(seats)].sum())

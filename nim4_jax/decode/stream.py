@@ -49,6 +49,9 @@ class StreamConfig:
         chunks: longest utterance.
         text_tokens: longest text.
         suffix_tokens: room for instruction and hotwords.
+
+    Raises:
+        ValueError: sizes that do not fit each other.
     """
 
     chunk: int = 16
@@ -59,6 +62,21 @@ class StreamConfig:
     chunks: int = 48
     text_tokens: int = 192
     suffix_tokens: int = 64
+
+    @classmethod
+    def of(cls, chunk: int = 0, left: int = 4) -> StreamConfig:
+        """Sizes for another chunk; utterances may last as long with any.
+
+        Args:
+            chunk: encoder frames, 0 for the default.
+            left: chunks.
+
+        Raises:
+            ValueError: see above.
+        """
+        chunk = chunk or cls.chunk
+        frames = cls.chunk * cls.chunks
+        return cls(chunk=chunk, left=left, chunks=max(1, frames // abs(chunk)))
 
     def __post_init__(self):
         if self.chunk < 1 or self.chunk % adaptor.STRIDE:

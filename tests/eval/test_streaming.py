@@ -119,7 +119,7 @@ def test_a_streamed_recogniser_stands_where_a_recogniser_can(listener, recording
         finals = [event for event in events if isinstance(event, Final)]
         assert transcript.text == streaming.join_finals(events)
         assert transcript.words == tuple(w for f in finals for w in f.words)
-    assert [f.hotwords for f in told[0] if isinstance(f, Final)][0] == ("perth",)
+    assert next(f for f in told[0] if isinstance(f, Final)).hotwords == ("perth",)
     assert (made[3].text, made[3].words) == ("", ())
     measured = streamed.latency.summary()
     assert measured["streams"] == 3 and measured["stable_violations"] == 0

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from nim4_jax.launch import bench
-from nim4_jax.launch.benchmarks import measure
+from nim4_jax.decode.listener import Listener
+from nim4_jax.decode.stream import StreamConfig
+from nim4_jax.launch import bench, recognition
+from nim4_jax.launch.benchmarks import measure, streaming
 
 
 def test_runs_are_interleaved_and_medians_compared():
@@ -65,3 +67,45 @@ def test_the_name_must_be_one_of_the_benches(names):
     """The error lists them."""
     with pytest.raises(ValueError, match="name one of features, ctc, train_step"):
         bench.find_bench(names)
+
+
+def test_streams_need_a_model():
+    """Packaged parts with a random adaptor would write texts of any length."""
+    with pytest.raises(ValueError, match="--model=WORKDIR of stage 4"):
+        streaming.Settings("")
+
+
+def test_the_state_of_the_full_model_is_counted_by_part():
+    """Rows add up; a thousand streams fit beside the weights on a large device."""
+    config = StreamConfig()
+    states = streaming.measure_states(None, config)
+    rows = streaming.describe_states(states)
+    whole, *parts = rows
+    assert whole.figure == "state_bytes_2b3"
+    assert whole.ours == sum(row.ours for row in parts) and len(parts) == 5
+    assert {row.unit for row in rows} == {"bytes"}
+    # Keys and values, 28 layers, 8 heads of 128, bfloat16.
+    slot = 2 * 28 * 8 * 128 * 2
+    cache = next(row.ours for row in parts if row.figure.endswith("llm_cache"))
+    assert cache % slot == 0 and cache // slot >= config.slots(0)
+    count = streaming.count_streams(states["2b3"])
+    assert count.figure == "streams_by_memory_80gb_2b3"
+    assert 1_000 < count.ours < 1_500
+
+
+def test_streams_give_all_their_figures(model_files):
+    """Names and counts alone, of a model of almost no size; times may be any."""
+    config = StreamConfig(left=2, text_tokens=64, chunks=8)
+    recogniser = recognition.load(model_files[0], chunk=16, left=2).recogniser
+    assert streaming.find_size(recogniser.model.config) == "model"
+    listener = Listener(recogniser, streams=2, config=config)
+    speech = streaming.load_speech()[:4]
+    held, *delays = streaming.time_streams(listener, speech, 2.0, grain=4)
+    assert held.figure == "realtime_streams_held" and held.ours in (0, 1, 2)
+    names = ("stream_tick_delay", "stream_speech_end_to_final")
+    expected = [f"{name}_p{rank}_ms" for name in names for rank in (50, 95, 99)]
+    assert [row.figure for row in delays] == expected
+    rows = streaming.Repetition(recogniser, config, 3.2).compare(speech, runs=1)
+    expected = ["chunk_at_3s_ms", "encode_chunk_at_3s_ms"]
+    assert [row.figure for row in rows] == expected
+    assert all(row.ratio and row.peer for row in rows)

@@ -1,0 +1,284 @@
+"""Transcribe a file, a pipe or the microphone while it is heard.
+
+nim4 transcribe --model=runs/demo/stage4 --stream FILE
+nim4 transcribe --model=runs/demo/stage4 --stream mic
+arecord -t raw -f S16_LE -r 16000 | nim4 transcribe --model=… --stream -
+
+    source, in its own thread → Inbox → 16 kHz → Listener → events → stdout
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from nim4_jax.data import audio, resample
+from nim4_jax.decode.endpoint import BlankDetector, Silero
+from nim4_jax.decode.events import Event, Final
+from nim4_jax.decode.listener import Listener
+from nim4_jax.decode.session import Session
+from nim4_jax.decode.stream import StreamConfig
+from nim4_jax.launch import live_display, live_source, recognition
+from nim4_jax.launch.live_display import FORMATS
+from nim4_jax.launch.live_source import MICROPHONE, PACES, STDIN, Inbox, Warn
+from nim4_jax.text import prompt
+
+DETECTORS = ("silero", "blank")
+
+
+def define_flags() -> None:
+    """Flags that --stream needs beyond those of `transcribe`."""
+    flags.DEFINE_boolean(
+        "stream",
+        False,
+        "Transcribe one recording while it is heard: a file, - for raw 16 bit "
+        "little-endian PCM on stdin, mic for the microphone (a file of that name: "
+        "./mic).",
+    )
+    flags.DEFINE_enum("pace", "fast", PACES, "With --stream, how files are fed.")
+    flags.DEFINE_integer(
+        "packet_ms",
+        100,
+        "With --stream, ms of audio fed at once.",
+        lower_bound=1,
+        upper_bound=live_source.ROOM_MS,
+    )
+    flags.DEFINE_enum(
+        "detector",
+        "silero",
+        DETECTORS,
+        "With --stream, what hears speech; blank: the phoneme head.",
+    )
+    flags.DEFINE_string(
+        "hotwords", "", "With --stream, names for every prompt, by commas."
+    )
+    flags.DEFINE_integer(
+        "rate",
+        audio.SAMPLE_RATE,
+        "Sample rate of --stream -, Hz.",
+        lower_bound=resample.LOWEST_RATE,
+        upper_bound=resample.HIGHEST_RATE,
+    )
+    flags.DEFINE_integer(
+        "channels", 1, "Channels of --stream -.", lower_bound=1, upper_bound=64
+    )
+
+
+def _warn(message: str) -> None:
+    """A line on stderr, in the place of a partial that may stand there."""
+    lead = live_display.CLEAR if sys.stderr.isatty() else ""
+    print(f"{lead}{message}", file=sys.stderr, flush=True)
+
+
+def _report(message: str) -> None:
+    """A line for who watches."""
+    if sys.stderr.isatty():
+        print(message, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _ending(inbox: Inbox) -> Iterator[None]:
+    """Ctrl-C ends the audio; a second one breaks off."""
+
+    def handle(_signal, _frame):
+        signal.signal(signal.SIGINT, before)
+        inbox.end()
+
+    before = signal.signal(signal.SIGINT, handle) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a stream.
+
+    Attributes:
+        seconds: of audio heard.
+        texts: utterances that have a text.
+        failed: whether the source broke before its end.
+    """
+
+    seconds: float
+    texts: int
+    failed: bool
+
+
+def run_stream(
+    listener: Listener,
+    packets: Iterable[np.ndarray],
+    show: Callable[[Event], None],
+    *,
+    hotwords: Sequence[str] = (),
+    warn: Warn = _warn,
+) -> Outcome:
+    """Feed a listener's new stream to its end.
+
+    Args:
+        listener: with a free place.
+        packets: mono float32 at 16 kHz, of any size.
+        show: is given every event as soon as there is one.
+        hotwords: names for every prompt.
+        warn: told of packets that were left out, and of a source that broke: what
+            came before it is transcribed.
+    """
+    session, source = listener.open(hints=hotwords), iter(packets)
+    texts, failed = 0, False
+    try:
+        while not session.closed:
+            try:
+                packet = next(source, None)
+            except (ValueError, OSError) as error:
+                warn(f"error: {error}")
+                packet, failed = None, True
+            if packet is None:
+                session.close()
+            else:
+                _feed(session, packet, warn)
+            for _, event in listener.drain():
+                show(event)
+                texts += isinstance(event, Final) and bool(event.text)
+    finally:
+        listener.drop(session)
+    return Outcome(session.seconds, texts, failed)
+
+
+def _feed(session: Session, packet: np.ndarray, warn: Warn) -> None:
+    try:
+        session.feed(packet)
+    except ValueError as error:
+        warn(f"warning: {error}")
+
+
+def load_listener(
+    model: str, config: StreamConfig, detector: str, hotwords: Sequence[str], warn: Warn
+) -> Listener:
+    """A listener with one place.
+
+    Args:
+        model: workdir or .safetensors file.
+        config: sizes.
+        detector: one of DETECTORS.
+        hotwords: names for every prompt.
+        warn: told of those that no prompt has room for.
+
+    Raises:
+        ValueError: nothing to load, or a model that does not write.
+    """
+    loaded = recognition.load(model, chunk=config.chunk, left=config.left)
+    listener = Listener(
+        loaded.recogniser,
+        config=config,
+        detector=Silero() if detector == "silero" else BlankDetector(),
+    )
+    tokenizer, size = loaded.recogniser.tokenizer, config.suffix_tokens
+    fitting = prompt.fit_hints(tokenizer, hotwords, size)
+    if missing := [name for name in hotwords if name not in fitting]:
+        warn(
+            f"warning: {len(missing)} of {len(hotwords)} hotwords have no room in the "
+            f"prompt and are left out: {', '.join(missing)}"
+        )
+    return listener
+
+
+def run(
+    model: str,
+    recording: str,
+    *,
+    form: str = "text",
+    pace: str = "fast",
+    packet_ms: int = 100,
+    chunk: int = 0,
+    left: int = 4,
+    detector: str = "silero",
+    hotwords: Sequence[str] = (),
+    rate: int = audio.SAMPLE_RATE,
+    channels: int = 1,
+) -> Outcome:
+    """Transcribe a recording to stdout while it is heard.
+
+    Args:
+        model: workdir or .safetensors file.
+        recording: a path, STDIN or MICROPHONE.
+        form: one of FORMATS.
+        pace: of a file, one of PACES.
+        packet_ms: audio fed at once.
+        chunk: encoder frames per chunk, 0 for the default.
+        left: chunks seen to the left.
+        detector: one of DETECTORS.
+        hotwords: names for every prompt.
+        rate: of stdin, Hz.
+        channels: of stdin.
+
+    Raises:
+        ValueError: nothing to hear, no usable model, or an unknown choice.
+    """
+    for name, given, choices in (
+        ("format", form, FORMATS),
+        ("pace", pace, PACES),
+        ("detector", detector, DETECTORS),
+    ):
+        if given not in choices:
+            raise ValueError(
+                f"--{name}={given} is not for streams; use one of {choices}."
+            )
+    config = StreamConfig.of(chunk, left)
+    live_source.check_source(recording)
+    _report("loading…")
+    listener = load_listener(model, config, detector, hotwords, _warn)
+    live = recording in (STDIN, MICROPHONE)
+    if live or pace == "real":
+        listener.warm_up()
+    options = {"packet_ms": packet_ms, "pace": pace, "rate": rate, "channels": channels}
+    with (
+        live_source.open_source(recording, warn=_warn, **options) as inbox,
+        _ending(inbox),
+    ):
+        _report("listening… (Ctrl-C ends)" if live else "listening…")
+        packets = live_source.convert(inbox, inbox.rate, _warn)
+        show = live_display.make_show(form, sys.stdout)
+        outcome = run_stream(listener, packets, show, hotwords=hotwords)
+    if not outcome.texts:
+        _warn(f"no speech in {round(outcome.seconds, 1):g} s")
+    return outcome
+
+
+def main(recordings: Sequence[str], given: Any) -> None:
+    """`nim4 transcribe --stream`, with the values of all flags.
+
+    Raises:
+        app.UsageError: not one recording.
+        ValueError: --out, or see `run`.
+    """
+    if len(recordings) != 1:
+        raise app.UsageError(
+            f"--stream hears one recording (a file, - or mic), got {len(recordings)}."
+        )
+    if given.out:
+        raise ValueError("--out is not for streams; send stdout to a file: … > FILE.")
+    names = (name.strip() for name in re.split("[,，]", given.hotwords))
+    outcome = run(
+        given.model,
+        recordings[0],
+        form=given.format,
+        pace=given.pace,
+        packet_ms=given.packet_ms,
+        chunk=given.chunk,
+        left=given.left,
+        detector=given.detector,
+        hotwords=tuple(name for name in names if name),
+        rate=given.rate,
+        channels=given.channels,
+    )
+    if outcome.failed:
+        sys.exit(1)

@@ -1,0 +1,469 @@
+"""Live transcription: sources, what is shown, and the two together."""
+
+import io
+import itertools
+import json
+import os
+import re
+import signal
+import sys
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+from absl import app
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nim4_jax.data import audio, sources
+from nim4_jax.decode.events import Final, Partial, SpeechStarted, SpeechStopped
+from nim4_jax.decode.listener import Listener
+from nim4_jax.decode.stream import StreamConfig
+from nim4_jax.decode.timing import Word
+from nim4_jax.launch import live, live_display, live_source, recognition, transcribe
+
+RATE = 16_000
+CONFIG = StreamConfig(chunk=4, left=4, chunks=40, text_tokens=64, suffix_tokens=40)
+
+
+@pytest.fixture(scope="module")
+def listener(model_files) -> Listener:
+    loaded = recognition.load(model_files[0], chunk=CONFIG.chunk, left=CONFIG.left)
+    return Listener(loaded.recogniser, config=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def speech() -> np.ndarray:
+    """Two short commands with pauses around them, int16."""
+    records = sources.open_source("bundled:commands:test")
+    decoded = (audio.decode(records[i]["audio"]) for i in range(30))
+    short = [samples for samples in decoded if len(samples) < 2.2 * RATE][:2]
+    quiet = np.zeros(round(0.8 * RATE), np.float32)
+    parts = [quiet, *itertools.chain(*((samples, quiet) for samples in short))]
+    return audio.to_int16(np.concatenate(parts))
+
+
+@pytest.fixture(scope="module")
+def recording(speech, tmp_path_factory) -> str:
+    path = str(tmp_path_factory.mktemp("live") / "speech.wav")
+    soundfile.write(path, speech, RATE)
+    return path
+
+
+@pytest.fixture
+def run_program(monkeypatch, listener, tmp_path):
+    """`transcribe --stream`: (recordings, stdin's bytes or file, **flags) → code."""
+    made = []
+
+    def load(model, config, detector, hotwords, warn):
+        made.append((model, config, detector, hotwords))
+        return listener
+
+    monkeypatch.setattr(live, "load_listener", load)
+
+    def run(recordings, stdin=b"", **flags) -> int:
+        values = {"model": "M", "stream": True, "format": "text", "out": None}
+        values |= {"chunk": 0, "left": 4, "pace": "fast", "packet_ms": 100}
+        values |= {"detector": "silero", "hotwords": "", "rate": RATE, "channels": 1}
+        values |= flags
+        fake = SimpleNamespace(FLAGS=SimpleNamespace(**values))
+        monkeypatch.setattr(transcribe, "flags", fake)
+        if isinstance(stdin, bytes):
+            (tmp_path / "stdin").write_bytes(stdin)
+            stdin = (tmp_path / "stdin").open("rb")
+        with stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            try:
+                transcribe.main(["transcribe", *recordings])
+            except SystemExit as left:
+                return left.code
+            return 0
+
+    run.made = made
+    return run
+
+
+@pytest.fixture
+def told(run_program, recording, capsys) -> list[dict]:
+    """JSON events of the recording."""
+    assert run_program([recording], format="json") == 0
+    return read_lines(capsys)
+
+
+def read_lines(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+# --- the whole
+
+
+@pytest.mark.parametrize("packet_ms", [7, 1000])
+def test_no_size_of_packets_changes_stdout(
+    run_program, recording, speech, told, capsys, packet_ms
+):
+    options = {"format": "json", "packet_ms": packet_ms}
+    assert run_program([recording], **options) == 0
+    assert read_lines(capsys) == told
+    assert run_program(["-"], speech.tobytes(), **options) == 0
+    assert read_lines(capsys) == told
+
+
+def test_every_event_is_a_json_object(told):
+    assert {event["event"] for event in told} == {
+        "speech started",
+        "partial",
+        "speech stopped",
+        "final",
+    }
+    finals = [event for event in told if event["event"] == "final"]
+    assert [final["utterance"] for final in finals] == [0, 1]
+    (word, *_) = finals[0]["words"]
+    assert set(word) == {"text", "start", "end", "confidence"}
+    times = [event[key] for event in told for key in ("heard", "end") if key in event]
+    assert all(time == round(time, 3) for time in times)
+
+
+def test_lines_are_the_finals_without_escapes(run_program, recording, told, capsys):
+    assert run_program([recording]) == 0
+    printed = capsys.readouterr()
+    texts = [event["text"] for event in told if event["event"] == "final"]
+    assert printed.out.splitlines() == [live_display.clean(text) for text in texts]
+    assert "\x1b" not in printed.out + printed.err and "\r" not in printed.out
+    assert printed.err == ""
+
+
+def test_stdin_may_have_another_rate_and_more_channels(
+    run_program, speech, told, capsys
+):
+    fast = audio.resample(audio.to_float32(speech), RATE, 44_100)
+    stereo = audio.to_int16(np.stack([1.5 * fast, 0.5 * fast], axis=1))
+    options = {"rate": 44_100, "channels": 2, "format": "json"}
+    assert run_program(["-"], stereo.tobytes(), **options) == 0
+    heard = read_lines(capsys)
+    finals = [
+        [event for event in events if event["event"] == "final"]
+        for events in (told, heard)
+    ]
+    for one, other in zip(*finals, strict=True):
+        assert other["start"] == pytest.approx(one["start"], abs=0.1)
+        assert other["end"] == pytest.approx(one["end"], abs=0.1)
+    assert run_program(["-"], stereo.tobytes(), **options, packet_ms=13) == 0
+    assert read_lines(capsys) == heard
+
+
+def test_an_odd_byte_is_dropped_with_a_warning(run_program, speech, told, capsys):
+    assert run_program(["-"], speech.tobytes() + b"\x01", format="json") == 0
+    printed = capsys.readouterr()
+    assert [json.loads(line) for line in printed.out.splitlines()] == told
+    assert "1 of 2 bytes" in printed.err
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0"), (1.25, "1.2"), (3, "3")])
+def test_no_speech_is_a_note_on_stderr(run_program, capsys, seconds, shown):
+    assert run_program(["-"], bytes(2 * round(seconds * RATE))) == 0
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", f"no speech in {shown} s\n")
+
+
+def test_ctrl_c_ends_the_stream_and_what_was_said_is_printed(
+    run_program, speech, told, capsys, monkeypatch
+):
+    """The pipe stays open: nothing but the interrupt can end the stream."""
+    begun = threading.Event()
+    make_show = live_display.make_show
+
+    def make_watched_show(form, out):
+        show = make_show(form, out)
+
+        def watch(event):
+            show(event)
+            if not begun.is_set():
+                begun.set()
+                signal.raise_signal(signal.SIGINT)
+
+        return watch
+
+    monkeypatch.setattr(live_display, "make_show", make_watched_show)
+    reading, writing = os.pipe()
+    # As much as ends within the first command: it fits in the pipe.
+    os.write(writing, speech[: round(1.3 * RATE)].tobytes())
+    before = signal.getsignal(signal.SIGINT)
+    assert run_program(["-"], os.fdopen(reading, "rb"), format="json") == 0
+    os.close(writing)
+    assert signal.getsignal(signal.SIGINT) is before
+    events = read_lines(capsys)
+    assert events[0] == told[0] and begun.is_set()
+    assert [event["reason"] for event in events if event["event"] == "final"] == [
+        "stream ended"
+    ]
+
+
+def test_a_bad_packet_is_left_out_and_the_stream_goes_on(listener, speech):
+    shown, warned = [], []
+    good = audio.to_float32(speech)
+    packets = [good[:9_000], np.full(50, np.nan, np.float32), good[9_000:]]
+    outcome = live.run_stream(listener, packets, shown.append, warn=warned.append)
+    expected = []
+    live.run_stream(listener, [good], expected.append)
+    assert shown == expected
+    assert (outcome.failed, outcome.seconds) == (False, len(good) / RATE)
+    (warning,) = warned
+    assert warning.startswith("warning: sample 0 of a packet of 50")
+
+
+def test_what_came_before_a_break_is_transcribed(run_program, recording, capsys):
+    cut = recording.replace("speech", "cut")
+    with open(recording, "rb") as whole, open(cut, "wb") as part:
+        part.write(whole.read()[:-9_000])
+    assert run_program([cut]) == 1
+    printed = capsys.readouterr()
+    assert "cut.wav: truncated" in printed.err and printed.out
+
+
+def test_a_stream_that_fails_leaves_its_place(listener, speech):
+    def break_down(_event):
+        raise RuntimeError("no more paper")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="paper"):
+            live.run_stream(listener, [audio.to_float32(speech)], break_down)
+
+
+# --- what is refused, and what is loaded
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"format": "srt"}, "--format=srt is not for streams.*'text', 'json'"),
+        ({"format": "vtt"}, "--format=vtt is not for streams"),
+        ({"out": "DIR"}, "--out is not for streams"),
+        ({"chunk": 6}, "multiple of 4"),
+        ({"chunk": -4}, "multiple of 4"),
+        ({"left": -1}, "must be ≥ 0"),
+    ],
+)
+def test_what_streams_cannot_do_is_refused(run_program, recording, flags, message):
+    with pytest.raises(ValueError, match=message):
+        run_program([recording], **flags)
+
+
+def test_one_recording_that_exists_is_wanted(run_program, recording, monkeypatch):
+    with pytest.raises(app.UsageError, match=r"one recording .* got 2"):
+        run_program([recording, recording])
+    with pytest.raises(audio.AudioError, match="missing file"):
+        run_program(["missing.wav"])
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    with pytest.raises(ValueError, match="stdin is a terminal"):
+        run_program(["-"], terminal)
+    assert run_program.made == []
+
+
+def test_flags_reach_the_listener(run_program, recording):
+    flags = {"chunk": 8, "left": 2, "detector": "blank", "hotwords": "Ann, 小明，Bo,"}
+    assert run_program([recording], **flags) == 0
+    ((model, config, detector, hotwords),) = run_program.made
+    assert (model, detector, hotwords) == ("M", "blank", ("Ann", "小明", "Bo"))
+    assert (config.chunk, config.left, config.chunks) == (8, 2, 96)
+    assert StreamConfig.of(0, 4) == StreamConfig()
+
+
+def test_hotwords_without_room_are_named(model_files):
+    warned = []
+    names = ["Ann", "extraordinarily long names " * 20]
+    made = live.load_listener(model_files[0], CONFIG, "blank", names, warned.append)
+    assert made.config == CONFIG
+    (warning,) = warned
+    assert "1 of 2 hotwords" in warning and "Ann" not in warning
+    with pytest.raises(ValueError, match="no LLM"):
+        live.load_listener(model_files[1], CONFIG, "blank", (), warned.append)
+
+
+# --- sources
+
+
+class Trickle:
+    """A pipe that hands out a few bytes at a time."""
+
+    def __init__(self, content: bytes, sizes):
+        self.content, self.sizes = io.BytesIO(content), itertools.cycle(sizes)
+
+    def read(self, size: int) -> bytes:
+        return self.content.read(min(size, next(self.sizes)))
+
+
+@given(
+    st.integers(0, 70),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.lists(st.integers(1, 11), min_size=1, max_size=4),
+)
+def test_pcm_is_read_whole_whatever_the_pipe_hands_out(length, channels, frames, sizes):
+    content = bytes(range(length))
+    warned = []
+    packets = list(
+        live_source.read_pcm(Trickle(content, sizes), channels, frames, warned.append)
+    )
+    assert all(len(packet) == frames for packet in packets[:-1])
+    odd = length % (2 * channels)
+    joined = b"".join(packet.astype("<i2").tobytes() for packet in packets)
+    assert joined == content[: length - odd]
+    assert len(warned) == bool(odd)
+
+
+def test_files_are_fed_when_a_microphone_would():
+    now, waited = [10.0], []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        now[0] += seconds
+
+    packets = [np.zeros(size, np.float32) for size in (1_600, 1_600, 3_200)]
+    paced = live_source.hold_pace(iter(packets), lambda: now[0], sleep)
+    due = []
+    for _ in paced:
+        due.append(now[0] - 10.0)
+        now[0] += 0.15  # what the recogniser takes: longer than a packet
+    assert due == pytest.approx([0.1, 0.25, 0.4])
+    assert waited == pytest.approx([0.1])
+
+
+def test_an_error_in_a_source_comes_behind_its_packets():
+    def break_down():
+        yield from (1, 2)
+        raise OSError("unplugged")
+
+    inbox = live_source.Inbox(RATE, 9)
+    inbox.fill(break_down())
+    packets = iter(inbox)
+    assert [next(packets), next(packets)] == [1, 2]
+    with pytest.raises(OSError, match="unplugged"):
+        next(packets)
+
+
+def test_a_packet_that_cannot_be_resampled_is_left_out():
+    warned = []
+    good = np.random.default_rng(0).normal(0, 0.1, 800).astype(np.float32)
+    packets = [good[:300], np.full(9, np.inf, np.float32), good[300:]]
+    made = np.concatenate(list(live_source.convert(packets, 8_000, warned.append)))
+    np.testing.assert_array_equal(made, audio.resample(good, 8_000, RATE))
+    assert len(warned) == 1 and "left out" in warned[0]
+
+
+class FakeSound:
+    """What of sounddevice is used; the microphone hears `samples` and is unplugged."""
+
+    class PortAudioError(Exception):
+        pass
+
+    def __init__(self, samples=None):
+        self.samples = samples
+
+    def query_devices(self, kind):
+        if self.samples is None:
+            raise self.PortAudioError("Error querying device -1")
+        return {"name": kind, "default_samplerate": float(RATE)}
+
+    def InputStream(self, blocksize, callback, finished_callback, **options):
+        assert options == {"samplerate": RATE, "channels": 1, "dtype": "int16"}
+        for place in range(0, len(self.samples), blocksize):
+            # PortAudio's own buffer, which it overwrites.
+            heard = self.samples[place : place + blocksize, None].copy()
+            callback(heard, len(heard), None, "overflow" if place == 0 else "")
+            heard[:] = 0
+        finished_callback()
+        return io.BytesIO()  # any context
+
+
+def test_the_microphone_is_heard(run_program, speech, told, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeSound(speech))
+    assert run_program(["mic"], format="json") == 0
+    printed = capsys.readouterr()
+    assert [json.loads(line) for line in printed.out.splitlines()] == told
+    assert "microphone: overflow" in printed.err
+
+
+def test_without_a_microphone_it_is_said_what_to_do(run_program, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(ValueError, match=r"pip install 'nim4-jax\[mic\]'"):
+        run_program(["mic"])
+    assert run_program.made == []
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeSound())
+    with pytest.raises(ValueError, match=r"no microphone .* querying device -1"):
+        run_program(["mic"])
+
+
+# --- what a terminal is sent
+
+ESCAPES = re.compile(r"\x1b\[\d*[mK]|\r")
+TEXTS = st.text(
+    st.one_of(
+        st.sampled_from("好的打开灯、。“e\u0301\u200b\x1b\n\t\u3000Ａ"), st.characters()
+    ),
+    max_size=60,
+)
+
+
+def make_final(text: str) -> Final:
+    words = (Word("hi", 0.12345, 0.5, 0.98765),)
+    return Final(0, text, words, 0.3, 62.25, "full", (), -1.23456, True, 2.0)
+
+
+@given(TEXTS, st.integers(0, 60), st.integers(1, 50))
+def test_partials_never_fill_the_line_and_show_the_end(text, stable, columns):
+    event = Partial(0, text, min(stable, len(text)), (), 1.0)
+    sent = live_display.draw(event, columns)
+    assert sent.startswith("\r\x1b[K") and "\n" not in sent
+    seen = ESCAPES.sub("", sent)
+    assert not any(ord(c) < 32 for c in seen)
+    width = live_display.measure_columns(seen)
+    assert width < columns
+    whole = live_display.clean(text[: event.stable]) + live_display.clean(
+        text[event.stable :]
+    )
+    if seen != whole:
+        assert seen == "" or (seen[0] == "…" and whole.endswith(seen[1:]))
+        # Not one character more would have fitted.
+        assert columns - 1 - width < 2
+
+
+def test_chinese_takes_two_columns_and_the_end_is_dimmed():
+    assert live_display.measure_columns("打开 ok") == 7
+    event = Partial(0, "打开客厅灯", 2, (), 1.0)
+    assert live_display.draw(event, 80) == "\r\x1b[K打开\x1b[2m客厅灯\x1b[0m"
+    assert live_display.draw(event, 11) == "\r\x1b[K打开\x1b[2m客厅灯\x1b[0m"
+    assert live_display.draw(event, 10) == "\r\x1b[K…\x1b[2m客厅灯\x1b[0m"
+    assert live_display.draw(event, 7) == "\r\x1b[K\x1b[2m…厅灯\x1b[0m"
+    settled = Partial(0, "ok", 2, (), 1.0)
+    assert live_display.draw(settled, 80) == "\r\x1b[Kok"
+
+
+def test_a_final_replaces_the_partial_and_is_whole():
+    assert live_display.draw(make_final("打开\n灯"), 5) == (
+        "\r\x1b[K[0.30–62.25] 打开 灯\n"
+    )
+    assert live_display.draw(make_final(""), 80) == "\r\x1b[K"
+    for event in (SpeechStarted(0, 0.1, 0.2), SpeechStopped(0, 1.0, "full", 1.0)):
+        assert live_display.draw(event, 80) == ""
+
+
+def test_a_terminal_is_drawn_on(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    show = live_display.make_show("text", out)
+    for event in (Partial(0, "ok", 0, (), 1.0), make_final("okay")):
+        show(event)
+    expected = "\r\x1b[K\x1b[2mok\x1b[0m\r\x1b[K[0.30–62.25] okay\n"
+    assert out.getvalue() == expected
+
+
+def test_json_is_rounded():
+    made = live_display.describe(make_final("hi"))
+    assert made["event"] == "final" and made["log_prob"] == -1.2346
+    assert made["words"] == (
+        {"text": "hi", "start": 0.123, "end": 0.5, "confidence": 0.9877},
+    )
