@@ -97,8 +97,8 @@ def write(
     Args:
         model: the whole recogniser.
         end_id: token that ends a text.
-        sizes: tokens of the old text that the pass has room for, and how many of them
-            behind the kept ones it verifies.
+        sizes: tokens of suffix and old text together that the pass has room for, and
+            how many of the text's behind the kept ones it verifies.
         params: parameters.
         cache: what stands before the page.
         page: see there.
@@ -110,19 +110,18 @@ def write(
     variables = {"params": params["llm"]}
     width, window = sizes
     speech, suffix, draft, kept = page.speech, page.suffix, page.draft, page.kept
-    begun, behind = cache.length, speech.mask.shape[1] + suffix.mask.shape[1]
+    begun, spoken = cache.length, speech.mask.shape[1]
+    asked = suffix.lengths()
     drafted = jnp.minimum(draft.lengths(), kept + window)
-
-    def embed(ids):
-        return llm.apply(variables, ids, method="embed")
-
-    parts = [speech.masked().values, embed(suffix.ids), embed(draft.ids[:, :width])]
-    mask = [speech.mask, suffix.mask, up_to(drafted, width)]
+    ids = _join(suffix, draft, width)
+    behind = llm.apply(variables, ids, method="embed")
+    embeddings = [speech.masked().values, cast(Any, behind)]
+    mask = [speech.mask, up_to(asked + drafted, width)]
     mask = jnp.concatenate(mask, axis=1)
     count = jnp.sum(cache.mask, axis=1, dtype=jnp.int32)
     made = llm.apply(
         variables,
-        jnp.concatenate([model.config.policy.cast(part) for part in parts], axis=1),
+        jnp.concatenate([model.config.policy.cast(e) for e in embeddings], axis=1),
         rotary.count_positions(mask, count),
         mask,
         cache,
@@ -131,8 +130,7 @@ def write(
 
     # The prediction of a token stands where the token before it was read.
     place = kept[:, None] + jnp.arange(window + 1, dtype=jnp.int32)[None]
-    asked = speech.mask.shape[1] + suffix.lengths()[:, None] - 1
-    column = jnp.where(place == 0, asked, behind + place - 1)
+    column = spoken + asked[:, None] + place - 1
     column = jnp.minimum(column, hidden.shape[1] - 1)
     hidden = jnp.take_along_axis(hidden, column[:, :, None], axis=1)
     predicted, scores = _predict(llm, variables, hidden)
@@ -154,9 +152,9 @@ def write(
     )
     loop = _Loop(
         written=written,
-        cache=kv_cache.rewind(cache, begun + behind + stays),
+        cache=kv_cache.rewind(cache, begun + spoken + asked + stays),
         last=jnp.zeros_like(kept),
-        position=count + speech.lengths() + suffix.lengths() + stays,
+        position=count + speech.lengths() + asked + stays,
         active=(page.limits > 0) & (stays < page.limits),
     )
 
@@ -165,8 +163,20 @@ def write(
 
     loop = _record(loop, pick(predicted), pick(scores), end_id, page.limits)
     loop = _write_on(llm, variables, loop, end_id, page.limits)
-    spoken = begun + speech.mask.shape[1]
-    return loop.written, kv_cache.rewind(loop.cache, spoken)
+    return loop.written, kv_cache.rewind(loop.cache, begun + spoken)
+
+
+def _join(suffix: Labels, draft: Labels, width: int) -> Int[Array, "B L"]:
+    """The draft right behind each row's suffix, in so many columns."""
+    column = jnp.arange(width, dtype=jnp.int32)[None]
+    behind = column - suffix.lengths()[:, None]
+
+    def pick(ids, place):
+        place = jnp.clip(place, 0, ids.shape[1] - 1)
+        place = jnp.broadcast_to(place, behind.shape)
+        return jnp.take_along_axis(ids, place, axis=1)
+
+    return jnp.where(behind < 0, pick(suffix.ids, column), pick(draft.ids, behind))
 
 
 def _write_on(llm: Qwen3, variables, loop: _Loop, end_id: int, limits) -> _Loop:

@@ -265,7 +265,7 @@ class Listener:
     def _pack(self, hints: Sequence[Sequence[str]]) -> Labels:
         size = self.config.suffix_tokens
         packed = prompt.pack_suffixes(self._recogniser.tokenizer, hints, size)
-        return Labels(*map(jnp.asarray, packed))
+        return Labels(*packed)
 
     def _pad(self, slots: Sequence[int]) -> Int[np.ndarray, " B"]:
         """Slots filled up to a batch that there is a program for."""
@@ -274,8 +274,9 @@ class Listener:
         padded[: len(slots)] = slots
         return padded
 
-    def _find_width(self, seats: Sequence[_Seat]) -> int:
-        longest = max(seat.length for seat in seats)
+    def _find_width(self, seats: Sequence[_Seat], suffix: Labels) -> int:
+        asked = np.asarray(suffix.mask).sum(axis=1)
+        longest = max(seat.length + asked[row] for row, seat in enumerate(seats))
         return next(width for width in self.config.widths() if width >= longest)
 
     def _count_tokens(self, utterance: Utterance, until: int) -> int:
@@ -331,14 +332,16 @@ class Listener:
             # The second pass follows the last chunk at once, and writes the same.
             if piece.utterance.begun and not piece.last:
                 limits[row] = self._count_tokens(piece.utterance, piece.until)
+        suffix = self._pack(hints)
         arrival = stream.Arrival(
             jnp.asarray(padded),
             Frames(jnp.asarray(audio), jnp.asarray(mask)),
             jnp.asarray(fresh),
             jnp.asarray(limits),
-            self._pack(hints),
+            suffix,
         )
-        heard, written = self._run_tick(self._find_width(seats), arrival)
+        width = self._find_width(seats, suffix)
+        heard, written = self._run_tick(width, arrival)
         self.effort.ticks += 1
         self.effort.chunks += len(seats)
         self.effort.passes += int(written.passes)
@@ -390,11 +393,10 @@ class Listener:
             assert seat.ending is not None and seat.ending.end is not None
             limits[row] = self._count_tokens(seat.ending, seat.ending.end)
             hints[row] = self._choose_hints(seat, seat.ending)
+        suffix = self._pack(hints)
+        width = self._find_width(seats, suffix)
         written = self._run_finish(
-            self._find_width(seats),
-            jnp.asarray(padded),
-            jnp.asarray(limits),
-            self._pack(hints),
+            width, jnp.asarray(padded), jnp.asarray(limits), suffix
         )
         self.effort.finals += len(seats)
         self.effort.passes += int(written.passes)

@@ -120,12 +120,12 @@ class StreamConfig:
         return (frames - 1) * config.hop + config.window
 
     def widths(self) -> tuple[int, ...]:
-        """Numbers of old tokens for which programs exist, growing."""
-        width, found = 8 * self.draft, []
-        while width < self.text_tokens:
+        """Tokens of suffix and old text for which programs exist, growing."""
+        most, width, found = self.suffix_tokens + self.text_tokens, 32, []
+        while width < most:
             found.append(width)
-            width *= 4
-        return (*found, self.text_tokens)
+            width *= 3
+        return (*found, most)
 
     def slots(self, prefix: int) -> int:
         """Cache slots of a stream."""
@@ -255,7 +255,8 @@ def tick(
         config: sizes.
         prefix: tokens of the prompt's start.
         end_id: token that ends a text.
-        width: one of `config.widths()`, at least the longest text of these streams.
+        width: one of `config.widths()`, at least the longest suffix and text of these
+            streams.
         params: parameters.
         state: donated.
         arrival: chunks, and what they are to be read with.
