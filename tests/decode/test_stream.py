@@ -1,6 +1,7 @@
 """The tick: chunks in any company give what the whole gives."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -105,19 +106,15 @@ def make_audio(seconds_of_chunks: float, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 0.1, size).astype(np.float32)
 
 
+def lay_out(audio) -> Frames:
+    """A recording in a batch of one shape, whatever its length."""
+    values = np.zeros((1, 7 * HOP), np.float32)
+    values[0, : len(audio)] = audio
+    return Frames(values, np.arange(values.shape[1])[None] < len(audio))
+
+
 def count_chunks(audio) -> int:
     return -(-len(audio) // HOP)
-
-
-def encode_whole(recogniser, audio):
-    """Phoneme scores of the masked full pass, and which frames are real."""
-    values, mask = jnp.asarray(audio)[None], jnp.ones((1, len(audio)), bool)
-
-    def run(asr):
-        frames = asr.encode(asr.extract(Frames(values, mask)), CONFIG.chunking)
-        return asr.score_phonemes(frames), frames.mask
-
-    return recogniser.model.apply({"params": recogniser.params}, method=run)
 
 
 def cut_end(tokens, end_id):
@@ -128,15 +125,14 @@ def cut_end(tokens, end_id):
 @given(st.floats(0.2, 6.0), st.integers(0, 99))
 def test_chunks_give_the_phonemes_of_the_masked_full_pass(whole, length, seed):
     audio, device = make_audio(length, seed), Device(whole)
-    scores, mask = encode_whole(whole, audio)
-    expected = np.asarray(jax.nn.log_softmax(scores))[0][np.asarray(mask)[0]]
+    values = lay_out(audio)
+    (expected,) = whole.score_phonemes(values)
     pieces = [
         device.tick({1: (audio, number)})[0] for number in range(count_chunks(audio))
     ]
     got = np.concatenate([heard.log_probs[0][heard.mask[0]] for heard in pieces])
     np.testing.assert_allclose(got, expected, atol=1e-5)
     heard_ids = [heard.ids[0][heard.starts[0]] for heard in pieces]
-    values = Frames(audio[None], np.ones((1, len(audio)), bool))
     assert tuple(np.concatenate(heard_ids)) == whole.hear_phonemes(values)[0]
 
 
@@ -157,7 +153,7 @@ def test_each_text_is_greedy_decoding_behind_what_was_kept(whole, number, seed, 
         kept = [] if free else text[: max(stable, len(text) - CONFIG.rollback)]
         # Frames of the last chunk see a little audio behind it.
         so_far = audio[: (index + 1) * HOP + device.window - HOP]
-        want = decode_whole_chunks(whole, so_far, index + 1, hints, kept, limit)
+        want = decode_plainly(whole, so_far, index + 1, hints, kept, limit)
         text = written.tokens[0][: written.length[0]].tolist()
         assert text == cut_end(want, device.end_id)
         assert bool(written.finished[0]) == (want[-1:] == [device.end_id])
@@ -167,32 +163,39 @@ def test_each_text_is_greedy_decoding_behind_what_was_kept(whole, number, seed, 
         assert written.passes == max(1, new)
 
 
-def decode_whole_chunks(recogniser, audio, chunks, hints, kept, limit):
-    """Greedy decoding of a prompt with the speech of the first chunks and some text."""
-    model, params = recogniser.model, {"params": recogniser.params}
-    values, mask = jnp.asarray(audio)[None], jnp.ones((1, len(audio)), bool)
-    packed = prompt_text.pack_suffixes(recogniser.tokenizer, [hints])
-    suffix = Labels(*map(jnp.asarray, packed))
-    text = jnp.asarray(kept, jnp.int32).reshape(1, -1)
+@functools.partial(jax.jit, static_argnums=0)
+def lay_prompt(recogniser, audio, frames_heard, suffix, kept):
+    """The prompt with the speech of the first frames, and some text behind it."""
 
     def run(asr):
-        frames = asr.encode(asr.extract(Frames(values, mask)), CONFIG.chunking)
-        first = chunks * CONFIG.chunk
-        frames = Frames(frames.values[:, :first], frames.mask[:, :first])
-        answer = Labels(text, jnp.ones(text.shape, bool))
-        return asr.assemble(asr.adapt(frames), recogniser.prompt, answer, suffix)
+        frames = asr.encode(asr.extract(audio), CONFIG.chunking)
+        heard = jnp.arange(frames.mask.shape[1])[None] < frames_heard
+        speech = asr.adapt(Frames(frames.values, frames.mask & heard))
+        return asr.assemble(speech, recogniser.prompt, kept, suffix)
 
-    sequence = model.apply(params, method=run)
+    return recogniser.model.apply({"params": recogniser.params}, method=run)
+
+
+def decode_plainly(recogniser, audio, chunks, hints, kept, limit):
+    """Greedy decoding behind the kept text, with the speech of the first chunks."""
+    packed = prompt_text.pack_suffixes(recogniser.tokenizer, [hints], 40)
+    ids = np.zeros((1, CONFIG.text_tokens), np.int32)
+    ids[0, : len(kept)] = kept
+    answer = Labels(ids, np.arange(ids.shape[1])[None] < len(kept))
+    first = chunks * CONFIG.chunk
+    sequence = lay_prompt(recogniser, lay_out(audio), first, Labels(*packed), answer)
+    model = recogniser.model
     made = offline.generate(
         Qwen3(model.config.llm, model.config.policy, packed=model.packed),
         recogniser.params["llm"],
         sequence.embeddings,
         sequence.mask,
-        max_new_tokens=max(1, limit - len(kept)),
+        max_new_tokens=CONFIG.text_tokens,
         end_id=recogniser.tokenizer.end_id,
+        limits=jnp.asarray([max(0, limit - len(kept))], jnp.int32),
     )
     tokens = np.asarray(made.tokens[0])[np.asarray(made.mask[0])].tolist()
-    return [*kept, *tokens] if limit > len(kept) else list(kept)
+    return [*kept, *tokens]
 
 
 @settings(max_examples=5)
@@ -204,8 +207,7 @@ def test_the_second_pass_is_the_offline_transcript(whole, length, seed, drafted)
         device.tick({0: (audio, number)}, limits)
     limit = whole.budget.count(len(audio) / 16_000)
     written = device.finish([0], [limit])
-    values = Frames(audio[None], np.ones((1, len(audio)), bool))
-    (expected,) = whole.transcribe(values, timings=False)
+    (expected,) = whole.transcribe(lay_out(audio), timings=False)
     assert tuple(written.tokens[0][: written.length[0]].tolist()) == expected.tokens
     assert float(written.log_prob[0]) == pytest.approx(expected.log_prob, abs=1e-3)
     assert bool(written.finished[0]) == expected.finished
