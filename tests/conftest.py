@@ -1,6 +1,7 @@
 """What every test runs under: 8 CPU devices, loud ranks and dtypes, checked shapes."""
 
 import functools
+import gc
 import importlib.util
 import inspect
 import os
@@ -84,6 +85,20 @@ def strict_dtypes(request):
     kind = "strict" if folder in _STRICT_FOLDERS else "standard"
     with jax.numpy_dtype_promotion(kind):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def room_for_programs():
+    """Forget compiled programs in time.
+
+    Each takes some memory maps, of which Linux gives a process 65,530; beyond them the
+    compiler dies of a segmentation fault.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

