@@ -115,3 +115,19 @@ def tiny():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """The module tests/tiny_model.py; tests are no package, so loaded by path."""
+    path = Path(__file__).with_name("tiny_model.py")
+    spec = importlib.util.spec_from_file_location("tiny_model", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def model_files(tiny_model, tmp_path_factory):
+    """Paths of the whole tiny model and of the one with stage 1 only."""
+    return tiny_model.write(tmp_path_factory.mktemp("models"))

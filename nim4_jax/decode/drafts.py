@@ -108,40 +108,70 @@ def write(
     """
     llm = Qwen3(model.config.llm, model.config.policy, packed=model.packed)
     variables = {"params": params["llm"]}
+    begun, spoken = cache.length, page.speech.mask.shape[1]
+    count = jnp.sum(cache.mask, axis=1, dtype=jnp.int32)
+    hidden, cache = _read(llm, variables, sizes, cache, page)
+    predicted, scores = _predict(llm, variables, hidden)
+    written = _verify(page, predicted, scores)
+    stays, asked = written.length, page.suffix.lengths()
+    loop = _Loop(
+        written=written,
+        cache=kv_cache.rewind(cache, begun + spoken + asked + stays),
+        last=jnp.zeros_like(stays),
+        position=count + page.speech.lengths() + asked + stays,
+        active=(page.limits > 0) & (stays < page.limits),
+    )
+
+    def pick(array):
+        return jnp.take_along_axis(array, written.accepted[:, None], axis=1)[:, 0]
+
+    loop = _record(loop, pick(predicted), pick(scores), end_id, page.limits)
+    loop = _write_on(llm, variables, loop, end_id, page.limits)
+    return loop.written, kv_cache.rewind(loop.cache, begun + spoken)
+
+
+def _read(
+    llm: Qwen3, variables, sizes: tuple[int, int], cache: KVCache, page: Page
+) -> tuple[Float[Array, "B L D"], KVCache]:
+    """The pass: states that predict the tokens behind the kept ones, and the cache."""
     width, window = sizes
-    speech, suffix, draft, kept = page.speech, page.suffix, page.draft, page.kept
-    begun, spoken = cache.length, speech.mask.shape[1]
-    asked = suffix.lengths()
-    drafted = jnp.minimum(draft.lengths(), kept + window)
-    ids = _join(suffix, draft, width)
-    behind = llm.apply(variables, ids, method="embed")
+    speech, suffix, draft = page.speech, page.suffix, page.draft
+    spoken, asked = speech.mask.shape[1], suffix.lengths()
+    drafted = jnp.minimum(draft.lengths(), page.kept + window)
+    behind = llm.apply(variables, _join(suffix, draft, width), method="embed")
     embeddings = [speech.masked().values, cast(Any, behind)]
     mask = [speech.mask, up_to(asked + drafted, width)]
     mask = jnp.concatenate(mask, axis=1)
     count = jnp.sum(cache.mask, axis=1, dtype=jnp.int32)
     made = llm.apply(
         variables,
-        jnp.concatenate([model.config.policy.cast(e) for e in embeddings], axis=1),
+        jnp.concatenate([llm.policy.cast(e) for e in embeddings], axis=1),
         rotary.count_positions(mask, count),
         mask,
         cache,
     )
     hidden, cache = cast(Any, made)
-
     # The prediction of a token stands where the token before it was read.
-    place = kept[:, None] + jnp.arange(window + 1, dtype=jnp.int32)[None]
-    column = spoken + asked[:, None] + place - 1
-    column = jnp.minimum(column, hidden.shape[1] - 1)
-    hidden = jnp.take_along_axis(hidden, column[:, :, None], axis=1)
-    predicted, scores = _predict(llm, variables, hidden)
-    last = draft.ids.shape[1] - 1
+    place = page.kept[:, None] + jnp.arange(window + 1, dtype=jnp.int32)[None]
+    column = jnp.minimum(spoken + asked[:, None] + place - 1, hidden.shape[1] - 1)
+    return jnp.take_along_axis(hidden, column[:, :, None], axis=1), cache
+
+
+def _verify(
+    page: Page, predicted: Int[Array, "B L"], scores: Float[Array, "B L"]
+) -> Written:
+    """The text as far as the draft stays."""
+    draft, kept, window = page.draft, page.kept, predicted.shape[1] - 1
+    drafted = jnp.minimum(draft.lengths(), kept + window)
+    number = jnp.arange(window + 1, dtype=jnp.int32)[None]
+    place, last = kept[:, None] + number, draft.ids.shape[1] - 1
     old = jnp.take_along_axis(draft.ids, jnp.minimum(place, last), axis=1)
     agree = (predicted == old) & (place < drafted[:, None])
     accepted = jnp.sum(jnp.cumprod(agree, axis=1), axis=1, dtype=jnp.int32)
     accepted = jnp.clip(accepted, 0, jnp.maximum(page.limits - kept, 0))
     stays = jnp.where(page.limits > 0, kept + accepted, draft.lengths())
-    verified = jnp.arange(window + 1, dtype=jnp.int32)[None] < accepted[:, None]
-    written = Written(
+    verified = number < accepted[:, None]
+    return Written(
         tokens=jnp.where(up_to(stays, last + 1), draft.ids, 0),
         length=stays,
         stable=kept,
@@ -150,20 +180,6 @@ def write(
         accepted=accepted,
         passes=jnp.ones((), jnp.int32),
     )
-    loop = _Loop(
-        written=written,
-        cache=kv_cache.rewind(cache, begun + spoken + asked + stays),
-        last=jnp.zeros_like(kept),
-        position=count + speech.lengths() + asked + stays,
-        active=(page.limits > 0) & (stays < page.limits),
-    )
-
-    def pick(array):
-        return jnp.take_along_axis(array, accepted[:, None], axis=1)[:, 0]
-
-    loop = _record(loop, pick(predicted), pick(scores), end_id, page.limits)
-    loop = _write_on(llm, variables, loop, end_id, page.limits)
-    return loop.written, kv_cache.rewind(loop.cache, begun + spoken)
 
 
 def _join(suffix: Labels, draft: Labels, width: int) -> Int[Array, "B L"]:
