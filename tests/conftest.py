@@ -107,24 +107,25 @@ def compilation_cache(tmp_path_factory) -> str:
     return str(tmp_path_factory.mktemp("compiled"))
 
 
-@pytest.fixture(scope="session")
-def tiny():
-    """The module tests/tiny_training.py; tests are no package, so loaded by path."""
-    path = Path(__file__).with_name("tiny_training.py")
-    spec = importlib.util.spec_from_file_location("tiny_training", path)
+def load_beside(name: str):
+    """A module of this folder; tests are no package, so it is loaded by path."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The module tests/tiny_training.py."""
+    return load_beside("tiny_training")
 
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """The module tests/tiny_model.py; tests are no package, so loaded by path."""
-    path = Path(__file__).with_name("tiny_model.py")
-    spec = importlib.util.spec_from_file_location("tiny_model", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module tests/tiny_model.py."""
+    return load_beside("tiny_model")
 
 
 @pytest.fixture(scope="session")
