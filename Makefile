@@ -1,4 +1,5 @@
-# make demo: train, evaluate and try the nano model. make test: all tests.
+# make demo: train, evaluate and try the nano model. make test: the tests that end in
+# minutes; make test-long: those that take longer (more meshes, kills, processes).
 # make test-large: real weights against their reference. make check: lint.
 PYTHON ?= python3
 VENV := .venv
@@ -6,13 +7,16 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-large check clean
+.PHONY: demo test test-long test-large check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/nim4 demo --workdir=$(WORKDIR) $(if $(FROM_SCRATCH),--from_scratch)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+test-long: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m long
 
 test-large: $(VENV)/.installed-test
 	$(PIP) -e '.[large]'

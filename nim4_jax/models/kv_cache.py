@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from nim4_jax import sharding
+
 if TYPE_CHECKING:
     from nim4_jax.models.qwen3 import LLMConfig
 
@@ -78,7 +80,8 @@ def init_cache(
     def make() -> Heads:
         if packed:
             return tuple(jnp.zeros(shape, dtype) for _ in range(layers))
-        return jnp.zeros((layers, *shape), dtype)
+        axes = ("layers", "batch", "kv_heads", None, None)
+        return sharding.constrain(jnp.zeros((layers, *shape), dtype), *axes)
 
     return KVCache(
         keys=make(),

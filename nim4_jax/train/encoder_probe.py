@@ -66,8 +66,9 @@ class EncoderProbe:
             return ctc.greedy(module.score_phonemes(frames), frames.mask)
 
         self._batches = tuple(batches)
-        self._hear = jax.jit(nn.apply(hear, model))
-        self._spell = jax.jit(nn.apply(spell, model))
+        whole = sharding.replicated()
+        self._hear = jax.jit(nn.apply(hear, model), out_shardings=whole)
+        self._spell = jax.jit(nn.apply(spell, model), out_shardings=whole)
 
     def hear(self, params: Params) -> list[Frames]:
         """Encoder frames [B, U, D] of each batch, on the host.

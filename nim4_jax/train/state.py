@@ -9,6 +9,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int
 
@@ -79,7 +80,7 @@ def adopt(fresh: Params, given: Params, origin: str) -> tuple[Params, list[str]]
             "of the same size, or change the config to fit it."
         )
     for path in new.keys() & old.keys():
-        old[path] = jnp.asarray(old[path], new[path].dtype)
+        old[path] = np.asarray(old[path], new[path].dtype)
     return optim.unflatten({**new, **old}), sorted(new.keys() - old.keys())
 
 

@@ -1,70 +1,102 @@
-"""Laws 3 and 4 on the data axis: any number of shards trains the same model."""
+"""The mesh itself: its shape, its rows, and what it refuses."""
+
+import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 from nim4_jax import sharding
-from nim4_jax.models.asr import Asr
-from nim4_jax.train import state as train_state
-from nim4_jax.train.losses import CrCtc
-from nim4_jax.train.step import make_train_step
-
-STEPS = 3
-
-
-def train(tiny, shards: int):
-    """Parameters and losses after three steps on a mesh of that many data devices.
-
-    Plain gradient descent: Adam would blow the round-off of parameters that have no
-    effect (a shift of all keys, say) up to whole steps.
-    """
-    recipe, tx = tiny.make_recipe(CrCtc()), optax.sgd(0.1)
-    params = jax.tree.map(jnp.asarray, tiny.make_params(recipe))
-    state = train_state.init_state(params, recipe, tx)
-    losses = []
-    with jax.set_mesh(sharding.make_mesh((shards, 1, 1))):
-        state = sharding.replicate(state)
-        step = jax.jit(make_train_step(Asr(tiny.CONFIG), recipe, tx), donate_argnums=0)
-        for seed in range(STEPS):
-            batch = sharding.put_batch(tiny.make_batch(seed, rows=4))
-            assert len(batch.audio.values.sharding.device_set) == shards
-            assert batch.audio.values.addressable_shards[0].data.shape[0] == 4 // shards
-            state, metrics = step(state, batch)
-            losses.append(float(metrics["loss"]))
-        return jax.device_get(state.params), losses
-
-
-def test_data_shards_do_not_change_training(tiny):
-    """1, 2 and 4 devices: the same losses and parameters to 1e-5."""
-    expected, expected_losses = train(tiny, 1)
-    for shards in (2, 4):
-        params, losses = train(tiny, shards)
-        np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
-        jax.tree.map(
-            lambda got, want: np.testing.assert_allclose(
-                got, want, atol=1e-5, rtol=1e-5
-            ),
-            params,
-            expected,
-        )
+from nim4_jax.train import placement
 
 
 def test_rows_must_divide(tiny):
     """The error names both numbers and what to set."""
-    message = r"6 rows.*4 local data shards.*multiple of 4"
-    mesh = jax.set_mesh(sharding.make_mesh((4, 1, 1)))
+    message = r"6 rows.*4 data shards.*multiple of 4"
+    mesh = jax.set_mesh(sharding.make_mesh((2, 2, 1)))
     with mesh, pytest.raises(ValueError, match=message):
         sharding.put_batch(tiny.make_batch(0, rows=6))
 
 
-@pytest.mark.parametrize("shape", [(16, 1, 1), (0, 1, 1)])
+def test_rows_lie_on_data_and_fsdp(tiny):
+    """Each of 2 × 2 shards holds its quarter, on both devices of the tensor axis."""
+    batch = tiny.make_batch(0, rows=8)
+    with jax.set_mesh(sharding.make_mesh((2, 2, 2))):
+        audio = sharding.put_batch(batch).audio.values
+    parts = {shard.device.id: shard for shard in audio.addressable_shards}
+    assert len(parts) == 8
+    for number, shard in parts.items():
+        rows = slice(2 * (number // 2), 2 * (number // 2) + 2)
+        np.testing.assert_array_equal(shard.data, batch.audio.values[rows])
+
+
+@pytest.mark.parametrize("shape", [(16, 1, 1), (3, 3, 1), (-1, 3, 1)])
 def test_a_mesh_needs_its_devices(shape):
-    """The error names the wanted shape and how many devices there are."""
-    with pytest.raises(ValueError, match=rf"'data': {shape[0]}.*there are 8"):
+    """The error names the wanted shape, the devices, and sizes that would do."""
+    wanted = rf"'data': {shape[0]}.* 8.*\[1, 2, 4, 8\]"
+    with pytest.raises(ValueError, match=wanted):
         sharding.make_mesh(shape)
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 1), (8, 1), (-2, 1, 1)])
+def test_a_mesh_has_three_sizes(shape):
+    """Each at least 1, or the rest."""
+    with pytest.raises(ValueError, match=r"size ≥ 1 for each of .*'tensor'"):
+        sharding.make_mesh(shape)
+
+
+def test_one_axis_takes_the_rest():
+    """−1 is what the others leave, and cannot be asked for twice."""
+    assert dict(sharding.make_mesh((-1, 2, 2)).shape)["data"] == 2
+    assert sharding.fill_shape((1, -1, 1), 16) == (1, 16, 1)
+    assert sharding.fill_shape((2, 1, 1), 8) == (2, 1, 1)
+    with pytest.raises(ValueError, match="only one axis can take the rest"):
+        sharding.make_mesh((-1, -1, 1))
+
+
+def test_slices_hold_equal_parts_of_the_data_axis():
+    """A data axis of 3 cannot lie on 2 slices."""
+    with pytest.raises(ValueError, match=r"size 3.*2 slices.*multiple of 2"):
+        sharding.make_mesh((3, 2, 1), slices=2)
+
+
+def test_a_mesh_must_divide_the_model(tiny):
+    """The error names the mesh axis, a parameter, and the sizes that would do."""
+    axes = placement.find_axes(tiny.CONFIG)
+    params = tiny.make_params(tiny.make_recipe(tiny.PLAIN_TRANSCRIBE))
+    with pytest.raises(ValueError) as caught:
+        placement.to_shardings(sharding.make_mesh((1, 1, 2)), params, axes)
+    message = str(caught.value)
+    assert "'tensor' has size 2" in message and "sizes that would do: [1]" in message
+    assert "llm/layers/attention" in message
+    fitting = sharding.make_mesh((2, 4, 1))
+    placed = placement.to_shardings(fitting, params, axes)
+    assert placed["llm"]["embedding"]["table"].spec == PartitionSpec("tensor", "fsdp")
+
+
+def test_an_unknown_axis_is_named():
+    """The error lists the table."""
+    with pytest.raises(ValueError, match=r"\['depth'\].*'embed'"):
+        sharding.to_spec(("embed", "depth"))
+
+
+def test_slots_lie_as_their_parameters_do(tiny):
+    """Every array of the optimizer with a parameter's shape has its placement."""
+    config = dataclasses.replace(
+        tiny.CONFIG, llm=dataclasses.replace(tiny.CONFIG.llm, num_kv_heads=2)
+    )
+    recipe = tiny.make_recipe(tiny.PLAIN_TRANSCRIBE)
+    _, state = tiny.make_state(recipe, config)
+    mesh = sharding.make_mesh((2, 2, 2))
+    placed = placement.to_shardings(mesh, state, placement.find_axes(config))
+    params = placement.optim.flatten(placed.params)
+    cut = [path for path, leaf in params.items() if any(leaf.spec)]
+    assert len(cut) > 20
+    slots = placed.opt_state[1]
+    for path in params:
+        assert slots.mu[path].spec == slots.nu[path].spec == params[path].spec
+    assert placed.step.spec == slots.count.spec == PartitionSpec()
 
 
 def test_without_a_mesh_everything_is_on_one_device(tiny):
