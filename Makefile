@@ -16,7 +16,8 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
 test-long: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m long
+	$(PIP) -e '.[tpu-aot]'
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m long
 
 test-large: $(VENV)/.installed-test
 	$(PIP) -e '.[large]'

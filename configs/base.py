@@ -85,6 +85,11 @@ _LLMS = {
     },
 }
 
+# Parameters and slots over all devices of a slice; −1: as many as there are.
+CUT_MESHES = {name: (1, -1, 1) for name in ("v5e", "v6e", "v5p", "v4", "h100", "h200")}
+# Where one device holds them whole, only gradients need to travel.
+WHOLE_MESHES = {**CUT_MESHES, **{name: (-1, 1, 1) for name in ("v5p", "h100", "h200")}}
+
 _NO_LORA = {
     "rank": 0,
     "alpha": 16.0,
@@ -168,6 +173,7 @@ def get_config(size: str = "") -> ConfigDict:
             "policy": {
                 "compute": "float32" if tiny else "bfloat16",
                 "weights": "float",
+                "kernels": "auto",
             },
             "remat": "none" if tiny else "full",
         }
@@ -197,10 +203,18 @@ def get_config(size: str = "") -> ConfigDict:
             "cache_mb": 800.0 if tiny else 0.0,
         }
     )
+    # (data, fsdp, tensor); empty: of the accelerator, within each slice or node.
     config.mesh = (1, 1, 1) if tiny else ()
+    config.meshes = ConfigDict(CUT_MESHES)
     # Parts that a batch is cut into, to save memory; the update stays the same.
     config.micro_batches = 1
     config.seed = 0
     config.log_every = 10
     config.checkpoint_every = 200 if tiny else 5_000
+    # The newest ones stay, and for ever those at multiples of keep_every (0: none).
+    config.checkpoint_keep = 2
+    config.checkpoint_keep_every = 0
+    # A run in which nothing happens for so long names the host that hangs, and exits
+    # to be started again; 0 waits for ever. The first step compiles within it.
+    config.timeout_minutes = 30.0
     return config

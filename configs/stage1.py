@@ -13,6 +13,7 @@ def get_config(size: str = "") -> ConfigDict:
     config = base.get_config(size)
     tiny = base.on_laptop(size)
     config.stage = "stage1"
+    config.meshes = ConfigDict(base.WHOLE_MESHES)
     config.data.needs = ("phonemes",)
     config.loss = ConfigDict(
         {

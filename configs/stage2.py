@@ -29,6 +29,7 @@ def get_config(size: str = "") -> ConfigDict:
     # Only nano's LLM knows phonemes, from its warm-up.
     imitates = base.check_size(size) == "nano"
     config.stage = "stage2"
+    config.meshes = ConfigDict(base.WHOLE_MESHES)
     config.data.needs = ("tokens",)
     if tiny:  # a third of the bundled commands is Mandarin, which has more to learn
         config.data.sources = (

@@ -21,6 +21,7 @@ def get_config(size: str = "") -> ConfigDict:
     size = base.check_size(size)
     tiny = base.on_laptop(size)
     config.stage = "stage4"
+    config.meshes = ConfigDict(base.CUT_MESHES)
     # Where nobody speaks there is nothing to write.
     config.data.nonspeech_share = 0.1
     config.loss.imitate = 0.0

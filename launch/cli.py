@@ -15,6 +15,7 @@ COMMANDS = {
     "demo": "train, evaluate and try the nano model",
     "snapshot": "pack a trained model into one .safetensors file",
     "convert": "weights of other implementations in, and back out",
+    "scale": "what full-size stages take of TPUs and GPUs, compiled without them",
     "parameters": "count a model's parameters by part",
     "cmvn": "measure mean and variance of features over a corpus",
     "make_corpus": "synthesise a corpus of spoken commands",

@@ -264,6 +264,19 @@ def tick(
     return _tick(model, config, prefix, end_id, width, params, state, arrival)
 
 
+def lower_tick(
+    model: Asr,
+    config: StreamConfig,
+    prefix: int,
+    width: int,
+    params: Params,
+    state: StreamState,
+    arrival: Arrival,
+) -> jax.stages.Lowered:
+    """A tick for arrays of given shapes and places, to be compiled ahead of time."""
+    return _tick.lower(model, config, prefix, 0, width, params, state, arrival)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(6,))
 def _tick(model, config, prefix, end_id, width, params, state, arrival):
     streams = _take(state, arrival.slots)

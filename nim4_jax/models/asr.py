@@ -11,7 +11,9 @@ import dataclasses
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
 from nim4_jax import features as front_end
@@ -22,7 +24,7 @@ from nim4_jax.models.phoneme_head import PhonemeHead
 from nim4_jax.models.phoneme_reader import PhonemeReader
 from nim4_jax.models.qwen3 import LLMConfig, Qwen3
 from nim4_jax.ops.relative import Chunking
-from nim4_jax.types import Frames, Labels
+from nim4_jax.types import Frames, Labels, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,3 +199,24 @@ class Asr(nn.Module):
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Hidden states → float32 logits."""
         return self.llm.unembed(hidden)
+
+    def reach_all(self) -> None:
+        """Run every part once, on almost nothing: makes every parameter there is."""
+        audio = Frames(jnp.zeros((1, 16_000)), jnp.ones((1, 16_000), bool))
+        tokens = Labels(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
+        frames = self.encode(self.extract(audio), Chunking.full())
+        self.read_phonemes(frames.replace(values=self.score_phonemes(frames)))
+        states = self.answer_states(self.adapt(frames), Prompt((0,), (0,)), tokens)
+        self.unembed(states)
+
+
+def abstract_params(config: AsrConfig) -> Params:
+    """Shapes of all parameters, in boxes that name their logical axes; no arrays."""
+    init = nn.init(Asr.reach_all, Asr(config))
+    return jax.eval_shape(lambda: init(jax.random.key(0)))["params"]
+
+
+def param_shapes(config: AsrConfig) -> dict[str, tuple[int, ...]]:
+    """Path → shape of every parameter that a model of that config can have."""
+    flat = flatten_dict(nn.unbox(abstract_params(config)), sep="/")
+    return {path: tuple(leaf.shape) for path, leaf in flat.items()}

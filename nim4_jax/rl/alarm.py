@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import numpy as np
 from absl import logging
 
+from nim4_jax import sharding
 from nim4_jax.layers import Policy
 from nim4_jax.rl.objective import Grpo
 from nim4_jax.train import loop
@@ -75,7 +75,8 @@ class Alarm:
 def _name_utterance(row: int, arrays: dict[str, np.ndarray]) -> str:
     """A row of the global batch by its example's number, if this host has it."""
     index = np.asarray(arrays.get("index", ()))
-    local = row - jax.process_index() * len(index)
+    rank, _ = sharding.share_of_rows(sharding.current_mesh())
+    local = row - rank * len(index)
     if 0 <= local < len(index):
         return f"utterance {index[local]} (row {row} of the batch)"
     return f"row {row} of the batch"

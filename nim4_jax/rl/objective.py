@@ -17,8 +17,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from nim4_jax import sharding
 from nim4_jax.decode import offline
 from nim4_jax.decode.recogniser import Budget
 from nim4_jax.models.asr import Asr, Prompt
@@ -27,12 +29,31 @@ from nim4_jax.ops import cross_entropy
 from nim4_jax.rl import grpo, rollout
 from nim4_jax.rl.grpo import GrpoConfig
 from nim4_jax.rl.rollout import Rehearsed, Rollout
+from nim4_jax.train.flops import Lengths, Pass
 from nim4_jax.train.losses import DynamicChunks, Loss, key_rows
 from nim4_jax.train.state import REFERENCE
 from nim4_jax.types import AsrBatch, Frames, Labels
 
 PARTS = ("cmvn", "encoder", "adaptor", "llm")
 """Parts of the parameters that a rollout needs."""
+
+
+def _split_rows(judge: Callable[..., Array], count: int) -> Callable[..., Array]:
+    """The function, on each device for its own rows.
+
+    As it is, where there is but one device, or rows that do not divide: one device then
+    gets all rows.
+
+    Args:
+        judge: arrays whose rows are utterances or samples → [B, K].
+        count: B.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    alone = mesh.empty or mesh.size == 1 or mesh.manual_axes
+    if alone or count % sharding.count_batch_shards(mesh):
+        return judge
+    rows = PartitionSpec(sharding.BATCH_AXES)
+    return jax.shard_map(judge, in_specs=rows, out_specs=rows, check_vma=False)
 
 
 @flax.struct.dataclass
@@ -104,6 +125,35 @@ class Grpo:
                 "takes the one of the compute dtype."
             )
 
+    def passes(self, lengths: Lengths) -> tuple[Pass, ...]:
+        """What a step computes, see `flops`; samples as long as the transcripts."""
+        whole = lengths.prompt(self.prompt) + lengths.answer
+        pairs = self.samples * whole * (whole + 1) / 2
+        written = self.samples * lengths.answer
+
+        def score(learns: bool) -> tuple[Pass, ...]:
+            return (
+                Pass.encoder(lengths.frames, learns),
+                Pass("adaptor", lengths.speech, learns=learns),
+                Pass("llm", self.samples * whole, pairs, learns),
+                Pass("unembed", written, learns=learns),
+            )
+
+        # The step's own encoder pass serves the rollout too; the reference has its own.
+        return (*score(True), *self.drawing_passes(lengths)[2:], *score(False))
+
+    def drawing_passes(self, lengths: Lengths) -> tuple[Pass, ...]:
+        """What a rollout alone computes."""
+        prompt, said = lengths.prompt(self.prompt), lengths.answer
+        written = self.samples * said
+        pairs = prompt * (prompt + 1) / 2 + written * (prompt + (said + 1) / 2)
+        return (
+            Pass.encoder(lengths.frames, learns=False),
+            Pass("adaptor", lengths.speech, learns=False),
+            Pass("llm", prompt + written, pairs, learns=False),
+            Pass("unembed", written, learns=False),
+        )
+
     def __call__(
         self,
         model: Asr,
@@ -162,8 +212,28 @@ class Grpo:
         length = -(-features.mask.shape[1] // 4)
         return model.adapt(model.encode(features, self.chunks.draw(rng, length)))
 
+    def write(
+        self, model: Asr, batch: AsrBatch, step: Int[Array, ""]
+    ) -> offline.Generation:
+        """The first attempt of `roll` before it is judged; needs no host."""
+        setting = self._set(model, step)
+        speech = self._listen(model, batch, setting.chunks)
+        rows = jnp.arange(len(batch.audio.mask))
+        write = self._writer(model, speech, batch, setting, rows)
+        return write(jnp.zeros((), jnp.int32), jnp.ones(len(rows), jnp.bool_))
+
     def _roll(self, model, speech, batch, setting: _Setting, rows) -> Rollout:
         """K judged transcripts of each utterance, drawn without gradient."""
+        write = self._writer(model, speech, batch, setting, rows)
+
+        def attempt(number: Int[Array, ""], chosen: Bool[Array, " B"]) -> Rollout:
+            return self._judge(write(number, chosen), batch)
+
+        rolled = rollout.roll_again(attempt, len(rows), self.oversample)
+        return jax.lax.stop_gradient(rolled)
+
+    def _writer(self, model, speech, batch, setting: _Setting, rows):
+        """(number of the attempt, rows to write for) → K transcripts of each."""
         fixed = jax.lax.stop_gradient
         sequence = fixed(model.assemble(speech, self.prompt, suffix=batch.suffix))
         seconds = jnp.sum(batch.audio.mask, axis=1) / 16_000.0
@@ -172,7 +242,9 @@ class Grpo:
         llm = Qwen3(model.config.llm, model.config.policy)
         params = fixed(model.variables["params"]["llm"])
 
-        def attempt(number: Int[Array, ""], chosen: Bool[Array, " B"]) -> Rollout:
+        def write(
+            number: Int[Array, ""], chosen: Bool[Array, " B"]
+        ) -> offline.Generation:
             keys = key_rows(jax.random.fold_in(setting.draws, number), rows, len(rows))
             written = offline.generate(
                 llm,
@@ -186,17 +258,22 @@ class Grpo:
                 limits=jnp.where(chosen, allowed, 0.0).astype(jnp.int32),
                 samples=self.samples,
             )
-            return self._judge(fixed(written), batch)
+            return fixed(written)
 
-        return fixed(rollout.roll_again(attempt, len(rows), self.oversample))
+        return write
 
     def _judge(self, written: offline.Generation, batch: AsrBatch) -> Rollout:
         """The transcripts with what the host says they are worth."""
         count = len(batch.audio.mask)
         read = [batch.tokens, *([batch.wanted] if batch.wanted is not None else [])]
-        earned = jax.pure_callback(
-            self.judge,
-            jax.ShapeDtypeStruct((count, self.samples), jnp.float32),
+
+        def judge(*arrays: Array) -> Float[Array, "B K"]:
+            rows = len(arrays[2])
+            earned = jax.ShapeDtypeStruct((rows, self.samples), jnp.float32)
+            return jax.pure_callback(self.judge, earned, *arrays)
+
+        # Each host judges the rows that lie on its devices.
+        earned = _split_rows(judge, count)(
             written.tokens,
             written.mask,
             *(leaf for labels in read for leaf in (labels.ids, labels.mask)),

@@ -125,6 +125,20 @@ class RolloutWorker:
         return self.rehearse(batch, int(state.step))
 
 
+def make_writer(model: Asr, recipe: Recipe):
+    """(params, batch, step) → Generation: a rollout's samples, not yet judged."""
+    loss = cast(Grpo, recipe.loss)
+
+    def run(params: Params, batch: AsrBatch, step) -> Any:
+        def write(module: Asr, inputs: AsrBatch) -> Any:
+            return loss.write(module, inputs, step)
+
+        rngs = make_rngs(recipe.seed, step)
+        return nn.apply(write, model)({"params": params}, batch, rngs=rngs)
+
+    return run
+
+
 def make_rollout(model: Asr, recipe: Recipe):
     """(params, batch, step) → Rollout, pure: what the step of that number learns from.
 

@@ -20,6 +20,7 @@ from nim4_jax.models.asr import Asr, Prompt
 from nim4_jax.ops import cross_entropy, ctc, relative, spec_augment
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.ops.spec_augment import SpecAugmentConfig
+from nim4_jax.train.flops import Lengths, Pass
 from nim4_jax.types import AsrBatch, Frames, Labels
 
 Ratio = tuple[Float[Array, ""], Float[Array, ""]]
@@ -130,6 +131,12 @@ class CrCtc:
         if self.views not in (1, 2):
             raise ValueError(f"loss.views={self.views} must be 1 (CTC) or 2 (CR-CTC).")
 
+    def passes(self, lengths: Lengths) -> tuple[Pass, ...]:
+        """What a step computes, see `flops`."""
+        frames = self.views * lengths.frames
+        pairs = self.views * np.square(lengths.frames)
+        return Pass("encoder", frames, pairs), Pass("ctc_head", frames)
+
     def __call__(
         self,
         model: Asr,
@@ -223,6 +230,15 @@ class Transcribe:
         """Settings that make the loss of a row depend on others; "" for none."""
         return "loss.imitate" if self.imitate else ""
 
+    def passes(self, lengths: Lengths) -> tuple[Pass, ...]:
+        """What a step computes, see `flops`; the imitated reader is not counted."""
+        return (
+            Pass.encoder(lengths.frames),
+            Pass("adaptor", lengths.speech),
+            Pass.causal(lengths.prompt(self.prompt) + lengths.answer),
+            Pass("unembed", lengths.answer),
+        )
+
     def __call__(
         self,
         model: Asr,
@@ -253,8 +269,9 @@ def _distance_from_reader(model: Asr, frames: Frames, speech: Frames) -> Array:
     """Σ|adaptor − reader|² / Σ|reader|² over valid speech tokens of the batch."""
     posteriors = jax.nn.softmax(model.score_phonemes(frames))
     target = model.read_phonemes(frames.replace(values=posteriors))
-    target = jax.lax.stop_gradient(target.masked().values)
-    error = jnp.sum(jnp.square(speech.masked().values - target))
+    target = jax.lax.stop_gradient(target.masked().values.astype(jnp.float32))
+    said = speech.masked().values.astype(jnp.float32)
+    error = jnp.sum(jnp.square(said - target))
     return error / jnp.maximum(jnp.sum(jnp.square(target)), 1e-6)
 
 
@@ -293,6 +310,14 @@ class ReadPhonemes:
     def couples_rows(self) -> str:
         """The noise is as loud as the whole batch is on average."""
         return "loss.kind='read_phonemes'"
+
+    def passes(self, lengths: Lengths) -> tuple[Pass, ...]:
+        """What a step computes, see `flops`."""
+        return (
+            Pass("phoneme_reader", lengths.speech),
+            Pass.causal(lengths.prompt(self.prompt) + lengths.answer),
+            Pass("unembed", lengths.answer),
+        )
 
     def imitate(self, rng: Array, phonemes: Labels) -> Frames:
         """Phoneme weights at frame rate, [B, U, P], as if a CTC head had heard."""
@@ -348,9 +373,9 @@ class ReadPhonemes:
 
     def _blur(self, rng: Array, speech: Frames) -> Frames:
         """Add noise as loud as `noise` times the speech tokens."""
-        values = jax.lax.stop_gradient(speech.values)
+        values = jax.lax.stop_gradient(speech.values.astype(jnp.float32))
         count = jnp.sum(speech.mask) * values.shape[-1]
         power = jnp.sum(jnp.square(values)) / jnp.maximum(count, 1)
-        noise = jax.random.normal(rng, values.shape, values.dtype)
-        noise = self.noise * jnp.sqrt(power) * noise
+        noise = self.noise * jnp.sqrt(power) * jax.random.normal(rng, values.shape)
+        noise = noise.astype(speech.values.dtype)
         return speech.replace(values=speech.values + noise).masked()

@@ -63,6 +63,13 @@ def unflatten(flat: FlatParams) -> Params:
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
+def match_known(paths: list[str], rules: Rules) -> dict[str, float | None]:
+    """`match_rules` for the paths that some rule matches, and no others."""
+    compiled = [re.compile(pattern) for pattern, _ in rules]
+    known = [path for path in paths if any(regex.fullmatch(path) for regex in compiled)]
+    return match_rules(known, rules)
+
+
 def match_rules(paths: list[str], rules: Rules) -> dict[str, float | None]:
     """Path → value of the first rule that matches it whole.
 

@@ -6,16 +6,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 
 from nim4_jax import sharding
-from nim4_jax.models.asr import Asr, AsrConfig, Prompt
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.models.asr import AsrConfig, abstract_params
 from nim4_jax.train import optim
 from nim4_jax.train.state import REFERENCE
-from nim4_jax.types import Frames, Labels
 
 PathAxes = dict[str, tuple[str | None, ...]]
 """Path of a parameter → a logical name for each of its axes."""
@@ -23,19 +20,7 @@ PathAxes = dict[str, tuple[str | None, ...]]
 
 def find_axes(config: AsrConfig) -> PathAxes:
     """Logical axes of every parameter that a model of that shape can have."""
-
-    def reach(model: Asr) -> None:
-        audio = Frames(jnp.zeros((1, 16_000)), jnp.ones((1, 16_000), bool))
-        tokens = Labels(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
-        frames = model.encode(model.extract(audio), Chunking.full())
-        scores = model.score_phonemes(frames)
-        model.read_phonemes(frames.replace(values=scores))
-        states = model.answer_states(model.adapt(frames), Prompt((0,), (0,)), tokens)
-        model.unembed(states)
-
-    init = nn.init(reach, Asr(config))
-    boxed = jax.eval_shape(init, jax.random.key(0))["params"]
-    specs = optim.flatten(nn.get_partition_spec(boxed))
+    specs = optim.flatten(nn.get_partition_spec(abstract_params(config)))
     return {path: tuple(spec) for path, spec in specs.items()}
 
 

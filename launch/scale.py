@@ -1,0 +1,192 @@
+"""What each stage takes of TPUs and GPUs, compiled without having them.
+
+python launch/scale.py --out=docs/scale.md
+
+Each program is compiled in a process of its own, by `nim4 train --compile_only`, and
+its report kept in --cache: what is there is not compiled again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import flags, logging
+
+from nim4_jax.launch import ahead, runtime
+from nim4_jax.launch.ahead import Report
+
+TITLES = {
+    "stage1": "1 encoder",
+    "stage2": "2 alignment",
+    "stage4": "4 joint",
+    "stage6": "6 RL, learning",
+    "rollout": "6 RL, rollout",
+    "tick": "streaming",
+}
+SHARE = "0.4"
+"""Share of the peak at which the table tells speeds."""
+
+
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_list(
+        "stages", ["1", "2", "4", "6", "stream"], "Stages to compile; stream: the tick."
+    )
+    flags.DEFINE_list(
+        "topologies", ["v5e-16", "v5p-8", "v6e-8", "h100"], "For these devices."
+    )
+    flags.DEFINE_string("size", "2b3", "Size of the model.")
+    flags.DEFINE_integer("rows", 64, "Utterances of a step.", lower_bound=1)
+    flags.DEFINE_bool("largest", True, "Find the largest batch too.")
+    flags.DEFINE_string("cache", "runs/scale", "Folder of reports.")
+    flags.DEFINE_string("out", "docs/scale.md", "The page.")
+
+
+def compile_all(cache: Path) -> dict[tuple[str, str], list[Report]]:
+    """(stage, topology) → reports of its programs; an empty list where it failed."""
+    given = flags.FLAGS
+    cache.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for topology in given.topologies:
+        for stage in given.stages:
+            path = cache / f"{given.size}-{stage}-{topology}.json"
+            if not path.exists():
+                _compile(stage, topology, path)
+            rows = json.loads(path.read_text("utf8")) if path.exists() else []
+            found[stage, topology] = [ahead.from_json(row) for row in rows]
+    return found
+
+
+def _compile(stage: str, topology: str, path: Path) -> None:
+    given = flags.FLAGS
+    unfinished = path.with_suffix(".part")
+    streams = stage == "stream"
+    config = "4" if streams else stage
+    command = [
+        *(sys.executable, "-m", "nim4_jax.launch.cli", "train", "--compile_only"),
+        f"--config=configs/stage{config}.py:{given.size}",
+        f"--topology={topology}",
+        f"--rows={given.rows}",
+        f"--out={unfinished}",
+        *(["--streams=32"] if streams else []),
+        *(["--largest"] if given.largest else []),
+    ]
+    # Only the GPU compiler looks at it; the process itself stays on the CPU.
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, check=False)
+    if unfinished.exists():
+        unfinished.replace(path)
+    else:
+        logging.error("stage %s for %s: exit code %d", stage, topology, done.returncode)
+
+
+def main(_) -> None:
+    """Entry point of `nim4 scale`."""
+    given = flags.FLAGS
+    found = compile_all(Path(given.cache))
+    page = format_page(found, " ".join(["nim4 scale", *_differing()]))
+    Path(given.out).write_text(page, encoding="utf8")
+    logging.info("%s written", given.out)
+
+
+def _differing() -> list[str]:
+    """Flags of this command that were given."""
+    own = flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])
+    return [flag.serialize() for flag in own if flag.present and flag.name != "cache"]
+
+
+def format_page(found: dict[tuple[str, str], list[Report]], command: str) -> str:
+    """The page: what it is, the tables, and how to read them."""
+    reports = [report for group in found.values() for report in group]
+    titled = [
+        (_title(stage, report), report)
+        for (stage, _), group in found.items()
+        for report in group
+    ]
+    parts = [INTRODUCTION.format(command=command)]
+    for topology in dict.fromkeys(report.topology for report in reports):
+        rows = [one for one in titled if one[1].topology == topology]
+        parts.append(_format_table(topology, rows))
+    missing = [f"stage {s} for {t}" for (s, t), group in found.items() if not group]
+    if missing:
+        parts.append(f"Not compiled: {', '.join(missing)}.\n")
+    return "\n".join([*parts, NOTES])
+
+
+def _title(stage: str, report: Report) -> str:
+    name = f"stage{stage}" if report.program == "train_step" else report.program
+    return TITLES.get(name, name)
+
+
+def _format_table(topology: str, rows: list[tuple[str, Report]]) -> str:
+    memory = next((r.memory for _, r in rows if r.memory is not None), None)
+    room = f", {memory.available:.2f} GiB a device" if memory else ""
+    lines = [
+        f"## {topology}{room}",
+        "",
+        "| program | mesh | remat | utterances | peak GiB | parameters | optimizer "
+        "| activations, gradients | Tflop a step | s a step | audio h/h | moved GiB "
+        "| compiled in s |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: "
+        "| ---: | ---: |",
+    ]
+    return "\n".join([*lines, *(_format_row(*row) for row in rows), ""])
+
+
+def _format_row(title: str, report: Report) -> str:
+    mesh = "×".join(str(size) for size in report.mesh.values())
+    cells = [title, mesh, report.remat, str(report.rows)]
+    memory = report.memory
+    if memory is None:
+        cells += ["does not fit"] + ["–"] * 3
+    else:
+        sizes = memory.peak, memory.parameters, memory.optimizer, memory.activations
+        cells += [f"{size:.2f}" for size in sizes]
+    total = sum(report.flops.values())
+    seconds = report.step_seconds[SHARE]
+    if total:
+        speed = report.audio_seconds / seconds
+        cells += [f"{total / 1e12:.0f}", f"{seconds:.2f}", f"{speed:,.0f}"]
+    else:
+        cells += ["–"] * 3
+    moved = sum(one["bytes"] for one in report.traffic.values()) / 2**30
+    cells += [f"{moved:.1f}", f"{report.compile_seconds:.0f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+INTRODUCTION = """# What the full size takes
+
+Every program below was compiled for its devices by their own compiler, without having
+them: libtpu for TPUs, JAX's CUDA plugin for the H100. Memory, collectives and
+compilation times are therefore measured; no step was run. One command makes this page:
+
+    {command}
+
+An utterance has 15 s of audio and 256 tokens of text. Where a stage has two rows, the
+second is the largest batch that the compiler accepted.
+"""
+
+NOTES = """## How to read it
+
+- *peak* is what a device holds at most: parameters, optimizer, batch, program and
+  everything that lives within a step. Parameters and moments are float32, activations
+  bfloat16.
+- *Tflop a step* is counted by formula (`nim4_jax/train/flops.py`): for each token 6
+  operations of a trained parameter, 4 of a frozen one that a gradient passes, 2 of one
+  that it does not pass; attention too. What is computed again to save memory is not.
+- *s a step* and *audio h/h* (hours of audio in an hour) are what the operations would
+  take at 40 % of the peak. They are no measurement: with small batches the collectives
+  (*moved GiB*: results on each device, loops included) may take longer.
+- RL samples 8 transcripts an utterance. A rollout's loop of tokens has no length that
+  the compiler knows; its collectives are counted once.
+- *streaming* is one chunk (640 ms) of that many streams on one device, weights in
+  bfloat16.
+"""
+
+
+if __name__ == "__main__":
+    runtime.launch(main, define_flags)
