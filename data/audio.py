@@ -80,7 +80,7 @@ def decode(
     else:
         samples, rate = _read_file(audio, name, max_seconds)
     if samples.ndim > 1:
-        samples = samples.mean(axis=1, dtype=np.float32)
+        samples = _average_channels(samples)
     if not samples.size:
         raise AudioError("zero length", name, "it holds no sample")
     if not np.isfinite(samples).all():
@@ -224,7 +224,7 @@ def _read_resampled(path, name: str, seconds: float) -> Iterator[np.ndarray]:
             samples = _read_frames(file, max(1, round(seconds * rate)), name)
             last = not len(samples)
             count += len(samples)
-            samples = samples.mean(axis=1, dtype=np.float32)
+            samples = _average_channels(samples)
             if not np.isfinite(samples).all():
                 raise AudioError("not finite", name, "it holds NaN or infinite samples")
             if stream is not None:
@@ -257,6 +257,13 @@ def _scale_integers(samples: np.ndarray) -> np.ndarray:
         return (samples.astype(np.float32) - 128.0) / 128.0
     bits = 16 if samples.dtype.itemsize == 8 else samples.dtype.itemsize * 8
     return (samples / float(2 ** (bits - 1))).astype(np.float32)
+
+
+def _average_channels(samples: np.ndarray) -> np.ndarray:
+    """float32 [S, channels] to [S]; of one channel it is a view, not a copy."""
+    if samples.shape[1] == 1:
+        return samples[:, 0]
+    return samples.mean(axis=1, dtype=np.float32)
 
 
 def _check_seconds(seconds: float, max_seconds: float | None, name: str) -> None:

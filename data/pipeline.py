@@ -54,7 +54,7 @@ def open_corpus(config: DataConfig) -> sources.Corpus:
     return nonspeech.open_examples(config)[0]
 
 
-@dataclass
+@dataclass(repr=False)  # Grain prints what it maps; this holds the whole data set
 class _StepLoader:
     """Step → loaded batch: what Grain maps over the step numbers."""
 
@@ -320,7 +320,7 @@ def iterate_eval(
         ahead.close()
 
 
-@dataclass
+@dataclass(repr=False)
 class _PlanLoader:
     """Position in a finite plan → loaded batch."""
 

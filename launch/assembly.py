@@ -51,9 +51,14 @@ class TrainSettings:
         data: training data.
         init_from: workdirs or .safetensors files to start from.
         cmvn: path of feature statistics, or "".
-        mesh: (data, fsdp, tensor) sizes, () for all devices on data.
+        mesh: (data, fsdp, tensor) sizes, () for the accelerator's default.
+        meshes: accelerator → default sizes, see `meshes.choose`.
         log_every: steps between records.
         checkpoint_every: steps between checkpoints.
+        checkpoint_keep: how many of the newest stay.
+        checkpoint_keep_every: those at multiples of it stay too; 0 for none.
+        timeout_minutes: how long nothing may happen before the run gives up; 0 for
+            ever.
         publish: where encoder releases go, None for nowhere.
         follow: where they come from, None for nowhere.
         probe: how drift is measured, None for not at all.
@@ -74,6 +79,10 @@ class TrainSettings:
     follow: FollowConfig | None = None
     probe: DriftConfig | None = None
     rollout_devices: int = 0
+    meshes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    checkpoint_keep: int = 2
+    checkpoint_keep_every: int = 0
+    timeout_minutes: float = 30.0
 
 
 def find_tokenizer(name: str) -> str:
@@ -184,21 +193,30 @@ def build_settings(config: ConfigDict) -> TrainSettings:
         init_from=tuple(filter(None, origins.split(","))),
         cmvn=values["cmvn"],
         mesh=tuple(values["mesh"]),
+        meshes={name: tuple(sizes) for name, sizes in values["meshes"].items()},
         log_every=int(values["log_every"]),
         checkpoint_every=int(values["checkpoint_every"]),
         publish=_build_optional(PublishConfig, values, "publish"),
         follow=_build_optional(FollowConfig, values, "follow"),
         probe=_build_optional(DriftConfig, values, "probe"),
         rollout_devices=int(values.get("rollout_devices", 0)),
+        checkpoint_keep=int(values["checkpoint_keep"]),
+        checkpoint_keep_every=int(values["checkpoint_keep_every"]),
+        timeout_minutes=float(values["timeout_minutes"]),
     )
 
 
 def describe(made: TrainSettings, config: ConfigDict) -> dict[str, Any]:
-    """Facts that go into each checkpoint: enough to rebuild the model from it."""
+    """Facts that go into each checkpoint: enough to rebuild the model from it.
+
+    Kernels belong to the devices of a run, and the model may load on others.
+    """
+    policy = dataclasses.replace(made.model.policy, kernels="auto")
+    model = dataclasses.replace(made.model, policy=policy)
     return {
         "stage": made.stage,
         "steps": made.recipe.steps,
-        "model": dataclasses.asdict(made.model),
+        "model": dataclasses.asdict(model),
         "tokenizer": config.tokenizer,
         "phonemes": phonemes.INVENTORY_HASH,
         "config": config.to_json_best_effort(),

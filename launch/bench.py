@@ -18,6 +18,7 @@ from nim4_jax.launch.benchmarks import (
     encoder,
     features,
     grpo,
+    input_pipeline,
     int8,
     measure,
     retrieval,
@@ -50,7 +51,10 @@ BENCHES: dict[str, Callable[[bool, int], list[measure.Row]]] = {
     "grpo": _time_rollout,
     "retrieval": _find_names,
     "stream": _time_streams,
+    "input": input_pipeline.run,
 }
+
+_ONE_CORE = ("input",)  # benches whose figures are those of one core
 
 
 def define_flags() -> None:
@@ -105,7 +109,7 @@ def main(arguments: list[str]) -> None:
     """Entry point of `nim4 bench`."""
     given = flags.FLAGS
     name = find_bench(arguments[1:])
-    threads = limit_cores(given.threads)
+    threads = limit_cores(1 if name in _ONE_CORE else given.threads)
     rows = BENCHES[name](given.full, threads)
     if given.json:
         print(measure.format_json(name, rows, threads))

@@ -8,6 +8,7 @@ import sys
 COMMANDS = {
     "train": "train one stage",
     "pipeline": "train a list of stages, each from the last; skips what is finished",
+    "job": "write the job description of a stage for Kubernetes, XPK or SLURM",
     "evaluate": "error rates of a model on test sets",
     "compare": "two evaluations: which is better, and is it luck",
     "curves": "metrics of runs over their steps, as a picture",

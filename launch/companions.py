@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any
 
 from absl import logging
 
+from nim4_jax import sharding
 from nim4_jax.data import pipeline
 from nim4_jax.data.config import DataConfig
 from nim4_jax.launch import assembly
 from nim4_jax.models.asr import Asr
-from nim4_jax.train import loop, optim
+from nim4_jax.train import consensus, loop, optim
 from nim4_jax.train.companions import Companion
 from nim4_jax.train.drift_probe import DriftConfig, DriftProbe
 from nim4_jax.train.encoder_probe import PARTS, EncoderProbe, spread, take_parts
@@ -25,8 +27,14 @@ REFERENCE = "reference.safetensors"
 """In WORKDIR: the encoder that the run began with, where drift is measured from it."""
 
 
-def make_subscriber(made: assembly.TrainSettings) -> Subscriber | None:
+def make_subscriber(
+    made: assembly.TrainSettings, sleep: Callable[[float], None]
+) -> Subscriber | None:
     """Who takes encoder releases in this run, None where nobody does.
+
+    Args:
+        made: the run.
+        sleep: how to wait for a release.
 
     Raises:
         ValueError: numbers that cannot work.
@@ -34,7 +42,7 @@ def make_subscriber(made: assembly.TrainSettings) -> Subscriber | None:
     if made.follow is None or not made.follow.folder:
         return None
     follower = made.follow.follower(made.recipe.steps, made.checkpoint_every)
-    return Subscriber(made.follow, follower)
+    return Subscriber(made.follow, follower, sleep)
 
 
 def check_frozen(made: assembly.TrainSettings, params: Params) -> None:
@@ -126,7 +134,8 @@ def _find_reference(
     else:
         origin = os.path.join(workdir, REFERENCE)
         if first is not None:
-            snapshot.write(origin, take_parts(first), meta)
+            whole = sharding.gather(take_parts(first))
+            consensus.lead(lambda: snapshot.write(origin, whole, meta))
         try:
             params, _ = snapshot.read(origin)
         except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -18,12 +19,31 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from nim4_jax.launch import assembly, runtime, train
+from nim4_jax.launch.preemption import Preemption
+from nim4_jax.launch.restart import Restart
 from nim4_jax.train import checkpoint, releases
+from nim4_jax.train.interruption import Interrupted
 
 _TURN = "turn.json"
-_PATIENCE = 10.0  # seconds that a process has to end before it is killed
+_PATIENCE = 30.0  # seconds that a process has to save before it is killed
+_LOOK = 0.5  # seconds between two looks for a signal
 
 Clock = Callable[[str, float], None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Terms:
+    """Under which the stages of a pipeline are trained.
+
+    Attributes:
+        clock: told the name of a stage and the seconds it took.
+        stop: hears signals that ask the training to end.
+        allowed: what is allowed where a stage is resumed.
+    """
+
+    clock: Clock = lambda name, seconds: None
+    stop: Preemption = dataclasses.field(default_factory=Preemption)
+    allowed: Restart = Restart()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,15 +106,15 @@ def link(members: Sequence[Member]) -> str:
     return folder
 
 
-def train_sequentially(members: Sequence[Member], clock: Clock) -> None:
+def train_sequentially(members: Sequence[Member], terms: Terms) -> None:
     """The first one wholly, then its followers, in this process."""
     for member in members:
         if not member.is_finished():
-            _train(member, None, clock)
+            _train(member, None, terms)
 
 
 def train_interleaved(
-    members: Sequence[Member], folder: str, every: int, workdir: str, clock: Clock
+    members: Sequence[Member], folder: str, every: int, workdir: str, terms: Terms
 ) -> None:
     """By turns in this process: `every` steps of the first one, then of a follower.
 
@@ -106,7 +126,7 @@ def train_interleaved(
         folder: where.
         every: steps of a turn.
         workdir: where the turn is kept.
-        clock: told the name of a stage and the seconds it took.
+        terms: of the training.
     """
     if every < 1:
         raise ValueError(f"turns of {every} steps; give config.slice 1 or more.")
@@ -118,7 +138,7 @@ def train_interleaved(
         turn = None
     while True:
         if turn is not None and by_name[turn["name"]].done() < turn["until"]:
-            _train(by_name[turn["name"]], turn["until"], clock)
+            _train(by_name[turn["name"]], turn["until"], terms)
         turn = next_turn(members, folder, every, turn and turn["name"])
         if turn is None:
             return
@@ -155,11 +175,14 @@ def _turn(member: Member, every: int, most: int) -> dict[str, Any]:
     return {"name": member.name, "until": min(until, most)}
 
 
-def train_in_parallel(members: Sequence[Member], clock: Clock) -> None:
+def train_in_parallel(members: Sequence[Member], terms: Terms) -> None:
     """The first one in one process, its followers, one after the other, in another.
+
+    A signal to this process, or to one of those, ends all; each saves its step.
 
     Raises:
         ChildProcessError: one of them failed; the other was stopped.
+        Interrupted: a signal asked for it.
     """
     context = multiprocessing.get_context("spawn")
     waiting = [[member for member in queue] for queue in (members[:1], members[1:])]
@@ -170,19 +193,24 @@ def train_in_parallel(members: Sequence[Member], clock: Clock) -> None:
             queue.pop(0)
         if queue:
             member = queue.pop(0)
-            arguments = (member.config, member.workdir)
+            arguments = (member.config, member.workdir, terms.allowed)
             process = context.Process(target=_train_child, args=arguments)
             process.start()
             running[process.sentinel] = (process, member, time.perf_counter(), queue)
 
-    try:
+    with terms.stop.deferred(), contextlib.ExitStack() as at_end:
+        at_end.callback(lambda: _stop([process for process, *_ in running.values()]))
         for queue in waiting:
             start(queue)
         while running:
-            for sentinel in multiprocessing.connection.wait(list(running)):
+            terms.stop.check()
+            for sentinel in multiprocessing.connection.wait(list(running), _LOOK):
                 process, member, began, queue = running.pop(sentinel)
                 process.join()
-                clock(member.name, time.perf_counter() - began)
+                terms.clock(member.name, time.perf_counter() - began)
+                terms.stop.check()
+                if process.exitcode == runtime.EXIT_AGAIN:
+                    raise Interrupted(f"{member.name} was interrupted")
                 if process.exitcode != 0:
                     others = [other.name for _, other, _, _ in running.values()]
                     stopped = f" {', '.join(others)} stopped." if others else ""
@@ -191,12 +219,10 @@ def train_in_parallel(members: Sequence[Member], clock: Clock) -> None:
                         f"own message is above.{stopped} Run the same command to go on."
                     )
                 start(queue)
-    finally:
-        _stop([process for process, _, _, _ in running.values()])
 
 
 def _stop(processes: Sequence[Any]) -> None:
-    """End processes; their checkpoints are whole at any time."""
+    """Let processes save and end; their checkpoints are whole at any time."""
     for process in processes:
         process.terminate()
     for process in processes:
@@ -206,15 +232,21 @@ def _stop(processes: Sequence[Any]) -> None:
             process.join()
 
 
-def _train(member: Member, until: int | None, clock: Clock) -> None:
+def _train(member: Member, until: int | None, terms: Terms) -> None:
     began = time.perf_counter()
     try:
-        train.run(member.config, member.workdir, until=until)
+        train.run(
+            member.config,
+            member.workdir,
+            until=until,
+            stop=terms.stop,
+            allowed=terms.allowed,
+        )
     finally:
-        clock(member.name, time.perf_counter() - began)
+        terms.clock(member.name, time.perf_counter() - began)
 
 
-def _train_child(config: ConfigDict, workdir: str) -> None:
+def _train_child(config: ConfigDict, workdir: str, allowed: Restart) -> None:
     """One stage in a process of its own, which ends when its parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -224,7 +256,10 @@ def _train_child(config: ConfigDict, workdir: str) -> None:
         flags.FLAGS.mark_as_parsed()
     runtime.prepare()
     logging.info("%s: process %d", workdir, os.getpid())
-    runtime.guard(lambda _: train.run(config, workdir))(None)
+    with Preemption(signal.SIGTERM) as stop:
+        runtime.guard(
+            lambda _: train.run(config, workdir, stop=stop, allowed=allowed),
+        )(None)
 
 
 def _end_with_parent() -> None:

@@ -3,11 +3,13 @@
 python launch/pipeline.py --config=configs/pipeline.py:nano --workdir=runs/nano
 
 Stages of one group train together: the first one publishes encoders, the others follow
-them; --config.mode says how (parallel, interleaved or sequential).
+them; --config.mode says how (parallel, interleaved or sequential). Exit codes are those
+of launch/train.py; 75 ends the whole pipeline, and the same command goes on.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -15,11 +17,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from nim4_jax.eval import cka_curve
-from nim4_jax.launch import group, runtime
+from nim4_jax.launch import group, hosts, restart, runtime
+from nim4_jax.launch.preemption import Preemption
+from nim4_jax.launch.restart import Restart
+from nim4_jax.train import consensus
 
 
 def define_flags() -> None:
@@ -28,6 +34,7 @@ def define_flags() -> None:
         "workdir", None, "Folder; each stage gets a folder of its name inside."
     )
     config_flags.DEFINE_config_file("config", lock_config=True)
+    restart.define_flags()
 
 
 TIMES = "times.json"
@@ -67,12 +74,20 @@ def stage_config(entry: Any, size: str, previous: str | None) -> ConfigDict:
     return config
 
 
-def run(config: Any, workdir: str) -> dict[str, float]:
+def run(
+    config: Any,
+    workdir: str,
+    *,
+    stop: Preemption | None = None,
+    allowed: Restart | None = None,
+) -> dict[str, float]:
     """Train what is not finished yet.
 
     Args:
         config: what `configs/pipeline.py` makes, a ConfigDict.
         workdir: folder of the stages' folders.
+        stop: hears signals that ask the training to end; None where nobody listens.
+        allowed: what is allowed where a stage is resumed; None for nothing special.
 
     Returns:
         Seconds spent in each stage, over all runs of this pipeline.
@@ -80,6 +95,7 @@ def run(config: Any, workdir: str) -> dict[str, float]:
     Raises:
         ValueError: an unknown stage, key or mode.
         ChildProcessError: a stage of a group that trained in parallel failed.
+        Interrupted: a signal asked for it; the stage in training is saved.
     """
     seconds = read_times(workdir)
 
@@ -87,6 +103,7 @@ def run(config: Any, workdir: str) -> dict[str, float]:
         seconds[name] = seconds.get(name, 0.0) + spent
         _write_times(workdir, seconds)
 
+    terms = group.Terms(clock, stop or Preemption(), allowed or Restart())
     previous = None
     for name, entries in itertools.groupby(
         enumerate(config.stages), lambda pair: pair[1].get("group", "") or pair[0]
@@ -100,9 +117,9 @@ def run(config: Any, workdir: str) -> dict[str, float]:
                     "%s: finished at step %d, skipped", member.name, member.done()
                 )
         if len(members) == 1:
-            group.train_sequentially(unfinished, clock)
+            group.train_sequentially(unfinished, terms)
         elif unfinished:
-            _train_group(config, members, workdir, str(name), clock)
+            _train_group(config, members, workdir, str(name), terms)
     return seconds
 
 
@@ -125,22 +142,33 @@ def _make_members(
 
 
 def _train_group(
-    config: Any, members: list[group.Member], workdir: str, name: str, clock
+    config: Any,
+    members: list[group.Member],
+    workdir: str,
+    name: str,
+    terms: group.Terms,
 ) -> None:
     """Train stage 1 and its followers, then draw what they exchanged."""
     folder = group.link(members)
     mode = config.get("mode", "sequential")
+    if mode != "sequential" and jax.process_count() > 1:
+        raise ValueError(
+            f"config.mode={mode!r} is for one process, here are {jax.process_count()}; "
+            "train each stage by a job of its own: nim4 job --asynchronous."
+        )
     if mode == "parallel":
-        group.train_in_parallel(members, clock)
+        group.train_in_parallel(members, terms)
     elif mode == "interleaved":
         place = os.path.join(workdir, members[0].name)
-        group.train_interleaved(members, folder, int(config.slice), place, clock)
+        group.train_interleaved(members, folder, int(config.slice), place, terms)
     elif mode == "sequential":
-        group.train_sequentially(members, clock)
+        group.train_sequentially(members, terms)
     else:
         raise ValueError(
             f"config.mode={mode!r} is unknown; use parallel, interleaved or sequential."
         )
+    if not consensus.leads():
+        return
     leader, *followers = members
     picture = cka_curve.plot_releases(
         leader.workdir,
@@ -159,6 +187,8 @@ def read_times(workdir: str) -> dict[str, float]:
 
 
 def _write_times(workdir: str, seconds: dict[str, float]) -> None:
+    if not consensus.leads():
+        return
     path = Path(workdir, TIMES)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -170,7 +200,16 @@ def main(_) -> None:
     """Entry point of `launch/pipeline.py` and `nim4 pipeline`."""
     if not flags.FLAGS.workdir:
         raise app.UsageError("--workdir=DIR is needed: the stages' folders go there.")
-    run(flags.FLAGS.config, flags.FLAGS.workdir)
+    with hosts.joined(), Preemption() as stop:
+        allowed = restart.from_flags()
+        hosts.agree(
+            hosts.describe(
+                flags.FLAGS.config,
+                {"workdir": flags.FLAGS.workdir, **dataclasses.asdict(allowed)},
+            ),
+            "config",
+        )
+        run(flags.FLAGS.config, flags.FLAGS.workdir, stop=stop, allowed=allowed)
 
 
 if __name__ == "__main__":

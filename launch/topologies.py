@@ -25,6 +25,9 @@ _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 256: "16
 _CUBE = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4"}
 
 
+_WITHOUT_TRIALS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Generation:
     """How a generation of TPUs is named and built.
@@ -121,6 +124,9 @@ def _describe_gpus(gpu: str, count: str) -> Topology:
             "compiling for GPUs needs JAX's CUDA plugin: "
             "pip install 'nim4-jax[gpu-aot]'."
         )
+    # Without a GPU there is nothing to try kernels on; XLA reads this when it is loaded.
+    chosen = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{_WITHOUT_TRIALS} {chosen}"
     found = topologies.get_topology_desc(
         platform="cuda",
         target_config=gpu_targets.TARGETS[gpu],

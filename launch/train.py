@@ -2,34 +2,52 @@
 
 python launch/train.py --config=configs/stage2.py:nano --workdir=DIR
 
-Running the same command again resumes from the last checkpoint.
+Running the same command again resumes from the last checkpoint. Exit codes: 0 done, 2
+wrong input, 75 interrupted and saved, 76 a host hung; after the last two the same
+command goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from pathlib import Path
+import time
 from typing import Any
 
 import jax
+import numpy as np
 from absl import app, flags, logging
-from jax.sharding import NamedSharding, PartitionSpec
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from nim4_jax import sharding
+from nim4_jax import accelerators, sharding
 from nim4_jax.data import pipeline, text_pipeline
 from nim4_jax.data.config import DataConfig
 from nim4_jax.data.skips import SkipReport
 from nim4_jax.data.text_pipeline import TextConfig
-from nim4_jax.launch import assembly, companions, runtime
+from nim4_jax.launch import (
+    assembly,
+    companions,
+    compile_only,
+    hosts,
+    meshes,
+    restart,
+    runtime,
+)
+from nim4_jax.launch.preemption import Preemption
+from nim4_jax.launch.restart import Restart
+from nim4_jax.launch.watchdog import Watchdog
 from nim4_jax.models.asr import Asr
 from nim4_jax.rl import alarm
 from nim4_jax.rl.worker import RolloutWorker
-from nim4_jax.train import checkpoint, cmvn, loop, optim
+from nim4_jax.train import checkpoint, cmvn, consensus, loop, optim, placement
 from nim4_jax.train import state as train_state
 from nim4_jax.train.companions import restore
+from nim4_jax.train.flops import FlopCounter
 from nim4_jax.train.metrics import MetricWriter
+from nim4_jax.train.profiler import ProfileWindow
+from nim4_jax.train.speed import Capacity, Speedometer
 from nim4_jax.train.state import TrainState
 from nim4_jax.train.step import make_train_step
 from nim4_jax.types import AsrBatch, Params
@@ -39,23 +57,52 @@ def define_flags() -> None:
     """The command's flags; not at import, because launchers import each other."""
     flags.DEFINE_string("workdir", None, "Folder of checkpoints and metrics.")
     config_flags.DEFINE_config_file("config", lock_config=True)
+    flags.DEFINE_string("profile", "", "Steps to trace, FIRST:LAST, as in 100:105.")
+    restart.define_flags()
+    compile_only.define_flags()
 
 
-def run(config: ConfigDict, workdir: str, until: int | None = None) -> None:
+def run(
+    config: ConfigDict,
+    workdir: str,
+    until: int | None = None,
+    *,
+    stop: Preemption | None = None,
+    allowed: Restart | None = None,
+    profile: str = "",
+) -> None:
     """Train the stage that `config` describes, from where `workdir` left off.
 
     Args:
         config: what a file of configs/ makes.
         workdir: folder of checkpoints and metrics.
         until: stop after this step, to be resumed later; None for the last one.
+        stop: hears signals that ask the run to end; None where nobody listens.
+        allowed: what is allowed where the run is resumed; None for nothing special.
+        profile: "FIRST:LAST", steps to trace into WORKDIR/profile; "" for none.
+
+    Raises:
+        Interrupted: a signal asked for it.
+        ValueError: settings that cannot work, or a workdir of another run.
+        OSError: a checkpoint could not be written.
     """
     settings = assembly.build_settings(config)
     done = checkpoint.latest_step(workdir)
     if until is not None and done is not None and done >= until:
         return
     devices, _ = sharding.split_devices(settings.rollout_devices)
-    with jax.set_mesh(sharding.make_mesh(settings.mesh or None, devices)):
-        _run(settings, config, workdir, until)
+    mesh = meshes.choose(settings.mesh, settings.meshes, devices)
+    hosts.check_mesh(mesh)
+    with jax.set_mesh(mesh):
+        _run(
+            settings,
+            config,
+            workdir,
+            until,
+            stop or Preemption(),
+            allowed or Restart(),
+            profile,
+        )
 
 
 def _run(
@@ -63,21 +110,35 @@ def _run(
     config: ConfigDict,
     workdir: str,
     until: int | None,
+    stop: Preemption,
+    allowed: Restart,
+    window: str,
 ) -> None:
+    launched = time.perf_counter()
+    profile = ProfileWindow(window, str(epath.Path(workdir) / "profile"))
     recipe = settings.recipe
     model = Asr(settings.model, deterministic=False)
     prepare = _choose_prepare(settings, model)
-    subscriber = companions.make_subscriber(settings)
+    watchdog = Watchdog(settings.timeout_minutes)
+
+    def sleep(seconds: float) -> None:
+        watchdog.touch()
+        stop.sleep(seconds)
+
+    subscriber = companions.make_subscriber(settings, sleep)
     data = _open_data(settings.data)
+    # Another manifest would be another order, or other shapes, on each host.
+    hosts.agree({"data": data.get_state()}, f"data of {workdir}")
     tx = optim.make_optimizer(recipe.optimizer, recipe.rules, recipe.steps)
-    checkpoints = checkpoint.Checkpoints(workdir, settings.checkpoint_every)
+    checkpoints = _open_checkpoints(workdir, settings, allowed)
     meta = assembly.describe(settings, config)
     fresh = checkpoints.latest_step() is None
     if fresh:
         encoder = subscriber.first_encoder() if subscriber else {}
         params = _first_params(model, settings, data, encoder)
-        state = sharding.replicate(train_state.init_state(params, recipe, tx))
+        state = _begin(params, settings, tx)
     else:
+        allowed.check(checkpoints.read_meta(), config)
         state = _restore(checkpoints, model, settings, data, tx)
     company = companions.make_others(
         settings, meta, workdir, state.params if fresh else None
@@ -95,7 +156,13 @@ def _run(
         optim.count_parameters(frozen) / 1e6,
     )
     writer = MetricWriter(workdir, int(state.step))
-    try:
+    with contextlib.ExitStack() as at_end:
+        at_end.enter_context(stop.deferred())
+        at_end.enter_context(watchdog)
+        at_end.callback(_report_skips, data.report, workdir)
+        at_end.callback(profile.close)
+        for opened in (data, writer, checkpoints):
+            at_end.callback(opened.close)
         loop.train(
             state,
             make_train_step(model, recipe, tx),
@@ -111,12 +178,35 @@ def _run(
             label=settings.stage,
             log_every=settings.log_every,
             count_skips=lambda: data.report.total,
+            stop=stop.requested,
+            mark=watchdog.mark,
+            speed=Speedometer(_measure_capacity(settings), launched),
+            profile=profile,
         )
-    finally:
-        checkpoints.close()
-        writer.close()
-        data.close()
-        _report_skips(data.report, workdir)
+
+
+def _measure_capacity(settings: assembly.TrainSettings) -> Capacity:
+    """What the current mesh could do, and what a step costs by formula."""
+    mesh, recipe = sharding.current_mesh(), settings.recipe
+    known = accelerators.find(mesh.devices.flat[0].device_kind)
+    return Capacity(
+        FlopCounter(settings.model, recipe.loss, recipe.rules) if known else None,
+        settings.model.features.hop,
+        hosts=sharding.share_of_rows(mesh)[1],
+        peak=known.peak * mesh.size if known else 0.0,
+    )
+
+
+def _open_checkpoints(
+    workdir: str, settings: assembly.TrainSettings, allowed: Restart
+) -> checkpoint.Checkpoints:
+    return checkpoint.Checkpoints(
+        workdir,
+        settings.checkpoint_every,
+        keep=settings.checkpoint_keep,
+        keep_every=settings.checkpoint_keep_every,
+        fallback=allowed.fallback,
+    )
 
 
 def _choose_prepare(settings: assembly.TrainSettings, model: Asr) -> loop.Prepare:
@@ -125,7 +215,7 @@ def _choose_prepare(settings: assembly.TrainSettings, model: Asr) -> loop.Prepar
     Raises:
         ValueError: a loss that samples nothing, or rows that a mesh cannot split.
     """
-    shards = {"training": sharding.current_mesh().shape["data"]}
+    shards = {"training": sharding.count_batch_shards(sharding.current_mesh())}
     _, devices = sharding.split_devices(settings.rollout_devices)
     prepare = loop.keep
     if devices:
@@ -168,11 +258,10 @@ def _restore(
             f"the checkpoint in this workdir holds another model: {wrong}. Resume it "
             "with the config that it was begun with, or choose another --workdir."
         )
-    everywhere = NamedSharding(sharding.current_mesh(), PartitionSpec())
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-        jax.eval_shape(lambda given: train_state.init_state(given, recipe, tx), shapes),
+    abstract = jax.eval_shape(
+        lambda given: train_state.init_state(given, recipe, tx), shapes
     )
+    abstract = placement.annotate(abstract, settings.model)
     state = checkpoints.restore(abstract, data)
     logging.info("resumed at step %d", int(state.step))
     return state
@@ -180,7 +269,8 @@ def _restore(
 
 def _open_data(config: DataConfig | TextConfig) -> Any:
     """This host's share of the training batches."""
-    place = {"rank": jax.process_index(), "hosts": jax.process_count()}
+    rank, parts = sharding.share_of_rows(sharding.current_mesh())
+    place = {"rank": rank, "hosts": parts}
     if isinstance(config, TextConfig):
         return text_pipeline.make_text_iterator(config, **place)
     return pipeline.make_train_iterator(config, **place)
@@ -198,8 +288,7 @@ def _first_params(
     model: Asr, settings: assembly.TrainSettings, data: Any, encoder: Params
 ) -> Params:
     """Parameters at step 0: fresh ones, what each of `init_from` gives, the encoder."""
-    batch = _peek(data)
-    fresh = train_state.init_params(model, settings.recipe, batch, settings.recipe.seed)
+    fresh = _fresh_params(model, settings, data)
     given: Params = {}
     for origin in settings.init_from:
         loaded, meta = assembly.load_model(origin)
@@ -225,18 +314,47 @@ def _first_params(
             else cmvn.measure(_audio_batches(settings.data), settings.model.features)
         )
         params["cmvn"] = cmvn.to_params(statistics)
-    return train_state.add_reference(params, settings.recipe)
+    return params
+
+
+def _fresh_params(model: Asr, settings: assembly.TrainSettings, data: Any) -> Params:
+    """Random parameters, each drawn where it will lie."""
+    # Shapes alone matter; equal zeros on every host give one program.
+    batch = jax.tree.map(lambda leaf: np.zeros_like(leaf[:1]), _peek(data))
+
+    def draw() -> Params:
+        recipe = settings.recipe
+        return train_state.init_params(model, recipe, batch, recipe.seed)
+
+    placed = placement.choose(jax.eval_shape(draw), settings.model)
+    return jax.jit(draw, out_shardings=placed)()
+
+
+def _begin(params: Params, settings: assembly.TrainSettings, tx: Any) -> TrainState:
+    """The state of step 0 on the current mesh."""
+
+    def begin(given: Params) -> TrainState:
+        given = train_state.add_reference(given, settings.recipe)
+        return train_state.init_state(given, settings.recipe, tx)
+
+    params = placement.place(params, settings.model)
+    placed = placement.choose(jax.eval_shape(begin, params), settings.model)
+    return jax.jit(begin, out_shardings=placed)(params)
 
 
 def _audio_batches(config: DataConfig):
-    """One pass over the training audio at its own speed, in batches."""
+    """One pass over the training audio at its own speed, in batches of all hosts."""
     plain = dataclasses.replace(config, speed_perturb=(1.0,))
-    for arrays in pipeline.iterate_eval(plain):
-        yield loop.to_batch(arrays).audio
+    rank, parts = sharding.share_of_rows(sharding.current_mesh())
+    for arrays in pipeline.iterate_eval(plain, rank=rank, hosts=parts):
+        yield sharding.put_batch(loop.to_batch(arrays).audio)
 
 
 def _report_skips(report: SkipReport, workdir: str) -> None:
-    """Say what was left out, and why, on the log and in WORKDIR/skipped.json."""
+    """Say what was left out, and why, on the log and in WORKDIR/skipped.json.
+
+    Of several hosts, each tells the log of its rows; host 0 writes the file.
+    """
     if report.total:
         logging.warning("%d examples skipped: %s", report.total, dict(report.counts))
     summary = {
@@ -244,16 +362,36 @@ def _report_skips(report: SkipReport, workdir: str) -> None:
         for reason, count in report.counts.items()
     }
     text = json.dumps(summary, indent=1, ensure_ascii=False, default=str)
-    Path(workdir, "skipped.json").write_text(text + "\n", encoding="utf8")
+    if consensus.leads():
+        path = epath.Path(workdir) / "skipped.json"
+        path.write_text(text + "\n", encoding="utf8")
 
 
 def main(_) -> None:
     """Entry point of `launch/train.py` and `nim4 train`."""
+    if flags.FLAGS.compile_only:
+        return compile_only.main(flags.FLAGS.config)
     if not flags.FLAGS.workdir:
         raise app.UsageError(
             "--workdir=DIR is needed: checkpoints and metrics go there."
         )
-    run(flags.FLAGS.config, flags.FLAGS.workdir)
+    with hosts.joined(), Preemption() as stop:
+        runtime.keep_memory()
+        allowed = restart.from_flags()
+        hosts.agree(
+            hosts.describe(
+                flags.FLAGS.config,
+                {"workdir": flags.FLAGS.workdir, **dataclasses.asdict(allowed)},
+            ),
+            "config",
+        )
+        run(
+            flags.FLAGS.config,
+            flags.FLAGS.workdir,
+            stop=stop,
+            allowed=allowed,
+            profile=flags.FLAGS.profile,
+        )
 
 
 if __name__ == "__main__":

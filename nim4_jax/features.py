@@ -119,7 +119,9 @@ def cut_frames(samples: Array, config: FeatureConfig) -> Array:
     kept = jnp.pad(kept, ((0, 0), (0, needed - kept.shape[1])))
     blocks = kept.reshape(kept.shape[0], -1, config.hop)
     shifted = [blocks[:, k : k + count] for k in range(blocks_per_window)]
-    return jnp.concatenate(shifted, axis=-1)[..., : config.window]
+    last = config.window - (blocks_per_window - 1) * config.hop
+    shifted[-1] = shifted[-1][..., :last]
+    return jnp.concatenate(shifted, axis=-1)
 
 
 def log_mel(audio: Frames, config: FeatureConfig) -> Frames:

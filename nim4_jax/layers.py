@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from nim4_jax import sharding
+from nim4_jax.ops import attention, norm, product
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 WEIGHTS = ("float", "int8")
 
@@ -28,13 +31,21 @@ class Policy:
         compute: dtype of activations and of matrix product operands.
         weights: "float", or "int8" for kernels and embedding tables that were
             quantised for inference; they are multiplied in the compute dtype.
+        kernels: of the LLM's attention in training, one of `attention.KERNELS`; "auto":
+            by the devices in use, see `attention.choose_kernel`.
     """
 
     params: str = "float32"
     compute: str = "float32"
     weights: str = "float"
+    kernels: str = "auto"
 
     def __post_init__(self):
+        if self.kernels not in attention.KERNELS:
+            raise ValueError(
+                f"policy.kernels={self.kernels!r} is unknown; use one of "
+                f"{attention.KERNELS}."
+            )
         if self.weights not in WEIGHTS:
             raise ValueError(
                 f"policy.weights={self.weights!r} is unknown; use one of {WEIGHTS}."
@@ -58,6 +69,17 @@ class Policy:
     def cast(self, array: Array) -> Array:
         """The array in the compute dtype."""
         return array.astype(self.dtype)
+
+
+def add_bias(array: Float[Array, "..."], bias: Float[Array, "..."]) -> Array:
+    """array + bias over its last axes, in the array's dtype.
+
+    Added in float32, for the gradient of the bias is a sum over everything else, and
+    JAX would take it in the dtype that the two are added in.
+    """
+    bias = bias.reshape((1,) * (array.ndim - bias.ndim) + bias.shape)
+    total = array.astype(jnp.float32) + bias.astype(jnp.float32)
+    return total.astype(array.dtype)
 
 
 REMATS = ("none", "dots", "full")
@@ -133,6 +155,7 @@ class Projection(nn.Module):
         gain: variance of the outputs at initialisation, for inputs of unit variance.
         bias_init: initialiser of the bias.
         lora: low-rank adaptation.
+        float32: outputs are the float32 sums, for scores that go into a softmax.
     """
 
     size_in: Sequence[int]
@@ -143,6 +166,7 @@ class Projection(nn.Module):
     gain: float = 1.0
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     lora: LoraConfig = NO_LORA
+    float32: bool = False
 
     def _init(self, name: str, init, shape, axes, dtype=None) -> Array:
         placed = nn.with_logical_partitioning(init, tuple(axes))
@@ -175,7 +199,10 @@ class Projection(nn.Module):
             self.gain, "fan_in", "truncated_normal", ins, outs
         )
         kernel = self._init("kernel", init, shape, self.axes)
-        return inputs @ to_compute(kernel).reshape(self._depth, -1)
+        kernel = to_compute(kernel).reshape(self._depth, -1)
+        if self.float32:
+            return product.einsum("...i,io->...o", inputs, kernel)
+        return product.multiply(inputs, kernel)
 
     def _adapt(self, inputs: Float[Array, "*B I"], rank: int) -> Float[Array, "*B O"]:
         """(x·A)·B · α/r."""
@@ -202,8 +229,8 @@ class Projection(nn.Module):
         if not self.bias:
             return outputs
         axes = self.axes[len(self.size_in) :]
-        bias = self.policy.cast(self._init("bias", self.bias_init, self.size_out, axes))
-        return outputs + bias.reshape((1,) * len(lead) + bias.shape)
+        bias = self._init("bias", self.bias_init, self.size_out, axes)
+        return add_bias(outputs, bias)
 
 
 def linear(
@@ -215,6 +242,7 @@ def linear(
     bias: bool = True,
     gain: float = 1.0,
     lora: LoraConfig = NO_LORA,
+    float32: bool = False,
     name: str | None = None,
 ) -> Projection:
     """A `Projection` of the last axis: [..., in] → [..., out]."""
@@ -226,6 +254,7 @@ def linear(
         bias=bias,
         gain=gain,
         lora=lora,
+        float32=float32,
         name=name,
     )
 
@@ -247,14 +276,7 @@ class LayerNorm(nn.Module):
         bias = self.param(
             "bias", partition(nn.initializers.zeros, ("norm",)), (width,), dtype
         )
-        x = inputs.astype(jnp.float32)
-        mean = jnp.mean(x, axis=-1, keepdims=True)
-        x = x - mean
-        variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(variance + self.epsilon)
-        lead = (1,) * (x.ndim - 1)
-        x = x * scale.astype(jnp.float32).reshape(*lead, width)
-        return self.policy.cast(x + bias.astype(jnp.float32).reshape(*lead, width))
+        return self.policy.cast(norm.layer_norm(inputs, scale, bias, self.epsilon))
 
 
 class RMSNorm(nn.Module):
@@ -272,12 +294,7 @@ class RMSNorm(nn.Module):
             (width,),
             self.policy.param_dtype,
         )
-        x = inputs.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(
-            jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon
-        )
-        lead = (1,) * (x.ndim - 1)
-        return self.policy.cast(x * scale.astype(jnp.float32).reshape(*lead, width))
+        return self.policy.cast(norm.rms_norm(inputs, scale, self.epsilon))
 
 
 _TABLE_PIECES = 16
@@ -318,7 +335,9 @@ class Embed(nn.Module):
     def attend(self, hidden: Float[Array, "*B L D"]) -> Float[Array, "*B L V"]:
         """Logits in float32: hidden · tableᵀ."""
         if self.scale is None:
-            return self._score(hidden, self.table)
+            # Said here too: the gradient of each chunk of a loss takes this form.
+            table = sharding.constrain(self.table, "vocab", "embed")
+            return self._score(hidden, table)
         # Piece by piece, or a whole table in the compute dtype stands in memory.
         pieces = math.gcd(self.vocab_size, _TABLE_PIECES)
         table = self.table.reshape(pieces, -1, self.width)
@@ -328,9 +347,5 @@ class Embed(nn.Module):
         return logits * self.scale.reshape((1,) * (logits.ndim - 1) + (-1,))
 
     def _score(self, hidden: Array, table: Array) -> Array:
-        return jnp.einsum(
-            "...d,vd->...v",
-            self.policy.cast(hidden),
-            self.policy.cast(table),
-            preferred_element_type=jnp.float32,
-        )
+        to_compute = self.policy.cast
+        return product.einsum("...d,vd->...v", to_compute(hidden), to_compute(table))

@@ -292,6 +292,22 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
+def gather(tree: Any) -> Any:
+    """Arrays on any devices of any hosts → the same ones in this host's memory.
+
+    Leaf by leaf, so that no more than one is whole on a device; all hosts call it.
+    """
+
+    def fetch(leaf: Any) -> np.ndarray:
+        spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        if spread and not leaf.is_fully_replicated:
+            whole = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+            leaf = jax.jit(lambda array: array, out_shardings=whole)(leaf)
+        return np.asarray(leaf)
+
+    return jax.tree.map(fetch, tree)
+
+
 def replicated() -> NamedSharding | None:
     """Whole on every device of the current mesh; None without one."""
     mesh = current_mesh()

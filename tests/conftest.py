@@ -8,10 +8,12 @@ import os
 import sys
 from pathlib import Path
 
+import fsspec
 import hypothesis
 import jax
 import jaxtyping
 import pytest
+from etils.epath import backend
 
 
 def check_arrays(function):
@@ -132,3 +134,18 @@ def tiny_model():
 def model_files(tiny_model, tmp_path_factory):
     """Paths of the whole tiny model and of the one with stage 1 only."""
     return tiny_model.write(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def object_store(monkeypatch):
+    """gs:// as a store in memory, which has neither folders nor renames."""
+    memory = fsspec.filesystem("memory", skip_instance_cache=True)
+    monkeypatch.setattr(type(memory), "store", {})
+    monkeypatch.setattr(type(memory), "pseudo_dirs", [""])
+
+    def choose(_, path):
+        remote = str(path).startswith("gs://")
+        return memory if remote else fsspec.filesystem("file")
+
+    monkeypatch.setattr(backend._FileSystemSpecBackend, "fs", choose)
+    return memory

@@ -1,4 +1,4 @@
-"""The same stage-1 training step in torch: only a peer for `bench.py train_step`.
+"""The encoder's training step in torch: only a peer for `bench.py train_step`.
 
 The block is FireRedASR's with full attention, as our encoder with an endless chunk; the
 front end, augmentation, losses and optimizer do the same work as ours.
@@ -131,21 +131,40 @@ class Block(nn.Module):
         return self.norm(x + 0.5 * self.ffn2(x))
 
 
+class Encoder(nn.Module):
+    """Convolutional subsampling by 4 and the stack of blocks."""
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        channels = config.subsampling_channels
+        bands = ((config.num_mels - 1) // 2 - 1) // 2
+        self.width = config.width
+        self.convolve = nn.Sequential(
+            nn.Conv2d(1, channels, 3, 2), nn.ReLU(), nn.Conv2d(channels, channels, 3, 2)
+        )
+        self.project = nn.Linear(bands * channels, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+
+    def forward(self, x: Tensor, invalid: Tensor) -> Tensor:
+        """Features [B, T, M] and invalid encoder frames [B, U] → [B, U, D]."""
+        x = functional.pad(x, (0, 0, 0, 6))[:, None]
+        x = self.convolve(x).relu().transpose(1, 2).flatten(2)
+        x = self.project(x).masked_fill(invalid[..., None], 0.0)
+        size = x.shape[1]
+        distances = torch.from_numpy(relative.sinusoids(size, size, self.width))
+        for block in self.blocks:
+            x = block(x, invalid, distances)
+        return x
+
+
 class Recogniser(nn.Module):
     """Front end, encoder and phoneme head."""
 
     def __init__(self, config: AsrConfig):
         super().__init__()
-        encoder = config.encoder
-        width, channels = encoder.width, encoder.subsampling_channels
-        bands = ((encoder.num_mels - 1) // 2 - 1) // 2
-        self.width = width
+        width = config.encoder.width
         self.front_end = FrontEnd(config.features)
-        self.convolve = nn.Sequential(
-            nn.Conv2d(1, channels, 3, 2), nn.ReLU(), nn.Conv2d(channels, channels, 3, 2)
-        )
-        self.project = nn.Linear(bands * channels, width)
-        self.blocks = nn.ModuleList(Block(encoder) for _ in range(encoder.num_layers))
+        self.encoder = Encoder(config.encoder)
         self.head = nn.Sequential(
             nn.Linear(width, width),
             nn.SiLU(),
@@ -156,14 +175,7 @@ class Recogniser(nn.Module):
 
     def forward(self, x: Tensor, invalid: Tensor) -> Tensor:
         """Features [B, T, M] and invalid encoder frames [B, U] → log p [B, U, P]."""
-        x = functional.pad(x, (0, 0, 0, 6))[:, None]
-        x = self.convolve(x).relu().transpose(1, 2).flatten(2)
-        x = self.project(x).masked_fill(invalid[..., None], 0.0)
-        size = x.shape[1]
-        distances = torch.from_numpy(relative.sinusoids(size, size, self.width))
-        for block in self.blocks:
-            x = block(x, invalid, distances)
-        return self.head(x).log_softmax(-1)
+        return self.head(self.encoder(x, invalid)).log_softmax(-1)
 
 
 def augment(x: Tensor, config: SpecAugmentConfig) -> Tensor:
@@ -183,30 +195,55 @@ def augment(x: Tensor, config: SpecAugmentConfig) -> Tensor:
     return x
 
 
-class Trainer:
-    """Model and optimizer; `step` does one CR-CTC update."""
+def count_frames(samples: Tensor) -> Tensor:
+    """Samples of each row → its encoder frames, at a hop of 10 ms and 25 ms windows."""
+    return ((samples - 400) // 160 + 4) // 4
 
-    def __init__(self, config: AsrConfig, augmentation: SpecAugmentConfig):
-        self.model = Recogniser(config)
-        self.augmentation = augmentation
+
+class Trainer:
+    """A model and its optimizer; subclasses say what is minimised."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), 1e-4, betas=(0.9, 0.98), weight_decay=1e-2
+            model.parameters(), 1e-4, betas=(0.9, 0.98), weight_decay=1e-2
         )
 
     def count_parameters(self) -> int:
         """Number of trained scalars."""
         return sum(leaf.numel() for leaf in self.model.parameters())
 
+    def compute_loss(self, arrays: dict[str, Tensor]) -> Tensor:
+        """What one update makes smaller."""
+        raise NotImplementedError
+
     def step(self, batch: dict[str, np.ndarray]) -> float:
-        """One update; returns the loss per encoder frame."""
+        """One update; returns the loss."""
         arrays = {name: torch.from_numpy(array) for name, array in batch.items()}
+        loss = self.compute_loss(arrays)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return float(loss.detach())
+
+
+class PhonemeTrainer(Trainer):
+    """Stage 1: CR-CTC per encoder frame."""
+
+    def __init__(self, config: AsrConfig, augmentation: SpecAugmentConfig):
+        self.recogniser = Recogniser(config)
+        self.augmentation = augmentation
+        super().__init__(self.recogniser)
+
+    def compute_loss(self, arrays: dict[str, Tensor]) -> Tensor:
+        """½ CTC of each view and their distance."""
         with torch.no_grad():
-            x = self.model.front_end(arrays["audio"])
+            x = self.recogniser.front_end(arrays["audio"])
         views = torch.cat([augment(x, self.augmentation) for _ in range(2)])
-        frames = (arrays["lengths"] - 400) // 160 + 1
-        counts = ((frames + 3) // 4).repeat(2)
+        counts = count_frames(arrays["lengths"]).repeat(2)
         invalid = torch.arange((x.shape[1] + 3) // 4) >= counts[:, None]
-        log_probs = self.model(views, invalid)
+        log_probs = self.recogniser(views, invalid)
         ctc = functional.ctc_loss(
             log_probs.transpose(0, 1),
             arrays["phonemes"].repeat(2, 1),
@@ -223,9 +260,4 @@ class Trainer:
         ]
         valid = ~invalid[: a.shape[0], :, None]
         agreement = 0.5 * ((both[0] + both[1]) * valid).sum()
-        loss = (0.5 * ctc + 0.2 * agreement) / counts.sum() * 2
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        return float(loss.detach())
+        return (0.5 * ctc + 0.2 * agreement) / counts.sum() * 2

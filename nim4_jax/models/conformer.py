@@ -10,21 +10,29 @@ Source: FireRedASR-AED `conformer_encoder`; streaming form of SPEC §2.
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import flax.linen as nn
 import flax.struct
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from nim4_jax.layers import LayerNorm, Policy, Projection, linear, rematerialise
+from nim4_jax import sharding
+from nim4_jax.layers import (
+    LayerNorm,
+    Policy,
+    Projection,
+    add_bias,
+    linear,
+    rematerialise,
+)
 from nim4_jax.models.subsampling import (
     STRIDE,
     Subsampling,
     SubsamplingState,
     init_subsampling,
 )
-from nim4_jax.ops import conv, relative
+from nim4_jax.ops import activation, attention, conv, product, relative
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.types import Frames
 
@@ -160,7 +168,7 @@ class FeedForward(nn.Module):
         drop = nn.Dropout(self.config.dropout, deterministic=deterministic)
         x = LayerNorm(self.policy, name="norm")(inputs)
         x = linear(width, wide, ("embed", "mlp"), self.policy, name="up")(x)
-        x = drop(nn.swish(x))
+        x = drop(activation.swish(x))
         x = linear(
             wide, width, ("mlp", "embed"), self.policy, gain=_BRANCH_GAIN, name="down"
         )(x)
@@ -171,7 +179,9 @@ class RelativeAttention(nn.Module):
     """Multi-head attention with Transformer-XL positions and its own residual.
 
     score(i, j) = [(q_i + u)·k_j + (q_i + v)·W_p r_{i−j}] / √H, three separate
-    LayerNorms in front of the bias-free projections.
+    LayerNorms in front of the bias-free projections. XLA's form on every platform: a
+    fused kernel takes a bias that is the same for all queries of a distance, and here
+    the term of the distance is a product with the query.
 
     Source: FireRedASR `RelPosMultiHeadAttention`.
     """
@@ -190,8 +200,7 @@ class RelativeAttention(nn.Module):
             nn.initializers.xavier_uniform(), ("heads", "head_dim")
         )
         shape = (self.config.num_heads, self.config.head_dim)
-        bias = self.param(name, init, shape, self.policy.param_dtype)
-        return self.policy.cast(bias)[None, None]
+        return cast(Array, self.param(name, init, shape, self.policy.param_dtype))
 
     @nn.compact
     def __call__(
@@ -208,13 +217,13 @@ class RelativeAttention(nn.Module):
             [state.values, self._project("value")(norms[2])], axis=1
         )
         position = self._project("position")(self.policy.cast(context.distances))
-        content = jnp.einsum("bqnh,bknh->bnqk", query + self._bias("bias_u"), keys)
-        shifted = jnp.einsum("bqnh,rnh->bnqr", query + self._bias("bias_v"), position)
+        near = add_bias(query, self._bias("bias_u"))
+        content = product.einsum("bqnh,bknh->bnqk", near, keys)
+        far = add_bias(query, self._bias("bias_v"))
+        shifted = product.einsum("bqnh,rnh->bnqr", far, position)
         shifted = relative.shift_relative(shifted, keys.shape[1])
-        scores = (content + shifted).astype(jnp.float32) * self.config.head_dim**-0.5
-        visible = context.visible[:, None]
-        scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
-        weights = jnp.where(visible, jax.nn.softmax(scores), 0.0)
+        scores = jnp.add(content, shifted) * self.config.head_dim**-0.5
+        weights = attention.masked_softmax(scores, context.visible[:, None])
         mixed = jnp.einsum("bnqk,bknh->bqnh", self.policy.cast(weights), values)
         output = Projection(
             (self.config.num_heads, self.config.head_dim),
@@ -249,7 +258,7 @@ class ConvModule(nn.Module):
         x = linear(
             config.width, 2 * inner, axes, policy, bias=False, name="pointwise_in"
         )(x)
-        x = nn.glu(x)
+        x = activation.glu(x)
         x = jnp.where(context.mask[..., None], x, jnp.zeros((), x.dtype))
         history = jnp.concatenate([state.conv, x], axis=1)
         kernel = self.param(
@@ -269,7 +278,7 @@ class ConvModule(nn.Module):
             right=config.conv_right,
             chunk_size=context.chunking.size,
         )
-        x = nn.swish(LayerNorm(policy, name="depthwise_norm")(x))
+        x = activation.swish(LayerNorm(policy, name="depthwise_norm")(x))
         x = linear(
             inner,
             config.width,
@@ -308,7 +317,8 @@ class Block(nn.Module):
         x = LayerNorm(self.policy, name="norm")(x)
         fresh = keys.shape[1] - state.keys.shape[1]
         state = BlockState(keys[:, fresh:], values[:, fresh:], history)
-        return jnp.where(valid, x, jnp.zeros((), x.dtype)), state
+        x = jnp.where(valid, x, jnp.zeros((), x.dtype))
+        return sharding.constrain(x, "batch", "sequence", None), state
 
 
 class ConformerStack(nn.Module):

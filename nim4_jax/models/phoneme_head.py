@@ -35,5 +35,12 @@ class PhonemeHead(nn.Module):
             )
             x = nn.swish(hidden(x))
         axes = ("embed", None)
-        scores = linear(self.width, self.num_phonemes, axes, self.policy, name="output")
+        scores = linear(
+            self.width,
+            self.num_phonemes,
+            axes,
+            self.policy,
+            float32=True,
+            name="output",
+        )
         return scores(x).astype(jnp.float32)

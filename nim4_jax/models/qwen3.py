@@ -12,11 +12,11 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from nim4_jax import layers
+from nim4_jax import layers, sharding
 from nim4_jax.models import kv_cache
-from nim4_jax.ops import attention, rotary
+from nim4_jax.ops import activation, attention, rotary
 from nim4_jax.types import Params
 
 REMATS = ("none", "full", "dots")
@@ -97,13 +97,18 @@ class Context:
 
     Attributes:
         angles: cosines and sines of the new tokens.
-        visible: Bool[Array, "B L C"], which keys each new token sees.
+        mask: Bool[Array, "B L"], which new tokens are real.
+        visible: Bool[Array, "B L C"], which slots each new token sees; None without a
+            cache: then the real ones at or before it.
         start: Int[Array, "B"], slot of the first new token; None without a cache.
+        kernel: of the attention without a cache.
     """
 
     angles: tuple[Array, Array]
-    visible: Bool[Array, "B L C"]
-    start: Int[Array, " B"] | None
+    mask: Bool[Array, "B L"]
+    visible: Bool[Array, "B L C"] | None = None
+    start: Int[Array, " B"] | None = None
+    kernel: str = flax.struct.field(pytree_node=False, default="xla")
 
 
 QWEN3_1_7B = LLMConfig(
@@ -181,17 +186,18 @@ class Attention(nn.Module):
             keys = norm(self.policy, c.norm_epsilon, name="key_norm")(keys)
         queries = rotary.rotate(queries, *context.angles)
         keys = rotary.rotate(keys, *context.angles)
+        scale = 1.0 / math.sqrt(c.head_dim)
         if cached is not None:
             cached = (
                 kv_cache.write(cached[0], keys, context.start, layer),
                 kv_cache.write(cached[1], values, context.start, layer),
             )
             keys, values = map(self.policy.cast, self._read(cached, layer))
+            outputs = attention.attend(queries, keys, values, context.visible, scale)
         else:
-            keys, values = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
-        outputs = attention.attend(
-            queries, keys, values, context.visible, 1.0 / math.sqrt(c.head_dim)
-        )
+            outputs = attention.attend_causal(
+                queries, keys, values, context.mask, scale, context.kernel
+            )
         outputs = layers.Projection(
             (c.num_heads, c.head_dim),
             (c.width,),
@@ -237,7 +243,7 @@ class FeedForward(nn.Module):
         else:
             gate = project(width, ffn, ("embed", "mlp"), "gate")(hidden)
             up = project(width, ffn, ("embed", "mlp"), "up")(hidden)
-        return project(ffn, width, ("mlp", "embed"), "down")(nn.silu(gate) * up)
+        return project(ffn, width, ("mlp", "embed"), "down")(activation.swiglu(gate, up))
 
 
 class Block(nn.Module):
@@ -271,6 +277,7 @@ class Block(nn.Module):
         hidden = hidden + outputs
         normed = layers.RMSNorm(self.policy, epsilon, name="mlp_norm")(hidden)
         hidden = hidden + FeedForward(*made, name="mlp")(normed)
+        hidden = sharding.constrain(hidden, "batch", "sequence", None)
         return (hidden, cached), None
 
 
@@ -323,6 +330,12 @@ def pack(params: Params) -> Params:
     return made
 
 
+def _take_tokens(array: Shaped[Array, "B L ..."], index: Int[Array, "B L"]) -> Array:
+    """Each row's tokens in another order, chosen once for all layers."""
+    index = index.reshape(*index.shape, *(1 for _ in array.shape[2:]))
+    return jnp.take_along_axis(array, index, axis=1)
+
+
 class Qwen3(nn.Module):
     """Embedding, scanned decoder blocks, final norm and (tied) logits.
 
@@ -366,7 +379,7 @@ class Qwen3(nn.Module):
 
     def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """Embedding vectors of token ids in the compute dtype."""
-        return self.embedding(tokens)
+        return sharding.constrain(self.embedding(tokens), "batch", None, None)
 
     def __call__(
         self,
@@ -389,16 +402,26 @@ class Qwen3(nn.Module):
         """
         zero = jnp.zeros((), self.policy.dtype)
         hidden = jnp.where(mask[:, :, None], self.policy.cast(embeddings), zero)
+        hidden = sharding.constrain(hidden, "batch", "sequence", None)
         c = self.config
-        if cache is None:
-            start, visible = None, attention.causal_mask(mask)
-        else:
+        kernel = attention.choose_kernel(
+            self.policy.kernels, self.policy.dtype, c.head_dim
+        )
+        start = visible = places = None
+        if cache is not None:
             start = cache.length
             cache = kv_cache.extend(cache, mask)
             visible = kv_cache.visible_slots(cache, mask.shape[1])
+        elif kernel == "cudnn":
+            order, places = attention.left_align(mask)
+            hidden = _take_tokens(hidden, order)
+            positions, mask = _take_tokens(positions, order), _take_tokens(mask, order)
         angles = rotary.rotary_angles(positions, c.head_dim, c.rope_theta)
+        context = Context(angles, mask, visible, start, kernel)
         run = self._run_packed if self.packed else self._run_scanned
-        hidden, cache = run(hidden, cache, Context(angles, visible, start))
+        hidden, cache = run(hidden, cache, context)
+        if places is not None:
+            hidden = _take_tokens(hidden, places)
         return self.final_norm(hidden), cache
 
     def _run_scanned(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from nim4_jax.layers import Policy, Projection
+from nim4_jax.layers import Policy, Projection, add_bias
 from nim4_jax.types import Frames
 
 STRIDE = 4
@@ -68,7 +68,7 @@ class Conv2d(nn.Module):
             padding="VALID",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return outputs + self.policy.cast(bias)[None, None, None]
+        return add_bias(outputs, bias)
 
 
 class Subsampling(nn.Module):

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from nim4_jax import sharding
+
 
 def token_log_probs(
     hidden: Float[Array, "B L D"],
@@ -30,7 +32,10 @@ def token_log_probs(
     @jax.checkpoint
     def score(piece: tuple[Array, Array]) -> tuple[Array, Array]:
         states, ids = piece
-        logits = unembed(states)
+        # Each device scores its own rows against its own part of the vocabulary; left
+        # alone, the compiler gathers all rows' logits for the table's gradient.
+        states = sharding.constrain(states, "batch", None, None)
+        logits = sharding.constrain(unembed(states), "batch", None, "vocab")
         chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
         best = jnp.argmax(logits, axis=-1) == ids
         return chosen - jax.nn.logsumexp(logits, axis=-1), best

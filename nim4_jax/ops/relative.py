@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -83,14 +86,43 @@ def sinusoids(queries: int, keys: int, width: int) -> np.ndarray:
     return table
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def shift_relative(
     scores: Float[Array, "B N U R"], keys: int
 ) -> Float[Array, "B N U K"]:
     """Turn scores by distance into scores by key: out[i, j] = scores[i, U − 1 − i + j].
 
+    In memory out[i, j] stands U − 1 + i·(R − 1) + j behind scores[0, 0]: one piece, cut
+    into rows that are shorter by one. The gradient goes the same way back, zeros where
+    nothing was read; autodiff would pad inside a loop that also computes the scores'
+    gradient. Reverse mode only.
+
     Source: Transformer-XL (arXiv 1901.02860), appendix B.
     """
     batch, heads, queries, distances = scores.shape
-    padded = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (1, 0)))
-    folded = padded.reshape(batch, heads, distances + 1, queries)[:, :, 1:]
-    return folded.reshape(batch, heads, queries, distances)[..., :keys]
+    if queries == 1:  # rows of R − 1 would be shorter than the keys
+        return scores[..., :keys]
+    flat = scores.reshape(batch, heads, -1)
+    pieces = flat[..., queries - 1 : -1].reshape(batch, heads, queries, distances - 1)
+    return pieces[..., :keys]
+
+
+def _shift_forward(scores, keys):
+    return shift_relative(scores, keys), None
+
+
+def _shift_backward(keys, saved, gradient):
+    batch, heads, queries, _ = gradient.shape
+    if queries == 1:
+        return (gradient,)
+
+    def zeros(*shape: int) -> Array:
+        return jnp.zeros((batch, heads, *shape), gradient.dtype)
+
+    rows = jnp.concatenate([gradient, zeros(queries, queries - 2)], axis=-1)
+    flat = rows.reshape(batch, heads, -1)
+    flat = jnp.concatenate([zeros(queries - 1), flat, zeros(1)], axis=-1)
+    return (flat.reshape(batch, heads, queries, queries + keys - 1),)
+
+
+shift_relative.defvjp(_shift_forward, _shift_backward)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
+from etils import epath
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from nim4_jax.text import prompt
@@ -84,7 +85,7 @@ class Tokenizer:
         Raises:
             ValueError: not a ChatML tokenizer.json; the message names the file.
         """
-        content = Path(path).read_text(encoding="utf8")
+        content = epath.Path(path).read_text(encoding="utf8")
         try:
             return cls(content)
         except ValueError as error:

@@ -2,35 +2,102 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
-import grain.checkpoint
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
 
+from nim4_jax.train import checksums, consensus
 from nim4_jax.train.state import TrainState
+from nim4_jax.train.stored_step import CorruptError, StoredStep
 from nim4_jax.types import Params
 
+T = TypeVar("T")
+
 _FOLDER = "checkpoints"
+_BROKEN = "broken"
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which leaves preemption to the loop.
+
+    It would tell JAX's preemption service the step that it saves, from a thread of its
+    own and late; the service counts on steps that only rise.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
 
 
 class Checkpoints:
     """Saves and restores {state, data, meta} under WORKDIR/checkpoints/STEP.
 
     Orbax writes each step under a temporary name and renames it when complete, so what
-    was cut off is never taken for whole.
+    was cut off is never taken for whole. It writes beside the training: `save` waits
+    until the state is copied to the host's memory, and for the save before.
+
+    Every checkpoint is of the whole run: any number of hosts and any mesh may restore
+    it. On several hosts, each calls every method, in the same order.
 
     Attributes:
         every: steps between two saves.
+        stalled: seconds in which `save` and `wait` held up their caller so far.
     """
 
-    def __init__(self, workdir: str, every: int, keep: int = 2):
+    def __init__(
+        self,
+        workdir: str,
+        every: int,
+        keep: int = 2,
+        keep_every: int = 0,
+        fallback: bool = False,
+    ):
+        """Open the folder, and clear away what a killed run has left half written.
+
+        Args:
+            workdir: of the run.
+            every: steps between two saves.
+            keep: how many of the newest checkpoints stay.
+            keep_every: those at multiples of it stay for ever; 0 for none.
+            fallback: where the newest checkpoint is broken, move it aside and take the
+                one before.
+
+        Raises:
+            ValueError: numbers that cannot work.
+        """
+        if keep < 1 or keep_every < 0 or every < 1:
+            raise ValueError(
+                f"checkpoint_every={every}, checkpoint_keep={keep} and "
+                f"checkpoint_keep_every={keep_every}: give 1 or more, 1 or more and 0 "
+                "or more."
+            )
         self.every = every
-        self._manager = ocp.CheckpointManager(
+        self.stalled = 0.0
+        self._fallback = fallback
+        self._saving, self._size = 0, 0
+        self._pending = self._failed = False
+        kept: list[Any] = [checkpoint_managers.LatestN(keep)]
+        if keep_every:
+            kept.append(checkpoint_managers.EveryNSteps(keep_every))
+        self._manager = _Manager(
             (epath.Path(workdir) / _FOLDER).absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+                create=True,
+                cleanup_tmp_directories=True,
+                # Else, where a folder cannot be made, threads wait for it for minutes.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            ),
         )
 
     def latest_step(self) -> int | None:
@@ -38,61 +105,203 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, data: Any, meta: dict[str, Any]) -> None:
-        """Save the state and the iterator that will deliver its next batch."""
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=grain.checkpoint.CheckpointSave(data),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+        """Begin to save the state and the iterator that will deliver its next batch.
+
+        A step that is saved already stays as it is. When this returns, the buffers of
+        the state may be donated, and the iterator moved on.
+
+        Raises:
+            OSError: this checkpoint, or the one before, could not be written.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._saving, self._pending = step, True
+            self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    checksums=ocp.args.JsonSave(checksums.sum_leaves(state)),
+                    data=ocp.args.JsonSave(data.get_state()),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
+
+    def wait(self) -> None:
+        """Until what was saved last is whole.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+        self._pending = False
+
+    def check(self) -> None:
+        """Notice a save that has failed meanwhile; waits for nothing.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._pending and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def restore(self, state: TrainState, data: Any) -> TrainState:
         """The latest state, with the shardings of `state`; moves the iterator there.
 
         Args:
             state: arrays or shapes of the same structure.
-            data: iterator of the same data configuration.
+            data: iterator of the same data configuration, on any host of any number.
+
+        Raises:
+            ValueError: nothing to restore, a broken checkpoint and no leave to fall
+                back, a state of other shapes, or other data.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        restored = self._manager.restore(
-            self._manager.latest_step(),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract),
-                data=grain.checkpoint.CheckpointRestore(data),
-            ),
-        )
-        return restored["state"]
+
+        def read(stored: StoredStep) -> tuple[TrainState, dict[str, Any]]:
+            stored.read_meta()  # it has to be whole as well
+            return stored.read_state(state), stored.read_position()
+
+        restored, position = self._read(read)
+        data.set_state(position)
+        data.start_prefetch()
+        return restored
 
     def param_shapes(self) -> Params:
         """Shapes and dtypes of the parameters in the latest checkpoint.
 
         Raises:
-            ValueError: there is no checkpoint yet.
+            ValueError: there is no checkpoint yet, or a broken one.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            raise ValueError("there is no checkpoint yet; train first.")
-        folder = self._manager.directory / str(step) / "state"
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            tree = reader.metadata(folder).item_metadata.tree["params"]
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree
-        )
+        return self._read(StoredStep.read_shapes)["params"]
 
     def read_meta(self) -> dict[str, Any]:
-        """The facts of the latest checkpoint."""
-        restored = self._manager.restore(
-            self._manager.latest_step(),
-            args=ocp.args.Composite(meta=ocp.args.JsonRestore()),
-        )
-        return restored["meta"]
+        """The facts of the latest checkpoint.
+
+        Raises:
+            ValueError: there is no checkpoint yet, or a broken one.
+        """
+        return self._read(StoredStep.read_meta)
 
     def close(self) -> None:
-        """Wait for what is being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait for what is being written.
+
+        Raises:
+            OSError: it could not be written, and nobody was told so far.
+        """
+        try:
+            if not self._failed:
+                self.wait()
+        finally:
+            with contextlib.suppress(Exception):  # what there is to say was said
+                self._manager.close()
+
+    def _read(self, read: Callable[[StoredStep], T]) -> T:
+        """What the newest checkpoint gives, or the next one where that is allowed.
+
+        All hosts take the same one.
+        """
+        self.wait()
+        while (step := self.latest_step()) is not None:
+            found, problem = _attempt(read, self._stored(step))
+            if problem is None:
+                return found
+            older = [old for old in self._manager.all_steps() if old < step]
+            if not (self._fallback and older):
+                raise ValueError(self._advise(problem, sorted(older), read))
+            self._set_aside(step, problem)
+        raise ValueError("there is no checkpoint yet; train first.")
+
+    def _stored(self, step: int) -> StoredStep:
+        return StoredStep(self._manager.directory / str(step))
+
+    def _advise(
+        self, problem: str, older: list[int], read: Callable[[StoredStep], Any]
+    ) -> str:
+        """What is broken, what is whole, and what to do."""
+        whole = [s for s in older if _attempt(read, self._stored(s))[1] is None]
+        if not whole:
+            cure = "No older checkpoint can be read; put back the files, or start anew."
+        else:
+            cure = (
+                f"Checkpoints that can be read: {', '.join(map(str, whole))}. Put back "
+                "the files, or go on from the newest of these with --restore_fallback."
+            )
+        return f"the newest checkpoint is broken. {problem}. {cure}"
+
+    def _set_aside(self, step: int, problem: str) -> None:
+        """Rename a broken checkpoint, so that another one may take its place."""
+        folder = self._manager.directory / str(step)
+        aside = folder.with_name(f"{step}.{_BROKEN}")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = folder.with_name(f"{step}.{_BROKEN}-{number}")
+        _meet("choose")
+        if jax.process_index() == 0:
+            folder.rename(aside)
+        _meet("renamed")
+        self._manager.reload()
+        logging.warning(
+            "a broken checkpoint is skipped and kept as %s: %s", aside, problem
+        )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Count the time, and say what an error means."""
+        began = time.perf_counter()
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            raise OSError(self._explain(error)) from error
+        finally:
+            self.stalled += time.perf_counter() - began
+
+    def _explain(self, error: Exception) -> str:
+        folder = self._manager.directory
+        room = ""
+        if "://" not in os.fspath(folder):
+            free = shutil.disk_usage(folder.parent).free
+            room = f" (it takes about {_size(self._size)}; {_size(free)} are free)"
+        intact = latest_step(os.fspath(folder.parent))
+        kept = (
+            "No checkpoint was complete before it"
+            if intact is None
+            else f"The checkpoint of step {intact} is intact"
+        )
+        reason = " ".join(str(error).split())[:300]
+        return (
+            f"the checkpoint of step {self._saving} could not be written to {folder}"
+            f"{room}: {reason}. {kept}; mend this and run the same command again."
+        )
+
+
+def _attempt(
+    read: Callable[[StoredStep], T], stored: StoredStep
+) -> tuple[Any, str | None]:
+    """(what was read, None), or (None, what is wrong) if it is on any host."""
+    found, problem = None, None
+    try:
+        found = read(stored)
+    except CorruptError as error:
+        problem = str(error)
+    if not consensus.everywhere(problem is None) and problem is None:
+        problem = f"{stored} cannot be read on another host"
+    return (found, None) if problem is None else (None, problem)
+
+
+def _meet(name: str) -> None:
+    """All hosts wait for each other."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"checkpoints:{name}")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e3:.0f} kB"
 
 
 def latest_step(workdir: str) -> int | None:
@@ -102,7 +311,7 @@ def latest_step(workdir: str) -> int | None:
     its bare number when it is complete.
     """
     folder = epath.Path(workdir) / _FOLDER
-    if not folder.exists():
+    if not folder.is_dir():
         return None
     steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
     return max(steps, default=None)
@@ -112,7 +321,7 @@ def load_params(workdir: str) -> tuple[Params, dict[str, Any]]:
     """Parameters (host arrays) and meta of a run's latest checkpoint.
 
     Raises:
-        ValueError: there is no complete checkpoint in the folder.
+        ValueError: there is no complete checkpoint in the folder, or a broken one.
     """
     step = latest_step(workdir)
     if step is None:
@@ -120,22 +329,18 @@ def load_params(workdir: str) -> tuple[Params, dict[str, Any]]:
             f"{workdir} holds no complete checkpoint; name the --workdir of a training "
             "run, or a .safetensors file that `nim4 snapshot` wrote."
         )
-    folder = _locate(workdir, step)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        shapes = reader.metadata(folder / "state").item_metadata.tree
-        on_host = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes
-        )
-        arguments = ocp.args.PyTreeRestore(restore_args=on_host)
-        state = reader.restore(folder / "state", args=arguments)
-    return state["params"], load_meta(workdir, step)
+    stored = _locate(workdir, step)
+    return stored.read_params(), stored.read_meta()
 
 
 def load_meta(workdir: str, step: int) -> dict[str, Any]:
-    """The facts of one checkpoint of a run."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(_locate(workdir, step) / "meta")
+    """The facts of one checkpoint of a run.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
+    return _locate(workdir, step).read_meta()
 
 
-def _locate(workdir: str, step: int) -> epath.Path:
-    return (epath.Path(workdir) / _FOLDER / str(step)).absolute()
+def _locate(workdir: str, step: int) -> StoredStep:
+    return StoredStep((epath.Path(workdir) / _FOLDER / str(step)).absolute())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterable
@@ -10,8 +11,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
-from nim4_jax import features
+from nim4_jax import features, sharding
 from nim4_jax.features import FeatureConfig
 from nim4_jax.types import Frames, Params
 
@@ -23,7 +25,8 @@ def measure(audio: Iterable[Frames], config: FeatureConfig) -> Statistics:
     """Mean and standard deviation of each mel channel over all valid frames.
 
     Args:
-        audio: batches of samples [B, S]; each shape compiles once.
+        audio: batches of samples [B, S], on the host or spread over the current mesh;
+            each shape compiles once.
         config: front end.
 
     Returns:
@@ -33,22 +36,23 @@ def measure(audio: Iterable[Frames], config: FeatureConfig) -> Statistics:
         ValueError: there is no valid frame at all.
     """
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=sharding.replicated())
     def add_up(batch: Frames):
         frames = features.log_mel(batch, config)
         valid = frames.mask[..., None]
         values = jnp.where(valid, frames.values, 0.0)
         # Around a typical level, so that float32 sums lose nothing.
         centred = jnp.where(valid, values - 12.0, 0.0)
-        squares = jnp.sum(jnp.square(centred), axis=(0, 1))
-        return jnp.sum(frames.mask), jnp.sum(centred, axis=(0, 1)), squares
+        # A row at a time: the same numbers, however rows are spread over devices.
+        squares = jnp.sum(jnp.square(centred), axis=1)
+        return jnp.sum(frames.mask), jnp.sum(centred, axis=1), squares
 
     count, total, square = 0, np.zeros(config.num_mels), np.zeros(config.num_mels)
     for batch in audio:
         frames, first, second = jax.device_get(add_up(batch))
         count += int(frames)
-        total += first.astype(np.float64)
-        square += second.astype(np.float64)
+        total += first.sum(axis=0, dtype=np.float64)
+        square += second.sum(axis=0, dtype=np.float64)
     if count == 0:
         raise ValueError(
             "no audio of at least 25 ms to measure mean and variance on; check the "
@@ -77,7 +81,7 @@ def read(path: str) -> Statistics:
         ValueError: the file is missing or holds something else.
     """
     try:
-        statistics = json.loads(Path(path).read_text(encoding="utf8"))
+        statistics = json.loads(epath.Path(path).read_text(encoding="utf8"))
         if len(statistics["mean"]) != len(statistics["std"]):
             raise KeyError("mean and std of one length")
     except (OSError, ValueError, KeyError, TypeError) as error:

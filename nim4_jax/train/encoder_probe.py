@@ -52,7 +52,8 @@ def spread(batches: Iterable[AsrBatch], count: int) -> tuple[AsrBatch, ...]:
 class EncoderProbe:
     """Runs encoders, which are only parameters, over a few fixed batches.
 
-    Every process hears the whole set. Each shape compiles once.
+    Every process hears the whole set: on several hosts, all call its methods. Each
+    shape compiles once.
     """
 
     def __init__(self, model: Asr, batches: Sequence[AsrBatch]):
@@ -74,9 +75,10 @@ class EncoderProbe:
         """Encoder frames [B, U, D] of each batch, on the host.
 
         Args:
-            params: "cmvn" and "encoder"; more is not looked at.
+            params: "cmvn" and "encoder"; more is not looked at. On the host, or on
+                the mesh.
         """
-        variables = {"params": take_parts(params)}
+        variables = {"params": _place(take_parts(params))}
         return [
             jax.device_get(self._hear(variables, sharding.replicate(batch.audio)))
             for batch in self._batches
@@ -99,7 +101,7 @@ class EncoderProbe:
         Raises:
             ValueError: the evaluation set has no phoneme.
         """
-        variables = {"params": take_parts(params)}
+        variables = {"params": _place(take_parts(params))}
         edits, total = 0, 0
         for batch in self._batches:
             audio = sharding.replicate(batch.audio)
@@ -112,6 +114,15 @@ class EncoderProbe:
                 "the evaluation set has no phonemes; use sources with transcripts."
             )
         return edits / total
+
+
+def _place(params: Params) -> Params:
+    """What is on the host goes to every device; the rest stays where it lies."""
+
+    def place(leaf: jax.Array | np.ndarray) -> jax.Array:
+        return leaf if isinstance(leaf, jax.Array) else sharding.replicate(leaf)
+
+    return jax.tree.map(place, params)
 
 
 def _rows(labels: Labels) -> list[list[int]]:

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 from absl import logging
 
-from nim4_jax.train import releases
+from nim4_jax.train import consensus, releases
 from nim4_jax.train.releases import Release
 from nim4_jax.types import Params
 
@@ -148,13 +148,28 @@ def present(state: FollowerState) -> Release | None:
     return Release(**state["history"][-1]["release"])
 
 
+def _read_index(folder: str) -> tuple[Release, ...]:
+    """The releases as host 0 sees them; none where the list cannot be read."""
+
+    def look() -> list[dict[str, Any]]:
+        try:
+            return [dataclasses.asdict(old) for old in releases.read_index(folder)]
+        except ValueError as error:
+            logging.warning("%s", error)
+            return []
+
+    return tuple(Release(**fields) for fields in consensus.lead(look))
+
+
 def follow(
     folder: str, follower: Follower, state: FollowerState, step: int
 ) -> tuple[FollowerState, Params | None]:
     """Change the encoder where it is due; between two steps of stage 2 or 3.
 
     A release that was deleted or is corrupt is passed over with a warning, and tried
-    again at the next decision; the encoder in use stays if there is no other.
+    again at the next decision; the encoder in use stays if there is no other. On
+    several hosts all call this: each looks at the list as host 0 sees it, and a release
+    that one of them cannot read is for none.
 
     Args:
         folder: where releases come from.
@@ -172,15 +187,11 @@ def follow(
     if not follower.is_due(state, step):
         return state, None
     used = present(state)
-    try:
-        index = releases.read_index(folder)
-    except ValueError as error:
-        logging.warning("%s", error)
-        index = ()
+    index = _read_index(folder)
     later = follower.rank(state, index, step)
     for release in later:
         params = releases.try_load(folder, release)
-        if params is not None:
+        if consensus.everywhere(params is not None):
             logging.info("step %d takes encoder release %s", step, release.name)
             return follower.take(state, release, step), params
     if used is None:

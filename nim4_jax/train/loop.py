@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,9 +12,13 @@ from absl import logging
 from tqdm import tqdm
 
 from nim4_jax import sharding
+from nim4_jax.train import consensus
 from nim4_jax.train.checkpoint import Checkpoints
 from nim4_jax.train.companions import Companion, are_due, ask, describe
+from nim4_jax.train.interruption import Interrupted
 from nim4_jax.train.metrics import MetricWriter
+from nim4_jax.train.profiler import NO_PROFILE, ProfileWindow
+from nim4_jax.train.speed import Speedometer
 from nim4_jax.train.state import TrainState
 from nim4_jax.train.step import Metrics, TrainStep
 from nim4_jax.types import AsrBatch, Frames, Labels
@@ -80,6 +83,10 @@ def train(
     label: str = "train",
     log_every: int = 10,
     count_skips: Callable[[], int] = lambda: 0,
+    stop: Callable[[], bool] = lambda: False,
+    mark: Callable[[int, str], None] = lambda step, phase: None,
+    speed: Speedometer | None = None,
+    profile: ProfileWindow = NO_PROFILE,
 ) -> TrainState:
     """Run from `state.step` to `steps`, saving on the way and at the end.
 
@@ -102,64 +109,83 @@ def train(
         label: name on the progress bar.
         log_every: steps between two records of metrics.
         count_skips: examples skipped so far, for the metrics.
+        stop: asked after each step whether to save it and end.
+        mark: told (step, what it begins to do), for who watches that it goes on.
+        speed: measures; None for one that knows neither devices nor model.
+        profile: steps to trace.
 
     Returns:
         The state at `steps`, or at `until` if that comes first.
 
     Raises:
         FloatingPointError: a loss that is not finite, from `check_finite`.
+        Interrupted: `stop` said so, or a companion gave up waiting; the step is saved.
+        OSError: a checkpoint could not be written.
     """
-    run = jax.jit(train_step, donate_argnums=0)
+    speed = speed or Speedometer()
+    # The state stays where it lies; metrics are whole everywhere, to be fetched.
+    lies = jax.tree.map(lambda leaf: leaf.sharding, state)
+    run = jax.jit(
+        train_step, donate_argnums=0, out_shardings=(lies, sharding.replicated())
+    )
     first, end = int(state.step), steps if until is None else min(until, steps)
-    watch = _Watch(first, data)
     with tqdm(
-        total=steps, initial=first, desc=label, unit="step", mininterval=2
+        total=steps,
+        initial=first,
+        desc=label,
+        unit="step",
+        mininterval=2,
+        disable=not consensus.leads(),
     ) as bar:
         report = _Report(writer, bar, log_every, check)
         for step in range(first, end + 1):
             if step > first:
-                arrays = next(watch)
-                batch = sharding.put_batch(prepare(state, to_batch(arrays)))
-                state, metrics = run(state, batch)
+                checkpoints.check()
+                mark(step, "waiting for data")
+                with speed.waiting():
+                    arrays = next(data)
+                mark(step, "computing")
+                profile.before(step)
+                with speed.aside():
+                    batch = sharding.put_batch(prepare(state, to_batch(arrays)))
+                with speed.stepping(run._cache_size):
+                    state, metrics = run(state, batch)
                 report.follow(step, metrics, arrays)
+                speed.count(arrays)
+                profile.after(step, state)
                 if step % log_every == 0:
-                    writer.write(step, watch.measure(step, count_skips()))
-            save = step > first and (step % checkpoints.every == 0 or step == end)
+                    skips = {"data/skipped": float(count_skips())}
+                    writer.write(step, {**speed.measure(), **skips})
+            halt = stop()
+            save = halt or step % checkpoints.every == 0 or step == end
+            save = save and step > first
             due = are_due(companions, step, step == steps)
             if save or due:
                 report.flush()
             if due:
-                outcome = ask(companions, state, step, step == steps)
+                mark(step, "with its companions")
+                before = describe(companions, meta)
+                try:
+                    with speed.aside():
+                        outcome = ask(companions, state, step, step == steps)
+                except Interrupted:
+                    # They are asked again where the run is resumed.
+                    if step > first:
+                        checkpoints.save(state, data, before)
+                        checkpoints.wait()
+                    raise
                 state, save = outcome.state, save or outcome.binding
                 if outcome.metrics:
                     writer.write(step, outcome.metrics)
             if save:
-                checkpoints.save(state, data, describe(companions, meta))
+                mark(step, "saving")
+                with speed.saving():
+                    checkpoints.save(state, data, describe(companions, meta))
+            if halt:
+                checkpoints.wait()
+                raise Interrupted(f"{label}: step {step} of {steps} is saved")
     logging.info("%s: step %d reached", label, max(first, end))
     return state
-
-
-class _Watch:
-    """Hands out batches and measures how long that took."""
-
-    def __init__(self, first: int, data: Iterator[Arrays]):
-        self._first, self._data = first, data
-        self._waited, self._began = 0.0, time.perf_counter()
-
-    def __next__(self) -> Arrays:
-        asked = time.perf_counter()
-        arrays = next(self._data)
-        self._waited += time.perf_counter() - asked
-        return arrays
-
-    def measure(self, step: int, skipped: int) -> dict[str, float]:
-        """Speed up to `step`, and the share of the time spent waiting for data."""
-        elapsed = max(time.perf_counter() - self._began, 1e-9)
-        return {
-            "perf/steps_per_second": (step - self._first) / elapsed,
-            "perf/data_wait_share": self._waited / elapsed,
-            "data/skipped": float(skipped),
-        }
 
 
 class _Report:

@@ -52,3 +52,6 @@ class ProfileWindow:
         if self._tracing:
             jax.profiler.stop_trace()
             self._tracing = False
+
+
+NO_PROFILE = ProfileWindow("", "")

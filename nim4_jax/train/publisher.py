@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
-
 from nim4_jax.train import watcher as watching
 from nim4_jax.train.companions import Outcome
 from nim4_jax.train.encoder_probe import EncoderProbe, take_parts
@@ -76,7 +74,6 @@ class Publisher:
         metrics: dict[str, float] = {}
 
         def compare(reference: Params) -> float:
-            reference = jax.tree.map(jax.numpy.asarray, reference)
             frames = self._probe.hear(reference), self._probe.hear(live)
             metrics[CKA] = self._probe.compare(*frames)
             return metrics[CKA]

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 from absl import logging
 from etils import epath
 
+from nim4_jax.train import consensus
 from nim4_jax.types import Params
 from nim4_jax.weights import snapshot
 
@@ -227,7 +228,7 @@ def wait_first(
         return next(iter(read_index(folder)), None)
 
     what = f"encoder release in {folder}"
-    return wait(look, what, limit_seconds, poll_seconds, sleep)
+    return wait(lambda: _see(look), what, limit_seconds, poll_seconds, sleep)
 
 
 def wait_final(
@@ -256,7 +257,18 @@ def wait_final(
         return listed[-1] if listed and listed[-1].final else None
 
     what = f"final encoder release in {folder}"
-    return wait(look, what, limit_seconds, poll_seconds, sleep)
+    return wait(lambda: _see(look), what, limit_seconds, poll_seconds, sleep)
+
+
+def _see(look: Callable[[], Release | None]) -> Release | None:
+    """What host 0 finds; on several hosts all wait, one look at a time."""
+
+    def describe() -> dict[str, Any] | None:
+        found = look()
+        return None if found is None else dataclasses.asdict(found)
+
+    fields = consensus.lead(describe)
+    return None if fields is None else Release(**fields)
 
 
 def wait(

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
+from nim4_jax import sharding
 from nim4_jax.train import follower as following
 from nim4_jax.train import optim, releases
 from nim4_jax.train.companions import Outcome
@@ -72,7 +72,7 @@ def swap(params: Params, given: Params, origin: str) -> Params:
     for path, leaf in wanted.items():
         # A copy: the state is donated, and the host's memory is not ours to give.
         copied = jnp.array(new[path], leaf.dtype, copy=True)
-        old[path] = jax.device_put(copied, leaf.sharding)
+        old[path] = sharding.place(copied, leaf.sharding)
     return optim.unflatten(old)
 
 

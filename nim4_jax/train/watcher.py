@@ -14,7 +14,8 @@ from typing import Any, TypedDict
 
 from absl import logging
 
-from nim4_jax.train import releases
+from nim4_jax import sharding
+from nim4_jax.train import consensus, releases
 from nim4_jax.train.releases import Release
 from nim4_jax.types import Params
 
@@ -96,11 +97,13 @@ def watch(
 ) -> WatcherState:
     """Publish the live encoder where it is due; between two steps of stage 1.
 
+    On several hosts all call this; host 0 decides, and writes.
+
     Args:
         folder: where releases go.
         watcher: when to publish.
         state: what was decided before.
-        params: the live encoder.
+        params: the live encoder, on the host or on any devices.
         step: steps done.
         last: whether stage 1 ends here.
         compare: parameters of the reference → CKA of the live encoder with it.
@@ -117,15 +120,22 @@ def watch(
     cka = None
     if state["reference"] is not None:
         reference = releases.try_load(folder, Release(**state["reference"]))
-        cka = None if reference is None else compare(reference)
+        readable = consensus.everywhere(reference is not None)
+        cka = compare(reference) if reference is not None and readable else None
+        cka = consensus.lead(lambda: cka)
     verdict = watcher.decide(cka, last)
     logging.info("encoder of step %d, CKA %s: %s", step, cka, verdict)
     if verdict == "keep":
         return {**state, "decided": step}
-    if verdict == "refer":
-        release = releases.store(folder, params, step=step, meta=meta)
-    else:
-        release = releases.publish(
-            folder, params, step=step, cka=cka, final=last, meta=meta
-        )
-    return {"decided": step, "reference": dataclasses.asdict(release)}
+    whole = sharding.gather(params)
+
+    def write() -> dict[str, Any]:
+        if verdict == "refer":
+            release = releases.store(folder, whole, step=step, meta=meta)
+        else:
+            release = releases.publish(
+                folder, whole, step=step, cka=cka, final=last, meta=meta
+            )
+        return dataclasses.asdict(release)
+
+    return {"decided": step, "reference": consensus.lead(write)}

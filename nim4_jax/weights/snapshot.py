@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,19 @@ import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
+from etils import epath
 
 from nim4_jax.types import Params
 
 _META = "nim4"
+_FILE = "snapshot.safetensors"
 
 
 def write(path: str, params: Params, meta: dict[str, Any], dtype: str = "") -> None:
     """Write a snapshot under a temporary name, then rename it.
 
     Args:
-        path: target file.
+        path: target file, local or gs://.
         params: nested dict of arrays.
         meta: JSON-able facts, stored in the header.
         dtype: "bfloat16" halves the matrices; vectors and CMVN keep full precision.
@@ -36,6 +39,15 @@ def write(path: str, params: Params, meta: dict[str, Any], dtype: str = "") -> N
         if dtype == "bfloat16" and wide and not name.startswith("cmvn/"):
             array = array.astype(ml_dtypes.bfloat16)
         flat[name] = np.ascontiguousarray(array)
+    if _is_remote(path):
+        # An object store shows what is written only when it is whole.
+        with tempfile.TemporaryDirectory() as scratch:
+            local = f"{scratch}/{_FILE}"
+            safetensors.numpy.save_file(flat, local, metadata=header(meta))
+            target = epath.Path(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            epath.Path(local).copy(target, overwrite=True)
+        return
     temporary = Path(f"{path}.tmp")
     temporary.parent.mkdir(parents=True, exist_ok=True)
     # The library's files are for their owner alone; others may have to read ours.
@@ -59,7 +71,10 @@ def opened(path: str) -> Iterator[tuple[Any, dict[str, Any]]]:
         ValueError: the file is missing, truncated, or not one of ours.
     """
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with (
+            _fetch(path) as local,
+            safetensors.safe_open(local, framework="numpy") as file,
+        ):
             facts = file.metadata() or {}
             if _META not in facts:
                 raise ValueError(f"{path} is no snapshot of this project: no header.")
@@ -68,6 +83,19 @@ def opened(path: str) -> Iterator[tuple[Any, dict[str, Any]]]:
         raise ValueError(
             f"{path} cannot be read as .safetensors ({error}): missing or cut off."
         ) from error
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path
+
+
+@contextlib.contextmanager
+def _fetch(path: str) -> Iterator[str]:
+    """A local file with the content of `path`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if _is_remote(path):
+            epath.Path(path).copy(f"{scratch}/{_FILE}")
+        yield f"{scratch}/{_FILE}" if _is_remote(path) else path
 
 
 def read(path: str) -> tuple[Params, dict[str, Any]]:

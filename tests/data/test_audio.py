@@ -56,6 +56,7 @@ def test_stereo_becomes_the_mean(tmp_path, make_tone):
     np.testing.assert_allclose(
         audio.decode(np.stack([left, -left], 1)), 0 * left, atol=1e-7
     )
+    np.testing.assert_array_equal(audio.decode(left[:, None]), left)
 
 
 @pytest.mark.parametrize("dtype, peak", [("int16", 2**15), ("int32", 2**31)])

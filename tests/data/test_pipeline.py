@@ -191,6 +191,11 @@ def test_a_state_of_other_data_is_refused(config):
         other.set_state(state)
 
 
+def test_grain_need_not_print_the_data_set(config):
+    """It puts the name of what it maps together anew whenever reading begins."""
+    assert len(repr(pipeline.make_train_iterator(config)._load)) < 200
+
+
 def test_a_closed_iterator_says_so(config):
     iterator = pipeline.make_train_iterator(config)
     next(iterator)

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -12,7 +15,9 @@ import soundfile
 from nim4_jax.configs import pipeline as pipeline_config
 from nim4_jax.eval import cka_curve
 from nim4_jax.launch import group, pipeline
+from nim4_jax.launch.preemption import Preemption
 from nim4_jax.train import checkpoint, releases
+from nim4_jax.train.interruption import Interrupted
 
 TINY = {
     "model.encoder.num_layers": 1,
@@ -154,6 +159,34 @@ def test_the_failure_of_one_process_ends_the_other(manifest, tmp_path, monkeypat
         pipeline.run(config, str(tmp_path))
 
 
+def test_a_signal_ends_both_and_the_same_command_goes_on(
+    manifest, tmp_path, monkeypatch, compilation_cache
+):
+    """Each process saves its step; SIGTERM comes when stage 1 has one checkpoint."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", compilation_cache)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    endless = {name: {"steps": 100_000} for name in ("stage1", "stage2")}
+    config = make_config(manifest, "parallel", **endless)
+
+    def send() -> None:
+        while not checkpoint.latest_step(str(tmp_path / "stage1")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=send, daemon=True).start()
+    with Preemption() as stop, pytest.raises(Interrupted, match="SIGTERM was received"):
+        pipeline.run(config, str(tmp_path), stop=stop)
+    stopped = checkpoint.latest_step(str(tmp_path / "stage1"))
+    assert not list(tmp_path.glob("*/checkpoints/*tmp*"))
+    assert stopped
+    # Stage 3 waits for the encoder that stage 1 ends with.
+    config = make_config(manifest, "parallel", stage1={"steps": stopped + 2})
+    pipeline.run(config, str(tmp_path))
+    assert checkpoint.latest_step(str(tmp_path / "stage1")) == stopped + 2
+    assert checkpoint.latest_step(str(tmp_path / "stage3")) == OWN["stage3"]["steps"]
+
+
 class Fake:
     """Trains nothing: counts steps in a dict, and may be killed."""
 
@@ -169,7 +202,7 @@ class Fake:
         ends = [at for at in (3, 6, 8) if at <= step]
         return tuple(releases.Release("", at, None, "", at == 8) for at in ends)
 
-    def run(self, config, workdir, until=None):
+    def run(self, config, workdir, until=None, **terms):
         name = Path(workdir).name
         self.calls.append((name, until))
         if len(self.calls) == self.kill:
@@ -190,9 +223,7 @@ def test_a_group_that_was_killed_takes_the_same_turns(
     folder = group.link(members)
     for _ in range(1 if kill is None else 2):
         try:
-            group.train_interleaved(
-                members, folder, 2, str(tmp_path), lambda name, spent: None
-            )
+            group.train_interleaved(members, folder, 2, str(tmp_path), group.Terms())
         except KeyboardInterrupt:
             fake.kill = None
     calls = fake.calls[:]

@@ -95,6 +95,7 @@ def test_what_does_not_fit_is_named_by_its_path(values, message):
         ),
         ("data.kind", "video", r"config\.data\.kind='video'.*'speech', 'text'"),
         ("model.policy.compute", "int8", r"policy\.compute='int8'.*bfloat16.*float32"),
+        ("model.policy.kernels", "triton", r"policy\.kernels='triton'.*splash.*cudnn"),
         ("model.encoder.num_heads", 5, r"width 144.*num_heads 5"),
         ("optimizer.warmup_steps", "ten", r"config\.optimizer\.warmup_steps='ten'"),
     ],
@@ -111,6 +112,18 @@ def test_impossible_configs_are_refused(path, value, message):
         place[leaf] = value
     with pytest.raises(ValueError, match=message):
         assembly.build_settings(config)
+
+
+def test_kernels_are_of_a_run_and_not_of_its_model():
+    """A checkpoint loads on other devices; one from before the setting loads too."""
+    config = stage1.get_config("nano")
+    config.model.policy.kernels = "splash"
+    made = assembly.build_settings(config)
+    assert made.model.policy.kernels == "splash"
+    stored = assembly.describe(made, config)["model"]
+    assert assembly.build_model_config(stored).policy.kernels == "auto"
+    del stored["policy"]["kernels"]
+    assert assembly.build_model_config(stored).policy.kernels == "auto"
 
 
 def test_an_unknown_size_lists_the_sizes():

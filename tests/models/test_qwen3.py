@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nim4_jax import layers
 from nim4_jax.models import kv_cache, qwen3
-from nim4_jax.ops import rotary
+from nim4_jax.ops import attention, fused_attention, rotary
 
 TINY = qwen3.LLMConfig(
     vocab_size=17,
@@ -101,6 +101,39 @@ def test_cached_pieces_are_the_full_pass(mask, sizes, seed):
     assert jnp.all(jnp.isfinite(full))
     np.testing.assert_allclose(jnp.concatenate(parts, 1), full, atol=1e-5)
     assert cache.length.tolist() == [LENGTH, LENGTH]
+
+
+@pytest.mark.parametrize(
+    "kernel, options",
+    [("splash", {"interpret": True}), ("cudnn", {"implementation": "xla"})],
+)
+def test_fused_kernels_change_nothing(kernel, options, monkeypatch):
+    """Outputs and gradients, gaps and empty rows in the mask.
+
+    The kernels run without their hardware: splash block by block, cuDNN's call by
+    JAX's own form of the same arguments.
+    """
+    mask = np.random.default_rng(3).random((3, LENGTH)) < 0.6
+    mask[1] = False
+    embeddings = poison(random_embeddings(4, 3, LENGTH), mask)
+    mask = jnp.asarray(mask)
+    positions = rotary.count_positions(mask)
+
+    def differentiate():
+        def loss(params, embeddings):
+            hidden, _ = MODEL.apply({"params": params}, embeddings, positions, mask)
+            hidden = jnp.where(mask[:, :, None], hidden, 0.0)
+            return jnp.sum(jnp.sin(hidden)), hidden
+
+        run = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
+        return run(tiny_params(), embeddings)
+
+    expected = differentiate()
+    fused = functools.partial(getattr(fused_attention, kernel), **options)
+    monkeypatch.setattr(fused_attention, kernel, fused)
+    monkeypatch.setattr(attention, "choose_kernel", lambda *_: kernel)
+    close = functools.partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-4)
+    jax.tree.map(close, differentiate(), expected)
 
 
 @given(mask=masks, seed=st.integers(0, 99))

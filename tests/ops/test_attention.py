@@ -88,3 +88,22 @@ def test_shapes_that_do_not_fit_are_refused():
     # TypeError where annotations are checked, as in tests.
     with pytest.raises((ValueError, TypeError), match="mask"):
         attention.attend(queries, keys, values, mask[:, :, :4], 1.0)
+
+
+def test_masked_softmax_is_softmax_of_what_is_visible():
+    """Values and gradient by row; rows that see nothing are zeros; weights are kept."""
+    draw = np.random.default_rng(0)
+    logits, gradient = draw.normal(size=(2, 2, 3, 4, 7)).astype(np.float32)
+    visible = draw.random((2, 1, 4, 7)) < 0.6
+    visible[0, 0, 1] = False
+    got, pull = jax.vjp(lambda x: attention.masked_softmax(x, visible), logits)
+    (back,) = pull(gradient)
+    for b, n, i in np.ndindex(2, 3, 4):
+        row, seen = (b, n, i), visible[b, 0, i]
+        assert not got[row][~seen].any() and not back[row][~seen].any()
+        if seen.any():
+            wanted, pull_row = jax.vjp(jax.nn.softmax, logits[row][seen])
+            np.testing.assert_allclose(got[row][seen], wanted, atol=1e-6)
+            (back_row,) = pull_row(gradient[row][seen])
+            np.testing.assert_allclose(back[row][seen], back_row, atol=1e-6)
+    assert [x.shape for x in jax.tree.leaves(pull) if x.size > 1] == [logits.shape]

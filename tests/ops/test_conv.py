@@ -3,7 +3,9 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,14 +92,26 @@ def test_gradients_are_those_of_the_definition(seed, batch, right, chunk_size):
     np.testing.assert_allclose(np.vdot(by_input, direction), expected, atol=1e-3)
 
 
-def test_the_two_sums_of_the_kernel_gradient_agree():
-    """What CPUs run and what accelerators run."""
+@pytest.mark.parametrize("right", [0, TAPS // 2])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_forms_of_the_kernel_gradient_agree(right, hidden):
+    """What CPUs, GPUs and TPUs run, with taps that chunks hide and without."""
     rng = np.random.default_rng(0)
     padded = rng.normal(size=(3, FRAMES + TAPS - 1, CHANNELS)).astype(np.float32)
     slope = rng.normal(size=(3, FRAMES, CHANNELS)).astype(np.float32)
-    visible = rng.random((FRAMES, TAPS)) < 0.5
-    sums = [
-        f(padded, visible, slope, TAPS // 2)
-        for f in (conv.sum_by_rows, conv.sum_at_once)
-    ]
-    np.testing.assert_allclose(*sums, rtol=1e-5, atol=1e-5)
+    visible = np.ones((FRAMES, TAPS), bool)
+    if hidden:
+        visible[:, TAPS - right :] = rng.random((FRAMES, right)) < 0.5
+    forms = (conv.sum_by_rows, conv.sum_at_once, conv.convolve)
+    sums = [jax.jit(f, static_argnums=3)(padded, visible, slope, right) for f in forms]
+    for other in sums[1:]:
+        np.testing.assert_allclose(sums[0], other, rtol=1e-5, atol=1e-5)
+
+
+def test_sums_of_bfloat16_are_float32():
+    """128 and 32 times a half are 144; bfloat16 would stay at 128 after each half."""
+    inputs = jnp.ones((1, 33 + 32, 1), jnp.bfloat16).at[:, 16].set(256.0)
+    kernel = jnp.full((33, 1), 0.5, jnp.bfloat16)
+    outputs = conv.depthwise(inputs, kernel, right=0, chunk_size=jnp.int32(1))
+    assert outputs.dtype == jnp.bfloat16
+    assert float(outputs[0, 0, 0]) == 128.0 + 0.5 * 32

@@ -83,6 +83,21 @@ def test_shift_picks_the_distance(seed, queries, cached):
         np.testing.assert_allclose(got[:, :, i, j], scores[:, :, i, row], rtol=1e-6)
 
 
+@pytest.mark.parametrize("queries", [1, 2, 5])
+@pytest.mark.parametrize("cached", [0, 3])
+def test_shift_sends_gradients_back_where_it_read(queries, cached):
+    """Each key's gradient to its distance, zeros to distances that nobody read."""
+    keys = queries + cached
+    shape = (2, 2, queries, queries + keys - 1)
+    gradient = np.random.default_rng(0).normal(size=(2, 2, queries, keys))
+    gradient = gradient.astype(np.float32)
+    _, pull = jax.vjp(lambda x: shift(x, keys), np.zeros(shape, np.float32))
+    wanted = np.zeros(shape, np.float32)
+    for i, j in np.ndindex(queries, keys):
+        wanted[:, :, i, queries - 1 - i + j] = gradient[:, :, i, j]
+    np.testing.assert_array_equal(pull(gradient)[0], wanted)
+
+
 def test_sinusoids_run_from_the_past_to_the_future():
     """Row r stands for distance keys − 1 − r; even columns sine, odd cosine."""
     table = relative.sinusoids(3, 5, 8)

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from nim4_jax.models.asr import Asr
-from nim4_jax.train import loop
+from nim4_jax.train import checkpoint, loop
 from nim4_jax.train.checkpoint import Checkpoints
+from nim4_jax.train.interruption import Interrupted
 from nim4_jax.train.metrics import MetricWriter, read_metrics
 from nim4_jax.train.step import make_train_step
 
@@ -19,7 +20,7 @@ def parts(tiny):
     return recipe, tx, jax.jit(make_train_step(Asr(tiny.CONFIG), recipe, tx))
 
 
-def run(tiny, parts, folder, steps, data=None, every=3):
+def run(tiny, parts, folder, steps, data=None, every=3, **options):
     """Train in a folder up to `steps`, from its checkpoint where there is one."""
     recipe, _, step = parts
     _, state = tiny.make_state(recipe)
@@ -30,7 +31,15 @@ def run(tiny, parts, folder, steps, data=None, every=3):
     writer = MetricWriter(str(folder), int(state.step))
     try:
         return loop.train(
-            state, step, data, checkpoints, writer, steps=steps, meta={}, log_every=2
+            state,
+            step,
+            data,
+            checkpoints,
+            writer,
+            steps=steps,
+            meta={},
+            log_every=2,
+            **options,
         )
     finally:
         checkpoints.close()
@@ -53,6 +62,58 @@ def test_a_finished_run_stays_as_it_is(tiny, parts, tmp_path):
     whole = run(tiny, parts, tmp_path, 4)
     again = run(tiny, parts, tmp_path, 4, data=tiny.make_data())
     jax.tree.map(np.testing.assert_array_equal, again, whole)
+
+
+class Waiting:
+    """A companion that waits after step 4, and is told to give up."""
+
+    name = "waiting"
+
+    def __init__(self):
+        self.asked = []
+
+    def is_due(self, step, last):
+        return step == 4
+
+    def after_step(self, state, step, last):
+        self.asked.append(step)
+        raise Interrupted("SIGTERM was received")
+
+    def get_state(self):
+        return {"asked": len(self.asked)}
+
+    def set_state(self, saved):
+        self.asked = [4] * saved["asked"]
+
+
+def test_a_run_that_is_asked_to_end_saves_its_step(tiny, parts, tmp_path):
+    """After step 4, by who stops runs or while a companion waits; then 8 are 8."""
+    whole = run(tiny, parts, tmp_path / "whole", 8)
+    answers = iter([False] * 4 + [True])  # asked before the first step, too
+    waiting = Waiting()
+    for name, how, message in (
+        ("stopped", {"stop": lambda: next(answers)}, "step 4 of 8 is saved"),
+        ("waiting", {"companions": [waiting]}, "SIGTERM was received"),
+    ):
+        with pytest.raises(Interrupted, match=message):
+            run(tiny, parts, tmp_path / name, 8, **how)
+        assert checkpoint.latest_step(str(tmp_path / name)) == 4
+        resumed = run(tiny, parts, tmp_path / name, 8)
+        jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    # What it had decided before it was asked is what is kept: it is asked again.
+    assert checkpoint.load_meta(str(tmp_path / "waiting"), 4) == {
+        "companions": {"waiting": {"asked": 0}}
+    }
+
+
+def test_the_loop_says_what_it_begins(tiny, parts, tmp_path):
+    """For who watches that it goes on; at step 3 there is a checkpoint."""
+    marks = []
+    run(tiny, parts, tmp_path, 3, mark=lambda step, phase: marks.append((step, phase)))
+    steps = [
+        (s, phase) for s in (1, 2, 3) for phase in ("waiting for data", "computing")
+    ]
+    assert marks == [*steps, (3, "saving")]
 
 
 def test_nan_stops_with_the_step_and_the_examples(tiny, parts, tmp_path):

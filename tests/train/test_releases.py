@@ -5,11 +5,9 @@ import json
 import multiprocessing
 import threading
 
-import fsspec
 import jax
 import numpy as np
 import pytest
-from etils.epath import backend
 
 from nim4_jax.train import releases
 from nim4_jax.train import watcher as watching
@@ -60,15 +58,8 @@ def test_what_was_published_is_read_back(tmp_path):
     assert names == {first.name, last.name, releases.INDEX}
 
 
-def test_an_object_store_works_alike(monkeypatch):
-    """gs:// through epath, on a store that has neither folders nor renames."""
-    memory = fsspec.filesystem("memory", skip_instance_cache=True)
-
-    def choose(_, path):
-        remote = str(path).startswith("gs://")
-        return memory if remote else fsspec.filesystem("file")
-
-    monkeypatch.setattr(backend._FileSystemSpecBackend, "fs", choose)
+def test_an_object_store_works_alike(object_store):
+    """gs:// through epath."""
     folder = "gs://bucket/runs/releases"
     assert releases.read_index(folder) == ()
     first = publish(folder, 1)
@@ -76,7 +67,7 @@ def test_an_object_store_works_alike(monkeypatch):
     assert get_value(releases.load(folder, first)) == 1
     last = publish(folder, 2, final=True)
     assert releases.read_index(folder) == (first, last)
-    memory.rm(f"{folder}/{first.name}")
+    object_store.rm(f"{folder}/{first.name}")
     with pytest.raises(ValueError, match="deleted or is out of reach"):
         releases.load(folder, first)
 

@@ -14,7 +14,7 @@ import pytest
 from nim4_jax.decode import offline
 from nim4_jax.layers import Policy
 from nim4_jax.models import qwen3
-from nim4_jax.ops import attention, rotary
+from nim4_jax.ops import rotary
 from nim4_jax.train import optim
 from nim4_jax.weights import conversion, hf, rules
 
@@ -72,7 +72,7 @@ def make_context(arrays, config):
     mask = jnp.asarray(arrays["mask"])
     positions = rotary.count_positions(mask)
     angles = rotary.rotary_angles(positions, config.head_dim, config.rope_theta)
-    return qwen3.Context(angles, attention.causal_mask(mask), None)
+    return qwen3.Context(angles, mask)
 
 
 def assert_close(got, expected, mask):

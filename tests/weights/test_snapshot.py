@@ -65,3 +65,14 @@ def test_missing_cut_off_and_foreign_files_are_named(tmp_path):
     safetensors.numpy.save_file({"a": np.zeros(2)}, foreign)
     with pytest.raises(ValueError, match=r"other\.safetensors is no snapshot"):
         snapshot.read(foreign)
+
+
+def test_an_object_store_holds_snapshots_too(object_store):
+    """gs://: the same parameters and facts; a missing one is named."""
+    path = "gs://bucket/runs/model.safetensors"
+    snapshot.write(path, PARAMS, META)
+    params, meta = snapshot.read(path)
+    assert meta == META and object_store.exists(path)
+    np.testing.assert_array_equal(params["head"]["bias"], PARAMS["head"]["bias"])
+    with pytest.raises(ValueError, match=r"other\.safetensors cannot be read"):
+        snapshot.read("gs://bucket/runs/other.safetensors")
