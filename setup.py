@@ -121,6 +121,7 @@ setup(
             "pyahocorasick>=2.1",
             SCANN,
             "torch>=2.4",
+            "transformers>=5.0",
         ],
         "check": ["pyright>=1.1.390", "ruff>=0.8"],
     },

@@ -299,7 +299,7 @@ def agree(facts: Facts, about: str) -> None:
     """
     if jax.process_count() == 1:
         return
-    client = distributed.global_state.client
+    client: Any = distributed.global_state.client
     place, rank = f"nim4/agree/{about}", jax.process_index()
     text = json.dumps(facts, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -321,7 +321,7 @@ def _rank(key: str) -> int:
 
 def _meet(name: str, about: str) -> None:
     """Wait for all hosts."""
-    client = distributed.global_state.client
+    client: Any = distributed.global_state.client
     try:
         client.wait_at_barrier(name, 1000 * _AGREE_SECONDS)
     except jax.errors.JaxRuntimeError as error:

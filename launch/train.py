@@ -16,7 +16,6 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
@@ -30,6 +29,7 @@ from nim4_jax.launch import (
     assembly,
     companions,
     compile_only,
+    first_state,
     hosts,
     meshes,
     restart,
@@ -41,16 +41,13 @@ from nim4_jax.launch.watchdog import Watchdog
 from nim4_jax.models.asr import Asr
 from nim4_jax.rl import alarm
 from nim4_jax.rl.worker import RolloutWorker
-from nim4_jax.train import checkpoint, cmvn, consensus, loop, optim, placement
-from nim4_jax.train import state as train_state
+from nim4_jax.train import checkpoint, consensus, loop, optim
 from nim4_jax.train.companions import restore
 from nim4_jax.train.flops import FlopCounter
 from nim4_jax.train.metrics import MetricWriter
 from nim4_jax.train.profiler import ProfileWindow
 from nim4_jax.train.speed import Capacity, Speedometer
-from nim4_jax.train.state import TrainState
 from nim4_jax.train.step import make_train_step
-from nim4_jax.types import AsrBatch, Params
 
 
 def define_flags() -> None:
@@ -135,11 +132,10 @@ def _run(
     fresh = checkpoints.latest_step() is None
     if fresh:
         encoder = subscriber.first_encoder() if subscriber else {}
-        params = _first_params(model, settings, data, encoder)
-        state = _begin(params, settings, tx)
+        state = first_state.begin(model, settings, data, tx, encoder)
     else:
         allowed.check(checkpoints.read_meta(), config)
-        state = _restore(checkpoints, model, settings, data, tx)
+        state = first_state.restore(checkpoints, model, settings, data, tx)
     company = companions.make_others(
         settings, meta, workdir, state.params if fresh else None
     )
@@ -235,38 +231,6 @@ def _choose_prepare(settings: assembly.TrainSettings, model: Asr) -> loop.Prepar
     return prepare
 
 
-def _restore(
-    checkpoints: checkpoint.Checkpoints,
-    model: Asr,
-    settings: assembly.TrainSettings,
-    data: Any,
-    tx: Any,
-) -> TrainState:
-    """The latest state, without initialising or loading what it was made from.
-
-    Raises:
-        ValueError: the checkpoint is of a model of another size.
-    """
-    recipe, batch = settings.recipe, _peek(data)
-    expected = jax.eval_shape(
-        lambda: train_state.init_params(model, recipe, batch, recipe.seed)
-    )
-    shapes = checkpoints.param_shapes()
-    wrong = train_state.describe_misfits(optim.flatten(expected), optim.flatten(shapes))
-    if wrong:
-        raise ValueError(
-            f"the checkpoint in this workdir holds another model: {wrong}. Resume it "
-            "with the config that it was begun with, or choose another --workdir."
-        )
-    abstract = jax.eval_shape(
-        lambda given: train_state.init_state(given, recipe, tx), shapes
-    )
-    abstract = placement.annotate(abstract, settings.model)
-    state = checkpoints.restore(abstract, data)
-    logging.info("resumed at step %d", int(state.step))
-    return state
-
-
 def _open_data(config: DataConfig | TextConfig) -> Any:
     """This host's share of the training batches."""
     rank, parts = sharding.share_of_rows(sharding.current_mesh())
@@ -274,80 +238,6 @@ def _open_data(config: DataConfig | TextConfig) -> Any:
     if isinstance(config, TextConfig):
         return text_pipeline.make_text_iterator(config, **place)
     return pipeline.make_train_iterator(config, **place)
-
-
-def _peek(data: Any) -> AsrBatch:
-    """The next batch, which stays the next one."""
-    position = data.get_state()
-    batch = loop.to_batch(next(data))
-    data.set_state(position)
-    return batch
-
-
-def _first_params(
-    model: Asr, settings: assembly.TrainSettings, data: Any, encoder: Params
-) -> Params:
-    """Parameters at step 0: fresh ones, what each of `init_from` gives, the encoder."""
-    fresh = _fresh_params(model, settings, data)
-    given: Params = {}
-    for origin in settings.init_from:
-        loaded, meta = assembly.load_model(origin)
-        if meta["model"].get("policy", {}).get("weights", "float") != "float":
-            raise ValueError(
-                f"{origin} holds weights quantised for inference; start from the model "
-                "that they were made from."
-            )
-        # The frozen policy of an earlier stage means nothing to the next one.
-        loaded.pop(train_state.REFERENCE, None)
-        given = {**given, **loaded}
-    origin = " + ".join(settings.init_from)
-    if encoder and settings.follow is not None:
-        given, origin = {**given, **encoder}, f"{origin} + {settings.follow.folder}"
-    params, left = train_state.adopt(fresh, given, origin)
-    if given and left:
-        parts = sorted({path.split("/")[0] for path in left})
-        logging.info("not in %s, initialised: %s", origin, parts)
-    if any(path.startswith("cmvn/") for path in left):
-        statistics = (
-            cmvn.read(settings.cmvn)
-            if settings.cmvn
-            else cmvn.measure(_audio_batches(settings.data), settings.model.features)
-        )
-        params["cmvn"] = cmvn.to_params(statistics)
-    return params
-
-
-def _fresh_params(model: Asr, settings: assembly.TrainSettings, data: Any) -> Params:
-    """Random parameters, each drawn where it will lie."""
-    # Shapes alone matter; equal zeros on every host give one program.
-    batch = jax.tree.map(lambda leaf: np.zeros_like(leaf[:1]), _peek(data))
-
-    def draw() -> Params:
-        recipe = settings.recipe
-        return train_state.init_params(model, recipe, batch, recipe.seed)
-
-    placed = placement.choose(jax.eval_shape(draw), settings.model)
-    return jax.jit(draw, out_shardings=placed)()
-
-
-def _begin(params: Params, settings: assembly.TrainSettings, tx: Any) -> TrainState:
-    """The state of step 0 on the current mesh."""
-
-    def begin(given: Params) -> TrainState:
-        given = train_state.add_reference(given, settings.recipe)
-        return train_state.init_state(given, settings.recipe, tx)
-
-    params = placement.place(params, settings.model)
-    placed = placement.choose(jax.eval_shape(begin, params), settings.model)
-    return jax.jit(begin, out_shardings=placed)(params)
-
-
-def _audio_batches(config: DataConfig):
-    """One pass over the training audio at its own speed, in batches of all hosts."""
-    plain = dataclasses.replace(config, speed_perturb=(1.0,))
-    rank, parts = sharding.share_of_rows(sharding.current_mesh())
-    for arrays in pipeline.iterate_eval(plain, rank=rank, hosts=parts):
-        yield sharding.put_batch(loop.to_batch(arrays).audio)
 
 
 def _report_skips(report: SkipReport, workdir: str) -> None:

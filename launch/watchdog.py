@@ -159,9 +159,7 @@ class Watchdog:
                     f"was {where}."
                 )
             elif rank != own and beat.step < step:
-                lines.append(
-                    f"host {rank} ({beat.name}) is behind: {where}."
-                )
+                lines.append(f"host {rank} ({beat.name}) is behind: {where}.")
             elif rank != own and beat.phase != self._place[1]:
                 lines.append(f"host {rank} ({beat.name}) is {where}.")
         return lines

@@ -159,6 +159,7 @@ def test_the_failure_of_one_process_ends_the_other(manifest, tmp_path, monkeypat
         pipeline.run(config, str(tmp_path))
 
 
+@pytest.mark.long
 def test_a_signal_ends_both_and_the_same_command_goes_on(
     manifest, tmp_path, monkeypatch, compilation_cache
 ):

@@ -72,6 +72,7 @@ def test_seconds_are_those_of_the_recordings(corpus, changes):
 
 def test_a_profile_names_where_the_time_goes(corpus):
     _, _, archive = corpus
+    decode = audio.decode
     clean = input_pipeline.profile(input_pipeline.configure(archive, **CLEAN))
     noisy = input_pipeline.profile(
         input_pipeline.configure(archive, noise_share=1.0, epochs=2)
@@ -84,6 +85,7 @@ def test_a_profile_names_where_the_time_goes(corpus):
     assert not any(clean[kind] for kind in kinds) and noisy["mixing"]
     for part in ("decoding", "reading", "rounding", "padding", "rest"):
         assert clean[part] > 0
+    assert audio.decode is decode
 
 
 def test_a_row_that_is_missing_is_no_figure(corpus, tmp_path):

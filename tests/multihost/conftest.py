@@ -21,14 +21,14 @@ STEPS = 3
 MODEL = {
     "encoder.num_layers": 1,
     "encoder.width": 16,
-    "encoder.num_heads": 2,
+    "encoder.num_heads": 4,
     "encoder.conv_kernel": 3,
     "encoder.conv_expansion": 1,
     "adaptor_width": 16,
     "llm.width": 16,
     "llm.num_layers": 1,
-    "llm.num_heads": 2,
-    "llm.num_kv_heads": 2,
+    "llm.num_heads": 4,
+    "llm.num_kv_heads": 4,
     "llm.head_dim": 8,
     "llm.ffn": 16,
 }
@@ -87,6 +87,11 @@ def settings(manifest) -> dict[str, Any]:
     }
 
 
+def write(value: Any) -> str:
+    """A setting as the command line has it."""
+    return value if isinstance(value, str) else repr(value)
+
+
 def find_port() -> int:
     """One that is free now."""
     with socket.socket() as probe:
@@ -128,7 +133,7 @@ def launch(tmp_path, compilation_cache) -> Callable[..., list[Host]]:
                 str(notes),
                 f"--config={ROOT / 'configs' / stage}.py:nano",
                 f"--workdir={workdir}",
-                *[f"--config.{key}={value!r}" for key, value in settings.items()],
+                *[f"--config.{key}={write(value)}" for key, value in settings.items()],
             ]
             with log.open("wb") as output:
                 process = subprocess.Popen(

@@ -12,6 +12,7 @@ from nim4_jax.configs import stage1, stage3, stage4, stage6
 from nim4_jax.launch import train
 from nim4_jax.train import checkpoint, optim
 from nim4_jax.train.metrics import read_metrics
+from nim4_jax.train.releases import read_index
 
 STAGES = {"stage1": stage1, "stage3": stage3, "stage4": stage4, "stage6": stage6}
 TOKENS = {"data.max_tokens": (16,), "probe.every": 0}
@@ -91,9 +92,35 @@ def test_two_hosts_train_as_one_process(settings, launch, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("stage", ["stage1", "stage4", "stage6"])
-@pytest.mark.parametrize("mesh", [(4, 1, 1), (2, 1, 2), (1, 1, 4), (1, 2, 2)])
+@pytest.mark.parametrize("mesh", [(4, 1, 1), (1, 2, 2), (1, 1, 4)])
 def test_any_stage_trains_on_two_hosts(stage, mesh, settings, launch, tmp_path):
     """Also where the tensor axis crosses the hosts: both then load the same rows."""
     hosts, together, alone = train_both(stage, mesh, settings, launch, tmp_path)
     check_equal(together, alone)
     check_files(hosts, together)
+
+
+@pytest.mark.long
+def test_encoders_are_published_and_followed_by_two_hosts(settings, launch, tmp_path):
+    """What two hosts publish two others take; one process does the same."""
+    mesh = {"mesh": (2, 2, 1)}
+    releases = [tmp_path / name for name in ("together", "alone")]
+    publish = {"publish.from_step": 0, "publish.every": 1, "publish.threshold": 1.0}
+    heard = {"publish.sources": settings["data.sources"]}
+    first = {**settings, **mesh, **EXTRA["stage1"], **publish, **heard}
+    folders = [{"publish.folder": str(folder / "releases")} for folder in releases]
+    hosts = launch("stage1", [first | folders[0]] * 2, releases[0] / "stage1")
+    assert [host.code for host in hosts] == [0, 0], hosts[0].log[-3_000:]
+    run_alone("stage1", first | folders[1], releases[1] / "stage1")
+    published = [read_index(str(folder / "releases")) for folder in releases]
+    assert [r.step for r in published[0]] == [r.step for r in published[1]]
+    assert len(published[0]) > 1 and published[0][-1].final
+    assert not any("releases" in path for path in hosts[1].written)
+
+    follow = {"follow.min_steps": 1, "follow.last_steps": 1, "follow.poll_seconds": 0.1}
+    second = {**settings, **mesh, **EXTRA["stage4"], **follow, "checkpoint_every": 1}
+    followed = {"follow.folder": str(releases[0] / "releases")}
+    hosts = launch("stage3", [second | followed] * 2, releases[0] / "stage3")
+    assert [host.code for host in hosts] == [0, 0], hosts[0].log[-3_000:]
+    run_alone("stage3", second | followed, releases[1] / "stage3")
+    check_equal(releases[0] / "stage3", releases[1] / "stage3")

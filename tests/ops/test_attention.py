@@ -96,7 +96,10 @@ def test_masked_softmax_is_softmax_of_what_is_visible():
     logits, gradient = draw.normal(size=(2, 2, 3, 4, 7)).astype(np.float32)
     visible = draw.random((2, 1, 4, 7)) < 0.6
     visible[0, 0, 1] = False
-    got, pull = jax.vjp(lambda x: attention.masked_softmax(x, visible), logits)
+    seen_by = jnp.asarray(visible)
+    got, pull = jax.vjp(
+        lambda x: attention.masked_softmax(x, seen_by), jnp.asarray(logits)
+    )
     (back,) = pull(gradient)
     for b, n, i in np.ndindex(2, 3, 4):
         row, seen = (b, n, i), visible[b, 0, i]

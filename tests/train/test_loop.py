@@ -98,12 +98,12 @@ def test_a_run_that_is_asked_to_end_saves_its_step(tiny, parts, tmp_path):
         with pytest.raises(Interrupted, match=message):
             run(tiny, parts, tmp_path / name, 8, **how)
         assert checkpoint.latest_step(str(tmp_path / name)) == 4
+        meta = checkpoint.load_meta(str(tmp_path / name), 4)
         resumed = run(tiny, parts, tmp_path / name, 8)
         jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert waiting.asked == [4]
     # What it had decided before it was asked is what is kept: it is asked again.
-    assert checkpoint.load_meta(str(tmp_path / "waiting"), 4) == {
-        "companions": {"waiting": {"asked": 0}}
-    }
+    assert meta == {"companions": {"waiting": {"asked": 0}}}
 
 
 def test_the_loop_says_what_it_begins(tiny, parts, tmp_path):

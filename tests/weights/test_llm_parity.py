@@ -54,7 +54,7 @@ def load(family):
     for move in moves:
         array = move.to_ours(arrays[f"weights/{move.theirs}"])
         flat[move.ours][... if move.layer is None else move.layer] = array
-    return arrays, optim.unflatten(flat)["llm"]
+    return arrays, jax.tree.map(jnp.asarray, optim.unflatten(flat)["llm"])
 
 
 def layer_of(params, index):
