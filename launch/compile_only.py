@@ -28,6 +28,9 @@ from nim4_jax.rl.objective import Grpo
 SPARE = 0.97
 """Share of the memory that a predicted batch may take."""
 
+WORTH = 1.1
+"""How much larger a batch must promise to be to be compiled."""
+
 
 def define_flags() -> None:
     """What to compile, and for which devices."""
@@ -142,7 +145,10 @@ def compile_one(
         settings.model.remat,
         load.rows,
     )
-    return ahead.compile_step(settings, load, topology, mesh)
+    report = ahead.compile_step(settings, load, topology, mesh)
+    found = "does not fit" if report.memory is None else f"{report.memory.peak:.2f} GiB"
+    logging.info("%s, compiled in %.0f s", found, report.compile_seconds)
+    return report
 
 
 def _candidates(
@@ -200,7 +206,8 @@ def find_largest(
         if not report.fits:
             upper = rows if upper is None else min(rows, upper)
         rows = _next_rows(reports, shards, upper)
-        if rows < shards or rows in reports:
+        known = max((n for n, made in reports.items() if made.fits), default=0)
+        if rows < shards or rows in reports or known < rows <= WORTH * known:
             break
     fitting = [number for number, report in reports.items() if report.fits]
     return reports[max(fitting)] if fitting else reports[min(reports)]

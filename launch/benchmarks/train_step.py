@@ -19,7 +19,7 @@ from nim4_jax.train.step import make_train_step
 from nim4_jax.types import AsrBatch, Frames, Labels
 
 _ROWS, _SECONDS, _PHONEMES, _TOKENS = 8, 4.0, 30, 24
-_SMALL_VOCABULARY = 16_384
+_SMALL_VOCABULARY, _SMALL_LAYERS = 16_384, 4
 
 
 def make_arrays(num_phonemes: int, num_tokens: int, rows: int) -> dict[str, np.ndarray]:
@@ -75,10 +75,11 @@ class Trainer:
 
 
 def make_small() -> ConfigDict:
-    """Stage 4 at `small`, its vocabulary cut so that AdamW's slots fit a laptop."""
+    """Stage 4 at `small`, its LLM cut so that both sides fit into a laptop's memory."""
     config = stage4.get_config("small")
     config.tokenizer = base.get_config("nano").tokenizer
     config.model.llm.vocab_size = _SMALL_VOCABULARY
+    config.model.llm.num_layers = _SMALL_LAYERS
     config.model.policy.compute = "float32"
     config.model.remat = "none"
     return config
@@ -92,7 +93,8 @@ def compare_stage(
     Raises:
         ValueError: the two models are not of one size.
     """
-    config.loss.augment.warp = 0  # torch's side has no time warp
+    # torch's side has no time warp
+    config.update_from_flattened_dict({"loss.augment.warp": 0})
     made = assembly.build_settings(config)
     model = made.model
     arrays = make_arrays(model.num_phonemes, model.llm.vocab_size, rows)
@@ -139,7 +141,8 @@ def run(full: bool, threads: int) -> list[measure.Row]:
         ),
     ]
     if full:
-        name = f"train_step_stage4_small_vocabulary_{_SMALL_VOCABULARY}_ms"
+        name = f"{_SMALL_LAYERS}_layers_{_SMALL_VOCABULARY}_tokens"
+        name = f"train_step_stage4_small_{name}_ms"
         row = compare_stage(name, make_small(), make_transcripts, rows=2, runs=5)
         rows.append(row)
     return rows

@@ -243,7 +243,8 @@ class FeedForward(nn.Module):
         else:
             gate = project(width, ffn, ("embed", "mlp"), "gate")(hidden)
             up = project(width, ffn, ("embed", "mlp"), "up")(hidden)
-        return project(ffn, width, ("mlp", "embed"), "down")(activation.swiglu(gate, up))
+        gated = activation.swiglu(gate, up)
+        return project(ffn, width, ("mlp", "embed"), "down")(gated)
 
 
 class Block(nn.Module):

@@ -69,6 +69,8 @@ def test_the_gradient_keeps_its_input_and_statistics(name):
     """Nothing else of the input's size is kept."""
     function, _, vectors = NORMS[name]
     inputs = jnp.ones((32, 16))
-    _, pull = jax.vjp(lambda *x: function(*x, EPSILON), inputs, *[jnp.ones(16)] * vectors)
+    _, pull = jax.vjp(
+        lambda *x: function(*x, EPSILON), inputs, *[jnp.ones(16)] * vectors
+    )
     large = [leaf for leaf in jax.tree.leaves(pull) if leaf.size >= inputs.size]
     assert len(large) == 1

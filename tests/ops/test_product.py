@@ -36,11 +36,11 @@ def test_einsum_sums_in_float32(dtype):
     subscripts = "bld,vd->blv"
     got, pull = jax.vjp(lambda *x: product.einsum(subscripts, *x), left, right)
     assert got.dtype == jnp.float32
-    np.testing.assert_array_equal(got, left.astype("float32") @ right.T.astype("float32"))
+    np.testing.assert_array_equal(
+        got, left.astype("float32") @ right.T.astype("float32")
+    )
     gradient = draw("float32", got.shape)[0]
     _, plain = jax.vjp(lambda *x: jnp.einsum(subscripts, *x), left, right)
-    for ours, theirs in zip(
-        pull(gradient), plain(gradient.astype(dtype)), strict=True
-    ):
+    for ours, theirs in zip(pull(gradient), plain(gradient.astype(dtype)), strict=True):
         assert ours.dtype == jnp.dtype(dtype)
         np.testing.assert_array_equal(ours, theirs)
