@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from nim4_jax import sharding
 from nim4_jax.train import consensus
 from nim4_jax.train.checkpoint import Checkpoints
-from nim4_jax.train.companions import Companion, are_due, ask, describe
+from nim4_jax.train.companions import Companion, Outcome, are_due, ask, describe
 from nim4_jax.train.interruption import Interrupted
 from nim4_jax.train.metrics import MetricWriter
 from nim4_jax.train.profiler import NO_PROFILE, ProfileWindow
@@ -122,7 +123,6 @@ def train(
         Interrupted: `stop` said so, or a companion gave up waiting; the step is saved.
         OSError: a checkpoint could not be written.
     """
-    speed = speed or Speedometer()
     # The state stays where it lies; metrics are whole everywhere, to be fetched.
     lies = jax.tree.map(lambda leaf: leaf.sharding, state)
     run = jax.jit(
@@ -137,55 +137,106 @@ def train(
         mininterval=2,
         disable=not consensus.leads(),
     ) as bar:
-        report = _Report(writer, bar, log_every, check)
+        turns = _Turns(
+            run,
+            data,
+            checkpoints,
+            writer,
+            _Report(writer, bar, log_every, check),
+            meta=meta,
+            companions=companions,
+            prepare=prepare,
+            log_every=log_every,
+            count_skips=count_skips,
+            mark=mark,
+            speed=speed or Speedometer(),
+            profile=profile,
+        )
         for step in range(first, end + 1):
             if step > first:
-                checkpoints.check()
-                mark(step, "waiting for data")
-                with speed.waiting():
-                    arrays = next(data)
-                mark(step, "computing")
-                profile.before(step)
-                with speed.aside():
-                    batch = sharding.put_batch(prepare(state, to_batch(arrays)))
-                with speed.stepping(run._cache_size):
-                    state, metrics = run(state, batch)
-                report.follow(step, metrics, arrays)
-                speed.count(arrays)
-                profile.after(step, state)
-                if step % log_every == 0:
-                    skips = {"data/skipped": float(count_skips())}
-                    writer.write(step, {**speed.measure(), **skips})
+                state = turns.advance(state, step)
             halt = stop()
             save = halt or step % checkpoints.every == 0 or step == end
             save = save and step > first
-            due = are_due(companions, step, step == steps)
-            if save or due:
-                report.flush()
-            if due:
-                mark(step, "with its companions")
-                before = describe(companions, meta)
-                try:
-                    with speed.aside():
-                        outcome = ask(companions, state, step, step == steps)
-                except Interrupted:
-                    # They are asked again where the run is resumed.
-                    if step > first:
-                        checkpoints.save(state, data, before)
-                        checkpoints.wait()
-                    raise
-                state, save = outcome.state, save or outcome.binding
-                if outcome.metrics:
-                    writer.write(step, outcome.metrics)
             if save:
-                mark(step, "saving")
-                with speed.saving():
-                    checkpoints.save(state, data, describe(companions, meta))
+                turns.report.flush()
+            if are_due(companions, step, step == steps):
+                outcome = turns.meet(state, step, step == steps, resumable=step > first)
+                state, save = outcome.state, save or outcome.binding
+            if save:
+                turns.save(state, step)
             if halt:
                 checkpoints.wait()
                 raise Interrupted(f"{label}: step {step} of {steps} is saved")
     logging.info("%s: step %d reached", label, max(first, end))
     return state
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Turns:
+    """What is done between two checks of the loop; attributes as `train` takes them."""
+
+    run: Any = dataclasses.field(kw_only=False)
+    data: Iterator[Arrays] = dataclasses.field(kw_only=False)
+    checkpoints: Checkpoints = dataclasses.field(kw_only=False)
+    writer: MetricWriter = dataclasses.field(kw_only=False)
+    report: _Report = dataclasses.field(kw_only=False)
+    meta: dict[str, Any]
+    companions: Sequence[Companion]
+    prepare: Prepare
+    log_every: int
+    count_skips: Callable[[], int]
+    mark: Callable[[int, str], None]
+    speed: Speedometer
+    profile: ProfileWindow
+
+    def advance(self, state: TrainState, step: int) -> TrainState:
+        """Do the step of that number, on the next batch."""
+        speed = self.speed
+        self.checkpoints.check()
+        self.mark(step, "waiting for data")
+        with speed.waiting():
+            arrays = next(self.data)
+        self.mark(step, "computing")
+        self.profile.before(step)
+        with speed.aside():
+            batch = sharding.put_batch(self.prepare(state, to_batch(arrays)))
+        with speed.stepping(self.run._cache_size):
+            state, metrics = self.run(state, batch)
+        self.report.follow(step, metrics, arrays)
+        speed.count(arrays)
+        self.profile.after(step, state)
+        if step % self.log_every == 0:
+            skipped = {"data/skipped": float(self.count_skips())}
+            self.writer.write(step, {**speed.measure(), **skipped})
+        return state
+
+    def meet(
+        self, state: TrainState, step: int, last: bool, *, resumable: bool
+    ) -> Outcome:
+        """Let the companions act; what interrupts one of them saves the step first."""
+        self.report.flush()
+        self.mark(step, "with its companions")
+        before = describe(self.companions, self.meta)
+        try:
+            with self.speed.aside():
+                outcome = ask(self.companions, state, step, last)
+        except Interrupted:
+            # They are asked again where the run is resumed.
+            if resumable:
+                self.checkpoints.save(state, self.data, before)
+                self.checkpoints.wait()
+            raise
+        if outcome.metrics:
+            self.writer.write(step, outcome.metrics)
+        return outcome
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Save the state, and what the companions have decided."""
+        self.mark(step, "saving")
+        with self.speed.saving():
+            meta = describe(self.companions, self.meta)
+            self.checkpoints.save(state, self.data, meta)
 
 
 class _Report:
