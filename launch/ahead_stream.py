@@ -91,8 +91,6 @@ def count_streams(one: Report, many: Report) -> int:
         ValueError: one of them does not fit.
     """
     if one.memory is None or many.memory is None:
-        raise ValueError(
-            f"{one.rows} and {many.rows} streams: one of them does not fit."
-        )
+        raise ValueError(f"{one.rows} or {many.rows} streams do not fit.")
     each = (many.memory.peak - one.memory.peak) / (many.rows - one.rows)
     return many.rows + int((many.memory.available - many.memory.peak) / each)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from nim4_jax.launch import ahead, runtime
+from nim4_jax.launch import ahead, ahead_stream, runtime
 from nim4_jax.launch.ahead import Report
 
 TITLES = {
@@ -111,6 +111,10 @@ def format_page(found: dict[tuple[str, str], list[Report]], command: str) -> str
     for topology in dict.fromkeys(report.topology for report in reports):
         rows = [one for one in titled if one[1].topology == topology]
         parts.append(_format_table(topology, rows))
+        ticks = [one for _, one in rows if one.program == "tick" and one.fits]
+        if len(ticks) == 2:
+            count = ahead_stream.count_streams(*ticks)
+            parts.append(f"By memory {count} streams fit one device.\n")
     missing = [f"stage {s} for {t}" for (s, t), group in found.items() if not group]
     if missing:
         parts.append(f"Not compiled: {', '.join(missing)}.\n")
