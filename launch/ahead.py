@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from nim4_jax import sharding
 from nim4_jax.accelerators import GIB
 from nim4_jax.features import SAMPLE_RATE
-from nim4_jax.launch import collectives
+from nim4_jax.launch import collectives, device_memory
 from nim4_jax.launch.assembly import TrainSettings
 from nim4_jax.launch.topologies import Topology
 from nim4_jax.models.asr import Asr
@@ -263,9 +262,6 @@ def size_on_device(tree: Any) -> float:
     )
 
 
-_FULL = re.compile(r"RESOURCE_EXHAUSTED|[Oo]ut of memory|exceed\w* .*hbm")
-
-
 def _describe(
     program: str,
     settings: TrainSettings,
@@ -311,9 +307,9 @@ def compile_program(
     try:
         compiled = lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        if not _FULL.search(str(error)):
+        if not device_memory.is_lacking(error):
             raise
-        refusal = shorten(str(error))
+        refusal = device_memory.shorten(str(error))
     else:
         memory = _read_memory(compiled, held, topology)
         traffic = collectives.read(compiled.as_text())
@@ -347,15 +343,6 @@ def _read_memory(compiled: Any, held: dict[str, Any], topology: Topology) -> Mem
         peak=peak / GIB,
         available=topology.accelerator.memory / GIB,
     )
-
-
-def shorten(message: str) -> str:
-    """The compiler's words on memory, without its list of every buffer."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    told = [
-        line for line in lines if re.search(r"[Uu]sed|exceed|[Oo]ut of memory", line)
-    ]
-    return " ".join(dict.fromkeys((told or lines)[:3]))[:400]
 
 
 def to_json(report: Report) -> dict[str, Any]:

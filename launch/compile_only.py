@@ -237,8 +237,8 @@ def advise(report: Report) -> str:
     return (
         f"{report.rows} rows of {report.seconds:g} s and {report.tokens} tokens do not "
         f"fit {report.topology} with mesh {report.mesh} and remat {report.remat!r}: "
-        f"{report.refusal} Give fewer --rows, --config.model.remat=full, a larger fsdp "
-        "size in --mesh, or let --search find what fits."
+        f"{report.refusal} Give fewer --rows, --config.model.remat=full or a larger "
+        "fsdp size in --mesh; --largest and --search find what fits."
     )
 
 

@@ -18,6 +18,7 @@ from absl import app, flags, logging
 
 import nim4_jax
 import nim4_jax.configs
+from nim4_jax.launch import device_memory
 from nim4_jax.train.interruption import Interrupted
 
 EXIT_AGAIN = 75
@@ -98,19 +99,29 @@ def guard(function: Callable[[Any], None]) -> Callable[[Any], None]:
             function(argv)
         except Interrupted as reason:
             _end(EXIT_AGAIN, f"stopped: {reason}; run the same command again")
-        except (ValueError, OSError, FloatingPointError) as error:
-            if os.environ.get("NIM4_TRACEBACK"):
-                if not jax.distributed.is_initialized():
-                    raise
-                traceback.print_exc()
-            _end(2, f"error: {error}")
         except Exception as error:
+            if told := _explain(error):
+                if os.environ.get("NIM4_TRACEBACK"):
+                    if not jax.distributed.is_initialized():
+                        raise
+                    traceback.print_exc()
+                _end(2, f"error: {told}")
             if not jax.distributed.is_initialized():
                 raise
             traceback.print_exc()
             _end(1, f"error: {type(error).__name__}, see above")
 
     return guarded
+
+
+def _explain(error: Exception) -> str:
+    """An error that the user can mend, in one line; "" for one of our own making."""
+    if isinstance(error, ValueError | OSError | FloatingPointError):
+        return str(error)
+    ours = not isinstance(error, jax.errors.JaxRuntimeError)
+    if ours or not device_memory.is_lacking(error):
+        return ""
+    return f"{device_memory.shorten(str(error))} {device_memory.ADVICE}"
 
 
 def _end(code: int, text: str) -> None:

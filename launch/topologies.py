@@ -124,7 +124,7 @@ def _describe_gpus(gpu: str, count: str) -> Topology:
             "compiling for GPUs needs JAX's CUDA plugin: "
             "pip install 'nim4-jax[gpu-aot]'."
         )
-    # Without a GPU there is nothing to try kernels on; XLA reads this when it is loaded.
+    # Without a GPU there is nothing to try kernels on; XLA reads it when loaded.
     chosen = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{_WITHOUT_TRIALS} {chosen}"
     found = topologies.get_topology_desc(

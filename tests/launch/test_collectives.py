@@ -82,7 +82,7 @@ ENTRY %main.6 (p: bf16[8,16]) -> bf16[8,128] {
   %d = bf16[8,128] fusion(%p), calls=%done.3
   %w = (u32[], bf16[8,16]) while(%t), condition=%below.4, body=%body.5
 }
-"""
+"""  # noqa: E501
 
 
 def test_a_tpu_program_spreads_one_gather_over_fusions():

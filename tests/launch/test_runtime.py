@@ -4,7 +4,10 @@ import platform
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
+
+from nim4_jax.launch import runtime
 
 FAULTS = """
 import resource
@@ -37,3 +40,27 @@ def count_faults(*arguments: str) -> int:
 def test_freed_memory_is_used_again():
     """No page is handed out twice; without the call, each one is."""
     assert count_faults("keep") < 100 < (1 << 26 >> 12) // 2 < count_faults()
+
+
+def test_a_device_that_is_full_is_no_traceback(capsys):
+    """The words of XLA, which asked for 512 TiB, and what needs less."""
+
+    def ask(_):
+        jnp.zeros((1 << 47,)).block_until_ready()
+
+    with pytest.raises(SystemExit) as ended:
+        runtime.guard(ask)([])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1
+    assert "Out of memory" in told and "config.micro_batches" in told
+
+
+def test_a_mistake_of_ours_is_a_traceback():
+    """Nobody but us can mend it."""
+
+    def fail(_):
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError):
+        runtime.guard(fail)([])
