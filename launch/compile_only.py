@@ -22,7 +22,6 @@ from nim4_jax.launch import ahead, ahead_stream, assembly, meshes, topologies
 from nim4_jax.launch.ahead import Load, Memory, Report
 from nim4_jax.launch.topologies import Topology
 from nim4_jax.layers import REMATS
-from nim4_jax.ops import attention
 from nim4_jax.rl.objective import Grpo
 
 SPARE = 0.97
@@ -114,7 +113,7 @@ def _compile_all(
 
 
 def prepare(config: ConfigDict, name: str) -> tuple[assembly.TrainSettings, Topology]:
-    """Settings with the kernels of a topology, and the topology.
+    """Settings that need no files, and the topology.
 
     Raises:
         ValueError: see `assembly.build_settings` and `topologies.describe`.
@@ -127,9 +126,6 @@ def prepare(config: ConfigDict, name: str) -> tuple[assembly.TrainSettings, Topo
         )
         with config.unlocked():
             config.tokenizer = "nano"
-    if config.model.policy.kernels == "auto":
-        platform = topology.devices[0].platform
-        config.model.policy.kernels = attention.kernels_for(platform)
     return assembly.build_settings(config), topology
 
 
