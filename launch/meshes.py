@@ -43,11 +43,21 @@ def choose(
 
 def _count_slices(devices: Sequence[Any]) -> int:
     """TPU slices that are joined by a slower network."""
+    if devices[0].platform != "tpu":
+        return 1
     return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def _count_nodes(devices: Sequence[Any]) -> int:
-    """GPU nodes, the devices of which are close to each other."""
+    """GPU nodes, the devices of which are close to each other.
+
+    Where each GPU has a process of its own, only what the driver says of their links
+    tells nodes apart.
+    """
     if devices[0].platform != "gpu":
         return 1
-    return len({device.process_index for device in devices})
+    linked = {getattr(device, "slice_index", 0) for device in devices}
+    processes = {device.process_index for device in devices}
+    if len(linked) > 1 or len(processes) == len(devices):
+        return len(linked)
+    return len(processes)
