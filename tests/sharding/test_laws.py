@@ -1,6 +1,6 @@
 """Law 4: 8 devices in any mesh shape give what one device gives, in every stage.
 
-Every stage on every mesh is a long test; each stage on one of them is not.
+Every stage on every mesh is a long test; two stages on one mesh each are not.
 """
 
 import dataclasses
@@ -24,12 +24,7 @@ from nim4_jax.train.step import make_train_step
 from nim4_jax.types import Labels
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)]
-QUICK = {
-    "stage1": (2, 2, 2),
-    "stage2": (1, 8, 1),
-    "stage5": (1, 4, 2),
-    "stage6": (2, 2, 2),
-}
+QUICK = {"stage5": (1, 4, 2), "stage6": (2, 2, 2)}
 STAGES = [*(f"stage{number}" for number in range(1, 7)), "phoneme_head"]
 ROWS, STEPS = 8, 2
 CHUNKED = DynamicChunks(full_share=0.0, largest=4)
@@ -124,7 +119,7 @@ def check_training(tiny, config, stage: str, shapes) -> None:
 
 @pytest.mark.parametrize("stage", QUICK)
 def test_a_mesh_trains_as_one_device(tiny, config, stage):
-    """Each kind of loss on a mesh of more than rows."""
+    """The two longest losses on a mesh of more than rows."""
     check_training(tiny, config, stage, [QUICK[stage]])
 
 
