@@ -141,8 +141,8 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        """Whether the compiler found room."""
-        return self.memory is not None
+        """Whether there is room; only the TPU's compiler refuses a program itself."""
+        return self.memory is not None and self.memory.peak <= self.memory.available
 
 
 def compile_step(

@@ -230,10 +230,14 @@ def _next_rows(reports: dict[int, Report], shards: int, upper: int | None) -> in
 
 def advise(report: Report) -> str:
     """What to say where nothing fits."""
+    reason = report.refusal
+    if report.memory is not None:
+        memory = report.memory
+        reason = f"it takes {memory.peak:.2f} of {memory.available:.2f} GiB."
     return (
         f"{report.rows} rows of {report.seconds:g} s and {report.tokens} tokens do not "
         f"fit {report.topology} with mesh {report.mesh} and remat {report.remat!r}: "
-        f"{report.refusal} Give fewer --rows, --config.model.remat=full or a larger "
+        f"{reason} Give fewer --rows, --config.model.remat=full or a larger "
         "fsdp size in --mesh; --largest and --search find what fits."
     )
 

@@ -27,6 +27,7 @@ TITLES = {
     "rollout": "6 RL, rollout",
     "tick": "streaming",
 }
+_UNTOLD = ("cache", "compile", "out")
 SHARE = "0.4"
 """Share of the peak at which the table tells speeds."""
 
@@ -42,6 +43,7 @@ def define_flags() -> None:
     flags.DEFINE_string("size", "2b3", "Size of the model.")
     flags.DEFINE_integer("rows", 64, "Utterances of a step.", lower_bound=1)
     flags.DEFINE_list("largest", ["4"], "Stages whose largest batch is found, too.")
+    flags.DEFINE_bool("compile", True, "Compile what the cache lacks.")
     flags.DEFINE_string("cache", "runs/scale", "Folder of reports.")
     flags.DEFINE_string("out", "docs/scale.md", "The page.")
 
@@ -54,7 +56,7 @@ def compile_all(cache: Path) -> dict[tuple[str, str], list[Report]]:
     for topology in given.topologies:
         for stage in given.stages:
             path = cache / f"{given.size}-{stage}-{topology}.json"
-            if not path.exists():
+            if given.compile and not path.exists():
                 _compile(stage, topology, path)
             rows = json.loads(path.read_text("utf8")) if path.exists() else []
             found[stage, topology] = [ahead.from_json(row) for row in rows]
@@ -96,7 +98,8 @@ def main(_) -> None:
 def _differing() -> list[str]:
     """Flags of this command that were given."""
     own = flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])
-    return [flag.serialize() for flag in own if flag.present and flag.name != "cache"]
+    told = [flag for flag in own if flag.present and flag.name not in _UNTOLD]
+    return [flag.serialize() for flag in told]
 
 
 def format_page(found: dict[tuple[str, str], list[Report]], command: str) -> str:
@@ -111,7 +114,7 @@ def format_page(found: dict[tuple[str, str], list[Report]], command: str) -> str
     for topology in dict.fromkeys(report.topology for report in reports):
         rows = [one for one in titled if one[1].topology == topology]
         parts.append(_format_table(topology, rows))
-        ticks = [one for _, one in rows if one.program == "tick" and one.fits]
+        ticks = [one for _, one in rows if one.program == "tick" and one.memory]
         if len(ticks) == 2:
             count = ahead_stream.count_streams(*ticks)
             parts.append(f"By memory {count} streams fit one device.\n")
@@ -150,6 +153,8 @@ def _format_row(title: str, report: Report) -> str:
     else:
         sizes = memory.peak, memory.parameters, memory.optimizer, memory.activations
         cells += [f"{size:.2f}" for size in sizes]
+        if not report.fits:
+            cells[4] += " (too much)"
     total = sum(report.flops.values())
     seconds = report.step_seconds[SHARE]
     if total:
@@ -165,13 +170,14 @@ def _format_row(title: str, report: Report) -> str:
 INTRODUCTION = """# What the full size takes
 
 Every program below was compiled for its devices by their own compiler, without having
-them: libtpu for TPUs, JAX's CUDA plugin for the H100. Memory, collectives and
-compilation times are therefore measured; no step was run. One command makes this page:
+them: libtpu for TPUs, JAX's CUDA plugin for the H100. Memory and collectives are what
+the compilers say; no step was run. Compilation took so long on two cores with other
+work beside it. One command makes this page:
 
     {command}
 
-An utterance has 15 s of audio and 256 tokens of text. Where a stage has two rows, the
-second is the largest batch that the compiler accepted.
+An utterance has 15 s of audio and 256 tokens of text. Where a stage has a second row of
+another batch, that is the largest one that fits.
 """
 
 NOTES = """## How to read it
@@ -185,10 +191,11 @@ NOTES = """## How to read it
 - *s a step* and *audio h/h* (hours of audio in an hour) are what the operations would
   take at 40 % of the peak. They are no measurement: with small batches the collectives
   (*moved GiB*: results on each device, loops included) may take longer.
-- RL samples 8 transcripts an utterance. A rollout's loop of tokens has no length that
+- RL samples 8 transcripts an utterance. Where a step is too much, cut it by
+  `config.micro_batches`; the update stays the same. A rollout's loop of tokens has no length that
   the compiler knows; its collectives are counted once.
-- *streaming* is one chunk (640 ms) of that many streams on one device, weights in
-  bfloat16.
+- *streaming* is one chunk (640 ms) of that many streams at once on one device, weights
+  in bfloat16; how many fit is foretold from two numbers of streams.
 """
 
 
