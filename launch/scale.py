@@ -192,8 +192,8 @@ NOTES = """## How to read it
   take at 40 % of the peak. They are no measurement: with small batches the collectives
   (*moved GiB*: results on each device, loops included) may take longer.
 - RL samples 8 transcripts an utterance. Where a step is too much, cut it by
-  `config.micro_batches`; the update stays the same. A rollout's loop of tokens has no length that
-  the compiler knows; its collectives are counted once.
+  `config.micro_batches`; the update stays the same. A rollout's loop of tokens has no
+  length that the compiler knows; its collectives are counted once.
 - *streaming* is one chunk (640 ms) of that many streams at once on one device, weights
   in bfloat16; how many fit is foretold from two numbers of streams.
 """
