@@ -81,6 +81,7 @@ def train_both(
     return hosts, together, alone
 
 
+@pytest.mark.long
 def test_two_hosts_train_as_one_process(settings, launch, tmp_path):
     """Stage 4, rows and parameters over both hosts."""
     hosts, together, alone = train_both("stage4", (2, 2, 1), settings, launch, tmp_path)
