@@ -47,6 +47,7 @@ from nim4_jax.train.flops import FlopCounter
 from nim4_jax.train.metrics import MetricWriter
 from nim4_jax.train.profiler import ProfileWindow
 from nim4_jax.train.speed import Capacity, Speedometer
+from nim4_jax.train.state import TrainState
 from nim4_jax.train.step import make_train_step
 
 
@@ -144,13 +145,7 @@ def _run(
         company.append(subscriber)
     if not fresh:
         restore(company, checkpoints.read_meta())
-    trainable, frozen = optim.split_params(state.params, recipe.rules)
-    logging.info(
-        "%s: %.2f M parameters trained, %.2f M frozen",
-        settings.stage,
-        optim.count_parameters(trainable) / 1e6,
-        optim.count_parameters(frozen) / 1e6,
-    )
+    _log_sizes(settings, state)
     writer = MetricWriter(workdir, int(state.step))
     with contextlib.ExitStack() as at_end:
         at_end.enter_context(stop.deferred())
@@ -179,6 +174,17 @@ def _run(
             speed=Speedometer(_measure_capacity(settings), launched),
             profile=profile,
         )
+
+
+def _log_sizes(settings: assembly.TrainSettings, state: TrainState) -> None:
+    """Say how much is trained."""
+    trainable, frozen = optim.split_params(state.params, settings.recipe.rules)
+    logging.info(
+        "%s: %.2f M parameters trained, %.2f M frozen",
+        settings.stage,
+        optim.count_parameters(trainable) / 1e6,
+        optim.count_parameters(frozen) / 1e6,
+    )
 
 
 def _measure_capacity(settings: assembly.TrainSettings) -> Capacity:
