@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from nim4_jax import sharding
 from nim4_jax.decode import stream
-from nim4_jax.decode.stream import Arrival, StreamConfig
+from nim4_jax.decode.programs import Arrival
+from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.launch import ahead
 from nim4_jax.launch.ahead import Report
 from nim4_jax.launch.topologies import Topology

@@ -15,6 +15,7 @@ COMMANDS = {
     "transcribe": "recordings to text, JSON or subtitles",
     "demo": "train, evaluate and try the nano model",
     "snapshot": "pack a trained model into one .safetensors file",
+    "export": "a model as programs and weights that run without Flax",
     "convert": "weights of other implementations in, and back out",
     "scale": "what full-size stages take of TPUs and GPUs, compiled without them",
     "parameters": "count a model's parameters by part",

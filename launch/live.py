@@ -25,7 +25,7 @@ from nim4_jax.decode.endpoint import BlankDetector, Silero
 from nim4_jax.decode.events import Event, Final
 from nim4_jax.decode.listener import Listener
 from nim4_jax.decode.session import Session
-from nim4_jax.decode.stream import StreamConfig
+from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.launch import live_display, live_source, recognition
 from nim4_jax.launch.live_display import FORMATS
 from nim4_jax.launch.live_source import MICROPHONE, PACES, STDIN, Inbox, Warn
@@ -166,7 +166,7 @@ def load_listener(
     """A listener with one place.
 
     Args:
-        model: workdir or .safetensors file.
+        model: workdir, .safetensors file or bundle.
         config: sizes.
         detector: one of DETECTORS.
         hotwords: names for every prompt.
@@ -208,7 +208,7 @@ def run(
     """Transcribe a recording to stdout while it is heard.
 
     Args:
-        model: workdir or .safetensors file.
+        model: workdir, .safetensors file or bundle.
         recording: a path, STDIN or MICROPHONE.
         form: one of FORMATS.
         pace: of a file, one of PACES.
@@ -253,7 +253,7 @@ def run(
     return outcome
 
 
-def main(recordings: Sequence[str], given: Any) -> None:
+def main(model: str, recordings: Sequence[str], given: Any) -> None:
     """`nim4 transcribe --stream`, with the values of all flags.
 
     Raises:
@@ -268,7 +268,7 @@ def main(recordings: Sequence[str], given: Any) -> None:
         raise ValueError("--out is not for streams; send stdout to a file: … > FILE.")
     names = (name.strip() for name in re.split("[,，]", given.hotwords))
     outcome = run(
-        given.model,
+        model,
         recordings[0],
         form=given.format,
         pace=given.pace,

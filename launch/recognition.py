@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
-from nim4_jax.decode.recogniser import Recogniser
+from nim4_jax.decode.model_programs import ModelPrograms
+from nim4_jax.decode.recogniser import Loaded, Recogniser
 from nim4_jax.launch import assembly
 from nim4_jax.ops.relative import Chunking
+from nim4_jax.serving import bundle, manifest
 from nim4_jax.text.tokenizer import Tokenizer
 
 _BUCKETS = (2.5, 5.0, 9.0)
 _ROWS = (16, 10, 6)
 
 
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A recogniser and the batch shapes that its model was trained in.
-
-    Attributes:
-        recogniser: the model.
-        bucket_seconds: lengths of the shapes, growing.
-        rows: rows of each shape.
-    """
-
-    recogniser: Recogniser
-    bucket_seconds: tuple[float, ...]
-    rows: tuple[int, ...]
-
-
 def load(origin: str, *, chunk: int = 0, left: int = 4) -> Loaded:
-    """Load a workdir or a .safetensors file.
+    """Load a workdir, a .safetensors file or an exported bundle.
 
     Args:
-        origin: folder of a training run, file, or "package:FILE".
+        origin: folder of a training run or of a bundle, file, or "package:FILE".
         chunk: encoder frames (40 ms) per chunk, as in streaming; 0 for the full pass.
         left: chunks that a chunk sees to its left.
 
@@ -43,23 +29,25 @@ def load(origin: str, *, chunk: int = 0, left: int = 4) -> Loaded:
     """
     if chunk < 0 or left < 0:
         raise ValueError(f"chunk {chunk} and left chunks {left} must be ≥ 0.")
+    if manifest.is_bundle(origin):
+        return bundle.load(origin, chunk=chunk, left=left)
     params, meta = assembly.load_model(origin)
     config = assembly.build_model_config(meta["model"])
     tokenizer = Tokenizer.from_file(assembly.find_tokenizer(meta["tokenizer"]))
     if "llm" in params:
         assembly.check_vocabulary(tokenizer, config)
-    recogniser = Recogniser.create(
+    programs = ModelPrograms.create(
         config,
         params,
-        tokenizer,
         assembly.make_prompt(tokenizer),
+        tokenizer.end_id,
         chunking=Chunking.of(chunk, left) if chunk else None,
     )
-    seconds, rows = _find_shapes(meta)
-    return Loaded(recogniser, seconds, rows)
+    seconds, rows = find_shapes(meta)
+    return Loaded(Recogniser(programs, tokenizer), seconds, rows)
 
 
-def _find_shapes(meta: dict[str, Any]) -> tuple[tuple[float, ...], tuple[int, ...]]:
+def find_shapes(meta: dict[str, Any]) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Batch shapes of the training data, defaults where a checkpoint does not say."""
     data = json.loads(meta.get("config") or "{}").get("data") or {}
     seconds = tuple(float(value) for value in data.get("bucket_seconds", _BUCKETS))

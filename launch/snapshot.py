@@ -52,12 +52,12 @@ def run(
         meta["model"]["llm"]["lora"]["rank"] = 0
     kept = {name: params[name] for name in parts or sorted(params)}
     if dtype == "int8":
-        kept, meta = _quantise(kept, meta)
+        kept, meta = quantise(kept, meta)
     snapshot.write(out, kept, meta, dtype)
     print(f"{out}: {optim.count_parameters(kept) / 1e6:.2f} M parameters")
 
 
-def _quantise(params: Params, meta: dict[str, Any]) -> tuple[Params, dict[str, Any]]:
+def quantise(params: Params, meta: dict[str, Any]) -> tuple[Params, dict[str, Any]]:
     """Parameters and meta of the same model with int8 weights."""
     config = assembly.build_model_config(meta["model"])
     policy = dataclasses.replace(config.policy, weights="int8")

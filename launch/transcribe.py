@@ -3,6 +3,7 @@
 python launch/transcribe.py --model=runs/demo/stage4 FILE…
 python launch/transcribe.py --model=runs/demo/stage4 --format=srt --out=DIR FILE…
 python launch/transcribe.py --model=runs/demo/stage4 --stream FILE|-|mic
+python launch/transcribe.py --bundle=BUNDLE [--stream] FILE…
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from nim4_jax.decode.segments import AudioBatch, Batcher, Segment
 from nim4_jax.decode.timing import Word
 from nim4_jax.eval import report
 from nim4_jax.launch import live, recognition, runtime
+from nim4_jax.serving import manifest
 
 FORMATS = ("text", "json", "srt", "vtt")
 VADS = ("silero", "none")
@@ -36,6 +38,7 @@ _BLOCK_SECONDS = 10.0
 def define_flags() -> None:
     """The command's flags."""
     flags.DEFINE_string("model", None, "Workdir or .safetensors file.")
+    flags.DEFINE_string("bundle", None, "Instead of a model, what `export` made of it.")
     flags.DEFINE_enum("format", "text", FORMATS, "What is written.")
     flags.DEFINE_string("out", None, "Folder for one file per recording, else stdout.")
     flags.DEFINE_enum(
@@ -333,7 +336,7 @@ def run(
     """Transcribe files and print or write what `form` asks for.
 
     Args:
-        model: workdir or .safetensors file.
+        model: workdir, .safetensors file or bundle.
         paths: audio files.
         form: one of FORMATS.
         out: folder; None prints.
@@ -382,13 +385,19 @@ def run(
 def main(argv: Sequence[str]) -> None:
     """Entry point of `launch/transcribe.py` and `nim4 transcribe`."""
     paths, given = list(argv[1:]), flags.FLAGS
-    if not given.model or not paths:
-        raise app.UsageError("--model=WORKDIR|FILE and at least one audio file needed.")
+    if bool(given.model) == bool(given.bundle) or not paths:
+        raise app.UsageError(
+            "Either --model=WORKDIR|FILE or --bundle=BUNDLE, and at least one audio "
+            "file needed."
+        )
+    if given.bundle:
+        manifest.read(given.bundle)
+    model = given.model or given.bundle
     if given.stream:
-        live.main(paths, given)
+        live.main(model, paths, given)
         return
     done = run(
-        given.model,
+        model,
         paths,
         form=given.format,
         out=given.out,

@@ -14,12 +14,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from nim4_jax import struct
 from nim4_jax.types import Frames
 
 SAMPLE_RATE = 16_000
@@ -62,7 +62,7 @@ class FeatureConfig:
         return self.carried_samples // self.hop
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class FeatureState:
     """The end of the audio seen so far, [B, carried_samples]."""
 

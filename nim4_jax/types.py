@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from nim4_jax import struct
 
 Params = dict[str, Any]
 """A plain nested dict of arrays: what `nn.unbox(module.init(...))["params"]` gives."""
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Frames:
     """A padded batch of sequences; padding never travels without its mask.
 
@@ -44,7 +45,7 @@ class Frames:
         return jnp.sum(self.mask, axis=1, dtype=jnp.int32)
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Labels:
     """A padded batch of id sequences (phonemes or text tokens), left aligned.
 
@@ -61,7 +62,7 @@ class Labels:
         return jnp.sum(self.mask, axis=1, dtype=jnp.int32)
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class AsrBatch:
     """One batch of training or evaluation examples, every array of fixed shape.
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from nim4_jax.data import sources
 from nim4_jax.decode import offline
+from nim4_jax.decode.programs import Generation
 from nim4_jax.launch import assembly
 from nim4_jax.launch.benchmarks import measure
 from nim4_jax.layers import Policy
@@ -70,7 +71,7 @@ class Ours:
 
         self._embed = embed
 
-    def write(self, prompts: np.ndarray) -> offline.Generation:
+    def write(self, prompts: np.ndarray) -> Generation:
         """Int [B, 64] → 64 new tokens a row."""
         written = offline.generate(
             self.model,

@@ -20,9 +20,10 @@ from nim4_jax.configs import base, stage4
 from nim4_jax.data import audio, sources
 from nim4_jax.decode import offline, stream
 from nim4_jax.decode.listener import Listener
+from nim4_jax.decode.programs import Arrival
 from nim4_jax.decode.recogniser import Recogniser
 from nim4_jax.decode.session import Session
-from nim4_jax.decode.stream import StreamConfig
+from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.eval import latency, stream_runs, streaming
 from nim4_jax.eval.stream_runs import Run
 from nim4_jax.features import SAMPLE_RATE
@@ -228,7 +229,8 @@ class Repetition:
             config: with room for the utterance.
             seconds: of the utterance, rounded to whole chunks.
         """
-        self._recogniser, self._config = recogniser, config
+        self._programs: Any = recogniser.programs
+        self._tokenizer, self._config = recogniser.tokenizer, config
         self._chunks = round(seconds / config.seconds)
         packed = prompt_text.pack_suffixes(
             recogniser.tokenizer, [()], config.suffix_tokens
@@ -245,7 +247,7 @@ class Repetition:
             speech: recordings.
             runs: timed runs of each.
         """
-        config, params = self._config, self._recogniser.params
+        config, params = self._config, self._programs.params
         seconds = self._chunks * config.seconds
         samples = stream_runs.join_speech(speech, seconds, pauses=(0.1, 0.3))
         rate = self._count_tokens_per_second(speech)
@@ -280,31 +282,28 @@ class Repetition:
     def _count_tokens_per_second(self, speech: Sequence[np.ndarray]) -> float:
         """Tokens of the transcripts, by seconds of the recordings."""
         records = sources.open_source(SPEECH)
-        tokenizer = self._recogniser.tokenizer
+        tokenizer = self._tokenizer
         texts = [records[number]["text"] for number in range(len(records))]
         tokens = sum(len(tokenizer.encode(text)) for text in texts)
         return tokens * SAMPLE_RATE / sum(map(len, speech))
 
     def _listen(self, samples: np.ndarray, rate: float) -> stream.StreamState:
         """State before the last chunk."""
-        recogniser = self._recogniser
-        state = stream.init(
-            recogniser.model, recogniser.params, recogniser.prompt, self._config, 1
-        )
+        state = self._programs.start(self._config, 1)
         for number in range(self._chunks - 1):
             state = self._tick(state, self._arrive(samples, number, rate))[0]
         return state
 
-    def _arrive(self, samples: np.ndarray, number: int, rate: float) -> stream.Arrival:
+    def _arrive(self, samples: np.ndarray, number: int, rate: float) -> Arrival:
         """A chunk, with the text's length so far as limit."""
         config = self._config
-        window = config.window(self._recogniser.model.config.features)
+        window = config.window(self._programs.features)
         piece = samples[number * config.hop :][:window]
         audio = np.zeros((1, window), np.float32)
         audio[0, : len(piece)] = piece
         mask = np.arange(window)[None] < len(piece)
         limit = min(round(rate * (number + 1) * config.seconds), config.text_tokens)
-        return stream.Arrival(
+        return Arrival(
             jnp.zeros(1, jnp.int32),
             Frames(jnp.asarray(audio), jnp.asarray(mask)),
             jnp.asarray([number == 0]),
@@ -312,25 +311,16 @@ class Repetition:
             self._suffix,
         )
 
-    def _tick(self, state: stream.StreamState, arrival: stream.Arrival):
-        recogniser = self._recogniser
-        return stream.tick(
-            recogniser.model,
-            self._config,
-            len(recogniser.prompt.prefix),
-            -1,
-            self._config.text_tokens,
-            recogniser.params,
-            state,
-            arrival,
-        )
+    def _tick(self, state: stream.StreamState, arrival: Arrival):
+        programs = dataclasses.replace(self._programs, end_id=-1)
+        return programs.tick(self._config, self._config.text_tokens, state, arrival)
 
     def _transcribe(self, params, samples: Frames, tokens: int):
         """What the tick does, of the whole utterance and without any cache."""
-        model, prompt = self._recogniser.model, self._recogniser.prompt
+        model, prompt = self._programs.model, self._programs.prompt
 
         def hear(asr):
-            frames = asr.encode(asr.extract(samples), self._recogniser.chunking)
+            frames = asr.encode(asr.extract(samples), self._programs.chunking)
             scores = jax.nn.log_softmax(asr.score_phonemes(frames))
             return scores, asr.assemble(asr.adapt(frames), prompt)
 
@@ -347,9 +337,9 @@ class Repetition:
 
     def _encode(self, params, samples: Frames) -> Any:
         def hear(asr):
-            return asr.encode(asr.extract(samples), self._recogniser.chunking)
+            return asr.encode(asr.extract(samples), self._programs.chunking)
 
-        return self._recogniser.model.apply({"params": params}, method=hear)
+        return self._programs.model.apply({"params": params}, method=hear)
 
     def _advance_encoder(
         self, params, samples: Frames, state: conformer.StackState
@@ -358,7 +348,7 @@ class Repetition:
             pieces = asr.extract(samples)
             return asr.encode_chunk(pieces, state, self._config.chunking)
 
-        return self._recogniser.model.apply({"params": params}, method=hear)
+        return self._programs.model.apply({"params": params}, method=hear)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,12 +383,13 @@ def measure_states(
     """
     states = {}
     if recogniser is not None:
-        model = recogniser.model
+        programs: Any = recogniser.programs
+        model = programs.model
         parts = stream.measure(
-            model.config, recogniser.prompt, config, packed=model.packed
+            model.config, programs.prompt, config, packed=model.packed
         )
         name = find_size(model.config)
-        states[name] = State(parts, _weigh(recogniser.params))
+        states[name] = State(parts, _weigh(programs.params))
     if "2b3" not in states:
         values = stage4.get_config("2b3").model.to_dict()
         shapes = assembly.build_model_config(values)

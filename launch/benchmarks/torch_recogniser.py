@@ -12,10 +12,10 @@ from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
 from nim4_jax.launch.benchmarks import torch_conformer
-from nim4_jax.models import adaptor
 from nim4_jax.models.asr import AsrConfig, Prompt
 from nim4_jax.models.qwen3 import LLMConfig
 from nim4_jax.ops.spec_augment import SpecAugmentConfig
+from nim4_jax.rates import SPEECH_STRIDE
 
 _IGNORED = -100
 """Target behind the end of an answer."""
@@ -54,7 +54,7 @@ class Recogniser(nn.Module):
         self.front_end = torch_conformer.FrontEnd(config.features)
         self.encoder = torch_conformer.Encoder(config.encoder)
         self.adaptor = nn.Sequential(
-            nn.Linear(adaptor.STRIDE * config.encoder.width, config.adaptor_width),
+            nn.Linear(SPEECH_STRIDE * config.encoder.width, config.adaptor_width),
             nn.ReLU(),
             nn.Linear(config.adaptor_width, config.llm.width),
         )
@@ -64,7 +64,7 @@ class Recogniser(nn.Module):
         """Features and encoder frames of each row → speech tokens, which are real."""
         invalid = torch.arange((x.shape[1] + 3) // 4) >= counts[:, None]
         frames = self.encoder(x, invalid).masked_fill(invalid[..., None], 0.0)
-        stride = adaptor.STRIDE
+        stride = SPEECH_STRIDE
         frames = functional.pad(frames, (0, 0, 0, -frames.shape[1] % stride))
         speech = self.adaptor(frames.unflatten(1, (-1, stride)).flatten(2))
         real = ~invalid[:, ::stride]

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from nim4_jax import struct
+from nim4_jax.decode.programs import Written
 from nim4_jax.models import kv_cache
 from nim4_jax.models.asr import Asr
 from nim4_jax.models.kv_cache import KVCache
@@ -30,31 +31,7 @@ from nim4_jax.types import Frames, Labels, Params
 _BLOCK = 16  # predictions whose logits exist at once
 
 
-@flax.struct.dataclass
-class Written:
-    """The text of each row.
-
-    Attributes:
-        tokens: Int[Array, "B L"]; 0 behind the last.
-        length: Int[Array, "B"], tokens without the end token.
-        stable: Int[Array, "B"], tokens at the front that stay.
-        log_prob: Float[Array, "B"], nats, of the tokens that were predicted (all, in
-            the second pass) and the end token.
-        finished: Bool[Array, "B"], False where the limit ended the text.
-        accepted: Int[Array, "B"], tokens of the draft that stayed.
-        passes: Int[Array, ""], sequential passes of the LLM, the first included.
-    """
-
-    tokens: Int[Array, "B L"]
-    length: Int[Array, " B"]
-    stable: Int[Array, " B"]
-    log_prob: Float[Array, " B"]
-    finished: Bool[Array, " B"]
-    accepted: Int[Array, " B"]
-    passes: Int[Array, ""]
-
-
-@flax.struct.dataclass
+@struct.dataclass
 class Page:
     """What the LLM reads behind its cache, and what it may write.
 
@@ -73,7 +50,7 @@ class Page:
     limits: Int[Array, " B"]
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class _Loop:
     """State of the token loop."""
 

@@ -22,12 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from nim4_jax.decode import stream, timing
+from nim4_jax.decode import timing
 from nim4_jax.decode.endpoint import BlankDetector, EndpointConfig, Silero
 from nim4_jax.decode.events import Event, Final, Partial
+from nim4_jax.decode.programs import Arrival
 from nim4_jax.decode.recogniser import Recogniser
 from nim4_jax.decode.session import Ending, Piece, Session, StreamError, Utterance
-from nim4_jax.decode.stream import StreamConfig
+from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.retrieval import hints as retrieval_hints
 from nim4_jax.retrieval.hotwords import HotwordRetriever
@@ -110,7 +111,7 @@ class Listener:
         self._recogniser = recogniser
         self._boundaries = boundaries or EndpointConfig()
         self._detector = detector or Silero()
-        self._window = self.config.window(recogniser.model.config.features)
+        self._window = self.config.window(recogniser.programs.features)
         self._bare = len(prompt.encode_suffix(recogniser.tokenizer))
         if self._bare > self.config.suffix_tokens:
             raise ValueError(
@@ -119,13 +120,7 @@ class Listener:
             )
         self._fit = functools.lru_cache(4096)(self._encode_hints)
         self._seats: list[_Seat | None] = [None] * streams
-        self._state = stream.init(
-            recogniser.model,
-            recogniser.params,
-            recogniser.prompt,
-            self.config,
-            streams,
-        )
+        self._state = recogniser.programs.start(self.config, streams)
 
     @property
     def streams(self) -> int:
@@ -210,9 +205,7 @@ class Listener:
             audio = Frames(
                 jnp.zeros((rows, self._window)), jnp.zeros((rows, self._window), bool)
             )
-            arrival = stream.Arrival(
-                nobody, audio, jnp.zeros(rows, bool), limits, suffix
-            )
+            arrival = Arrival(nobody, audio, jnp.zeros(rows, bool), limits, suffix)
             for width in self.config.widths():
                 self._run_tick(width, arrival)
                 self._run_finish(width, nobody, limits, suffix)
@@ -285,32 +278,15 @@ class Listener:
         count = self._recogniser.budget.count(seconds)
         return min(count, self.config.text_tokens)
 
-    def _run_tick(self, width: int, arrival: stream.Arrival):
-        recogniser = self._recogniser
-        self._state, heard, written = stream.tick(
-            recogniser.model,
-            self.config,
-            len(recogniser.prompt.prefix),
-            recogniser.tokenizer.end_id,
-            width,
-            recogniser.params,
-            self._state,
-            arrival,
+    def _run_tick(self, width: int, arrival: Arrival):
+        self._state, heard, written = self._recogniser.programs.tick(
+            self.config, width, self._state, arrival
         )
         return jax.device_get((heard, written))
 
     def _run_finish(self, width: int, slots, limits, suffix: Labels):
-        recogniser = self._recogniser
-        written = stream.finish(
-            recogniser.model,
-            self.config,
-            recogniser.tokenizer.end_id,
-            width,
-            recogniser.params,
-            self._state,
-            slots,
-            limits,
-            suffix,
+        written = self._recogniser.programs.finish(
+            self.config, width, self._state, slots, limits, suffix
         )
         return jax.device_get(written)
 
@@ -333,7 +309,7 @@ class Listener:
             if piece.utterance.begun and not piece.last:
                 limits[row] = self._count_tokens(piece.utterance, piece.until)
         suffix = self._pack(hints)
-        arrival = stream.Arrival(
+        arrival = Arrival(
             jnp.asarray(padded),
             Frames(jnp.asarray(audio), jnp.asarray(mask)),
             jnp.asarray(fresh),

@@ -5,37 +5,17 @@ from __future__ import annotations
 import functools
 import numbers
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from nim4_jax import types
+from nim4_jax import struct, types
+from nim4_jax.decode.programs import Generation
 from nim4_jax.models import kv_cache, qwen3
 from nim4_jax.ops import rotary, sampling
 
 
-@flax.struct.dataclass
-class Generation:
-    """What the LLM wrote after each prompt, left aligned.
-
-    Attributes:
-        tokens: Int[Array, "B L"]; 0 behind the mask.
-        mask: Bool[Array, "B L"], True for real tokens, the end token among them.
-        log_probs: Float[Array, "B L"], nats, under the distribution that was sampled;
-            0 behind the mask.
-    """
-
-    tokens: Int[Array, "B L"]
-    mask: Bool[Array, "B L"]
-    log_probs: Float[Array, "B L"]
-
-    def lengths(self) -> Int[Array, " B"]:
-        """Number of tokens of each row, the end token included."""
-        return jnp.sum(self.mask, axis=1, dtype=jnp.int32)
-
-
-@flax.struct.dataclass
+@struct.dataclass
 class _Options:
     """What may change from call to call without a recompilation.
 
@@ -54,7 +34,7 @@ class _Options:
     rngs: Key[Array, " B"] | None = None
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class _Loop:
     """State of the token loop: what is out, and what the next step needs."""
 

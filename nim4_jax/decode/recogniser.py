@@ -1,50 +1,19 @@
-"""Audio in, transcripts out: a trained model with all that it needs to be used."""
+"""Audio in, transcripts out: a model's programs with all that they need to be used."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
-from typing import cast
 
-import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
 
-from nim4_jax import features, layers
-from nim4_jax.decode import offline, timing
-from nim4_jax.models import lora, qwen3
-from nim4_jax.models.asr import Asr, AsrConfig, Prompt
-from nim4_jax.models.qwen3 import Qwen3
-from nim4_jax.ops import ctc
-from nim4_jax.ops.relative import Chunking
-from nim4_jax.text import prompt as prompt_text
+from nim4_jax import features
+from nim4_jax.decode import timing
+from nim4_jax.decode.programs import WRITES, Budget, Programs
+from nim4_jax.text import prompt
 from nim4_jax.text.tokenizer import Tokenizer
-from nim4_jax.types import Frames, Labels, Params
-
-SILENCE_PEAK = 3e-4
-"""Audio whose loudest sample is below this (−70 dBFS) is silence: the empty string."""
-
-_HEARS = ("cmvn", "encoder", "ctc_head")
-_WRITES = {"adaptor": "adaptor", "llm": "LLM"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """How many tokens an answer may have: first + per_second · seconds, at most `most`.
-
-    A model that repeats itself is stopped by it, and so is the loop over a batch.
-    """
-
-    first: int = 8
-    per_second: float = 12.0
-    most: int = 448
-
-    def count(self, seconds: float) -> int:
-        """Tokens for audio of that length."""
-        return min(self.most, self.first + int(np.ceil(self.per_second * seconds)))
+from nim4_jax.types import Frames, Labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,156 +39,27 @@ class Transcript:
     duration: float
 
 
-@flax.struct.dataclass
-class _Heard:
-    """What the encoder and the phoneme head make of a batch."""
-
-    frames: Frames
-    log_probs: Float[Array, "B U P"]
-    ids: Int[Array, "B U"]
-    starts: Bool[Array, "B U"]
-    seconds: Float[Array, " B"]
-
-
-def _listen(asr: Asr, audio: Frames, chunking: Chunking) -> _Heard:
-    """Samples to encoder frames and phoneme posteriors.
-
-    Rows that are silent, or hold a sample that is no number, are masked throughout.
-    """
-    samples = audio.masked().values
-    # Compilers may order NaN either way in a maximum: it is asked for by itself.
-    finite = jnp.all(jnp.isfinite(samples), axis=1)
-    loud = finite & (jnp.max(jnp.abs(samples), axis=1) > SILENCE_PEAK)
-    audio = audio.replace(mask=audio.mask & loud[:, None])
-    frames = asr.encode(asr.extract(audio), chunking)
-    logits = asr.score_phonemes(frames)
-    ids, starts = ctc.greedy(logits, frames.mask)
-    seconds = audio.lengths().astype(jnp.float32) / features.SAMPLE_RATE
-    return _Heard(frames, jax.nn.log_softmax(logits), ids, starts, seconds)
-
-
-@functools.partial(jax.jit, static_argnums=(0,))
-def _hear(model: Asr, params: Params, audio: Frames, chunking: Chunking) -> _Heard:
-    heard = model.apply({"params": params}, audio, chunking, method=_listen)
-    return cast(_Heard, heard)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _transcribe(
-    model: Asr,
-    prompt: Prompt,
-    end_id: int,
-    budget: Budget,
-    params: Params,
-    audio: Frames,
-    chunking: Chunking,
-    suffix: Labels | None,
-) -> tuple[_Heard, offline.Generation]:
-    """The whole recogniser in one program per batch shape."""
-
-    def prepare(asr: Asr):
-        heard = _listen(asr, audio, chunking)
-        speech = asr.adapt(heard.frames)
-        return heard, asr.assemble(speech, prompt, suffix=suffix)
-
-    heard, sequence = model.apply({"params": params}, method=prepare)
-    config = model.config
-    most = budget.count(audio.values.shape[1] / features.SAMPLE_RATE)
-    allowed = budget.first + jnp.ceil(budget.per_second * heard.seconds)
-    spoken = jnp.any(heard.frames.mask, axis=1)
-    generation = offline.generate(
-        Qwen3(config.llm, config.policy, packed=model.packed),
-        params["llm"],
-        sequence.embeddings,
-        sequence.mask,
-        max_new_tokens=most,
-        end_id=end_id,
-        limits=jnp.where(spoken, allowed, 0.0).astype(jnp.int32),
-    )
-    return heard, generation
-
-
-def _merge(config: AsrConfig, params: Params) -> tuple[AsrConfig, Params]:
-    """The LLM with its LoRA matrices, if any, put into the kernels."""
-    if not config.llm.lora.rank:
-        return config, params
-    llm = dataclasses.replace(config.llm, lora=layers.NO_LORA)
-    merged = lora.merge(params, config.llm.lora)
-    return dataclasses.replace(config, llm=llm), merged
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recogniser:
-    """A model ready to listen. One program is compiled per shape of the audio.
+    """A model ready to listen.
 
     Attributes:
-        model: shapes.
-        params: parameters on the device.
+        programs: of the model.
         tokenizer: of the LLM.
-        prompt: token ids around the speech.
-        chunking: how far the encoder sees; full for the offline pass.
-        budget: longest answers.
     """
 
-    model: Asr
-    params: Params
+    programs: Programs
     tokenizer: Tokenizer
-    prompt: Prompt
-    chunking: Chunking
-    budget: Budget = Budget()
 
-    @classmethod
-    def create(
-        cls,
-        config: AsrConfig,
-        params: Params,
-        tokenizer: Tokenizer,
-        prompt: Prompt,
-        *,
-        chunking: Chunking | None = None,
-        budget: Budget | None = None,
-    ) -> Recogniser:
-        """A recogniser from what a checkpoint holds.
-
-        Args:
-            config: shapes of the model.
-            params: nested dict; parts that recognition does not use are left out.
-            tokenizer: of the LLM.
-            prompt: token ids around the speech.
-            chunking: None for the full pass; `Chunking.of(16, 4)` gives the numbers
-                that streaming with 640 ms chunks gives.
-            budget: None for the default.
-
-        Raises:
-            ValueError: the parameters hold no encoder.
-        """
-        missing = [part for part in _HEARS if part not in params]
-        if missing:
-            raise ValueError(
-                f"the model holds {sorted(params)} but no {', '.join(missing)}: train "
-                "stage 1 first, or name a checkpoint of a stage that has an encoder."
-            )
-        used = {part: params[part] for part in (*_HEARS, *_WRITES) if part in params}
-        if "llm" in used:
-            config, used["llm"] = _merge(config, used["llm"])
-        # A scan converts the int8 weights of one layer at a time; XLA converts those of
-        # a packed LLM all at once, and they need more memory than float ones.
-        packed = config.policy.weights == "float"
-        if packed and "llm" in used:
-            used["llm"] = qwen3.pack(used["llm"])
-        return cls(
-            Asr(config, packed=packed),
-            jax.device_put(used),
-            tokenizer,
-            prompt,
-            chunking or Chunking.full(),
-            budget or Budget(),
-        )
+    @property
+    def budget(self) -> Budget:
+        """Longest answers."""
+        return self.programs.budget
 
     @property
     def writes(self) -> bool:
         """Whether there is an LLM behind the encoder."""
-        return all(part in self.params for part in _WRITES)
+        return all(part in self.programs.parts for part in WRITES)
 
     def check_writes(self) -> None:
         """Refuse a model that can hear but not write.
@@ -228,7 +68,9 @@ class Recogniser:
             ValueError: it holds no LLM or no adaptor.
         """
         if not self.writes:
-            missing = [_WRITES[part] for part in _WRITES if part not in self.params]
+            missing = [
+                WRITES[part] for part in WRITES if part not in self.programs.parts
+            ]
             raise ValueError(
                 f"the model holds no {' and no '.join(missing)}: train stages 2 and 4 "
                 "from it to get text. Its phonemes can be evaluated already "
@@ -241,7 +83,7 @@ class Recogniser:
         Args:
             audio: samples in [-1, 1), Float [B, S] at 16 kHz.
         """
-        heard = _hear(self.model, self.params, audio, self.chunking)
+        heard = self.programs.hear(audio)
         return _collapse(*jax.device_get((heard.ids, heard.starts)))
 
     def score_phonemes(self, audio: Frames) -> list[np.ndarray]:
@@ -250,8 +92,8 @@ class Recogniser:
         Args:
             audio: samples in [-1, 1), Float [B, S] at 16 kHz.
         """
-        heard = _hear(self.model, self.params, audio, self.chunking)
-        scores, mask = jax.device_get((heard.log_probs, heard.frames.mask))
+        heard = self.programs.hear(audio)
+        scores, mask = jax.device_get((heard.log_probs, heard.mask))
         return [row[valid] for row, valid in zip(scores, mask)]
 
     def transcribe(
@@ -274,16 +116,7 @@ class Recogniser:
         """
         self.check_writes()
         suffix = None if hints is None else self._pack_suffixes(hints, len(audio.mask))
-        heard, written = _transcribe(
-            self.model,
-            self.prompt,
-            self.tokenizer.end_id,
-            self.budget,
-            self.params,
-            audio,
-            self.chunking,
-            suffix,
-        )
+        heard, written = self.programs.transcribe(audio, suffix)
         written, ids, starts = jax.device_get((written, heard.ids, heard.starts))
         durations = np.asarray(audio.mask).sum(axis=1) / features.SAMPLE_RATE
         rows = zip(
@@ -296,7 +129,7 @@ class Recogniser:
         transcripts = [self._read_row(*row) for row in rows]
         if not timings:
             return transcripts
-        scores, frames = jax.device_get((heard.log_probs, heard.frames.mask))
+        scores, frames = jax.device_get((heard.log_probs, heard.mask))
         timed = []
         for row, transcript in enumerate(transcripts):
             words = timing.time_words(
@@ -309,7 +142,7 @@ class Recogniser:
         """Each row's instruction with its hints; few widths, so that few compile."""
         if len(hints) != rows:
             raise ValueError(f"{len(hints)} lists of hints for {rows} rows of audio.")
-        return Labels(*prompt_text.pack_suffixes(self.tokenizer, hints))
+        return Labels(*prompt.pack_suffixes(self.tokenizer, hints))
 
     def _read_row(
         self,
@@ -332,6 +165,21 @@ class Recogniser:
             phonemes=spoken,
             duration=float(seconds),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A recogniser and the batch shapes that its model was trained in.
+
+    Attributes:
+        recogniser: the model.
+        bucket_seconds: lengths of the shapes, growing.
+        rows: rows of each shape.
+    """
+
+    recogniser: Recogniser
+    bucket_seconds: tuple[float, ...]
+    rows: tuple[int, ...]
 
 
 def _collapse(ids: np.ndarray, starts: np.ndarray) -> list[tuple[int, ...]]:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from nim4_jax.decode import endpoint, events, timing
 from nim4_jax.decode.endpoint import BlankDetector, Boundary, EndpointConfig, Silero
 from nim4_jax.decode.events import Event, SpeechStarted, SpeechStopped
-from nim4_jax.decode.stream import StreamConfig
+from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.retrieval.hotwords import Hit, HotwordRetriever
 from nim4_jax.retrieval.hotwords import StreamState as Hearing

@@ -17,124 +17,25 @@ Source: NIM4-ASR §2.4.1; verification as in speculative decoding (arXiv 2211.17
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any, cast
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
-from nim4_jax import features
+from nim4_jax import struct
 from nim4_jax.decode import drafts
-from nim4_jax.models import adaptor, conformer, kv_cache, subsampling
+from nim4_jax.decode.programs import Arrival, Heard, Written
+from nim4_jax.decode.stream_config import StreamConfig
+from nim4_jax.models import conformer, kv_cache
 from nim4_jax.models.asr import Asr, AsrConfig, Prompt
 from nim4_jax.models.kv_cache import KVCache
 from nim4_jax.ops import ctc, rotary
-from nim4_jax.ops.relative import Chunking
 from nim4_jax.types import Frames, Labels, Params
 
 
-@dataclasses.dataclass(frozen=True)
-class StreamConfig:
-    """How a stream is cut, and how much room it has. All sizes are fixed.
-
-    Attributes:
-        chunk: encoder frames (40 ms) per chunk, a multiple of the adaptor's 4.
-        left: chunks before its own that a frame sees.
-        rollback: tokens at the end of the text that the next chunk may change.
-        free_chunks: first chunks of an utterance whose text may change altogether.
-        draft: tokens of the old text that a tick verifies, at least `rollback`.
-        chunks: longest utterance.
-        text_tokens: longest text.
-        suffix_tokens: room for instruction and hotwords.
-
-    Raises:
-        ValueError: sizes that do not fit each other.
-    """
-
-    chunk: int = 16
-    left: int = 4
-    rollback: int = 5
-    free_chunks: int = 2
-    draft: int = 8
-    chunks: int = 48
-    text_tokens: int = 192
-    suffix_tokens: int = 64
-
-    @classmethod
-    def of(cls, chunk: int = 0, left: int = 4) -> StreamConfig:
-        """Sizes for another chunk; utterances may last as long with any.
-
-        Args:
-            chunk: encoder frames, 0 for the default.
-            left: chunks.
-
-        Raises:
-            ValueError: see above.
-        """
-        chunk = chunk or cls.chunk
-        frames = cls.chunk * cls.chunks
-        return cls(chunk=chunk, left=left, chunks=max(1, frames // abs(chunk)))
-
-    def __post_init__(self):
-        if self.chunk < 1 or self.chunk % adaptor.STRIDE:
-            raise ValueError(
-                f"a chunk of {self.chunk} encoder frames is no whole number of speech "
-                f"tokens; use a multiple of {adaptor.STRIDE} (16 for 640 ms)."
-            )
-        if min(self.left, self.rollback, self.free_chunks) < 0:
-            raise ValueError(f"got {self}; left, rollback and free_chunks must be ≥ 0.")
-        if not self.rollback <= self.draft <= self.text_tokens or self.draft < 1:
-            raise ValueError(
-                f"draft={self.draft} must be at least 1 and the rollback "
-                f"({self.rollback}), at most text_tokens ({self.text_tokens})."
-            )
-        if min(self.chunks, self.suffix_tokens) < 1:
-            raise ValueError(f"got {self}; chunks and suffix_tokens must be ≥ 1.")
-
-    @property
-    def hop(self) -> int:
-        """Samples from one chunk's beginning to the next's."""
-        return self.chunk * conformer.STRIDE * features.FeatureConfig.hop
-
-    @property
-    def seconds(self) -> float:
-        """Duration of a chunk."""
-        return self.hop / features.SAMPLE_RATE
-
-    @property
-    def speech_tokens(self) -> int:
-        """Speech tokens of a chunk."""
-        return self.chunk // adaptor.STRIDE
-
-    @property
-    def chunking(self) -> Chunking:
-        """What the encoder sees."""
-        return Chunking.of(self.chunk, self.left)
-
-    def window(self, config: features.FeatureConfig) -> int:
-        """Samples that a tick reads: a chunk, and what its last frame looks ahead."""
-        frames = self.chunk * conformer.STRIDE + subsampling.OVERLAP
-        return (frames - 1) * config.hop + config.window
-
-    def widths(self) -> tuple[int, ...]:
-        """Tokens of suffix and old text for which programs exist, growing."""
-        most, width, found = self.suffix_tokens + self.text_tokens, 32, []
-        while width < most:
-            found.append(width)
-            width *= 3
-        return (*found, most)
-
-    def slots(self, prefix: int) -> int:
-        """Cache slots of a stream."""
-        # Where speech ends just behind the last chunk, its rest is one chunk more.
-        speech = (self.chunks + 1) * self.speech_tokens
-        return prefix + speech + self.suffix_tokens + self.text_tokens
-
-
-@flax.struct.dataclass
+@struct.dataclass
 class StreamState:
     """All that is kept of B streams between two chunks.
 
@@ -155,42 +56,6 @@ class StreamState:
     length: Int[Array, " B"]
     stable: Int[Array, " B"]
     chunks: Int[Array, " B"]
-
-
-@flax.struct.dataclass
-class Arrival:
-    """What a tick is given; a row each of the streams that take part.
-
-    Attributes:
-        slots: Int[Array, "B"], the stream; one that does not exist fills a batch up.
-        audio: Frames of [B, window] samples, from the chunk's first on.
-        fresh: Bool[Array, "B"], whether this chunk begins an utterance.
-        limits: Int[Array, "B"], tokens that the text may have; 0 for no text yet.
-        suffix: Labels [B, suffix_tokens], instruction and hotwords.
-    """
-
-    slots: Int[Array, " B"]
-    audio: Frames
-    fresh: Bool[Array, " B"]
-    limits: Int[Array, " B"]
-    suffix: Labels
-
-
-@flax.struct.dataclass
-class Heard:
-    """What the phoneme head heard in a chunk.
-
-    Attributes:
-        log_probs: Float[Array, "B U P"], natural log.
-        mask: Bool[Array, "B U"], real frames.
-        ids: Int[Array, "B U"], best class.
-        starts: Bool[Array, "B U"], where a phoneme begins.
-    """
-
-    log_probs: Float[Array, "B U P"]
-    mask: Bool[Array, "B U"]
-    ids: Int[Array, "B U"]
-    starts: Bool[Array, "B U"]
 
 
 def init(
@@ -247,7 +112,7 @@ def tick(
     params: Params,
     state: StreamState,
     arrival: Arrival,
-) -> tuple[StreamState, Heard, drafts.Written]:
+) -> tuple[StreamState, Heard, Written]:
     """Take the next chunk of some streams in; the others stay as they are.
 
     Args:
@@ -322,7 +187,7 @@ def finish(
     slots: Int[Array, " B"],
     limits: Int[Array, " B"],
     suffix: Labels,
-) -> drafts.Written:
+) -> Written:
     """The second pass over utterances that are complete: all text is a draft.
 
     Args:
@@ -344,8 +209,10 @@ def _finish(model, config, end_id, width, params, state, slots, limits, suffix):
     streams = _take(state, slots)
     draft = Labels(streams.tokens, drafts.up_to(streams.length, config.text_tokens))
     nothing = Frames(
-        jnp.zeros((len(slots), 0, model.config.llm.width), model.config.policy.dtype),
-        jnp.zeros((len(slots), 0), bool),
+        jnp.zeros(
+            (slots.shape[0], 0, model.config.llm.width), model.config.policy.dtype
+        ),
+        jnp.zeros((slots.shape[0], 0), bool),
     )
     page = drafts.Page(nothing, suffix, draft, jnp.zeros_like(limits), limits)
     return drafts.write(model, end_id, (width, width), params, streams.cache, page)[0]

@@ -6,10 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from nim4_jax.layers import Policy, linear
+from nim4_jax.rates import SPEECH_STRIDE as STRIDE
 from nim4_jax.types import Frames
-
-STRIDE = 4
-"""Encoder frames per speech token."""
 
 _EMBEDDING_VARIANCE = 2.5e-3
 """Speech tokens begin as small as text embeddings, or they drown the LLM's layers."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
 from nim4_jax import features as front_end
+from nim4_jax import struct
 from nim4_jax.layers import Policy
 from nim4_jax.models.adaptor import Adaptor
 from nim4_jax.models.conformer import Conformer, ConformerConfig, StackState
@@ -63,7 +63,7 @@ class AsrConfig:
     remat: str = "none"
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Sequence:
     """What the LLM reads: embeddings, their RoPE positions, and which are real."""
 

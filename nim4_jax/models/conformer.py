@@ -13,11 +13,10 @@ import dataclasses
 from typing import cast
 
 import flax.linen as nn
-import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from nim4_jax import sharding
+from nim4_jax import sharding, struct
 from nim4_jax.layers import (
     LayerNorm,
     Policy,
@@ -27,13 +26,13 @@ from nim4_jax.layers import (
     rematerialise,
 )
 from nim4_jax.models.subsampling import (
-    STRIDE,
     Subsampling,
     SubsamplingState,
     init_subsampling,
 )
 from nim4_jax.ops import activation, attention, conv, product, relative
 from nim4_jax.ops.relative import Chunking
+from nim4_jax.rates import FRAME_STRIDE as STRIDE
 from nim4_jax.types import Frames
 
 CONV_CONTEXTS = ("chunk", "causal")
@@ -107,7 +106,7 @@ class ConformerConfig:
         return self.conv_kernel - 1 - self.conv_right
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class BlockState:
     """What one block remembers; scanned stacks carry a leading "layers" axis.
 
@@ -122,7 +121,7 @@ class BlockState:
     conv: Float[Array, "*Z B W E"]
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class StackState:
     """State of all blocks; `mask` [B, C] tells which cached frames are real."""
 
@@ -130,7 +129,7 @@ class StackState:
     mask: Bool[Array, "B C"]
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class ConformerState:
     """State of the whole encoder between two pieces of a stream."""
 
@@ -138,7 +137,7 @@ class ConformerState:
     stack: StackState
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class BlockContext:
     """What every block of one call shares.
 
@@ -429,7 +428,7 @@ class Conformer(nn.Module):
         """Encode the next chunk of each stream from a piece that overlaps the next one.
 
         Nothing lags: a piece holds the feature frames of its chunk and the
-        `subsampling.OVERLAP` after them, so it needs that much more audio.
+        `rates.FRAME_OVERLAP` after them, so it needs that much more audio.
 
         Args:
             features: Float [B, T, M], T = 4 · chunking.size + OVERLAP.

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nim4_jax import sharding
+from nim4_jax import sharding, struct
 
 if TYPE_CHECKING:
     from nim4_jax.models.qwen3 import LLMConfig
@@ -20,7 +19,7 @@ Heads = Float[Array, "layers B K C H"] | tuple[Float[Array, "B K C H"], ...]
 """Keys or values of all layers, stacked or one by one."""
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class KVCache:
     """Keys and values of the tokens so far; slot order is the order of causality.
 

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from nim4_jax.layers import Policy, linear
-from nim4_jax.models.adaptor import STRIDE
+from nim4_jax.rates import SPEECH_STRIDE as STRIDE
 from nim4_jax.types import Frames
 
 

@@ -9,12 +9,11 @@ import operator
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from nim4_jax import layers, sharding
+from nim4_jax import layers, sharding, struct
 from nim4_jax.models import kv_cache
 from nim4_jax.ops import activation, attention, rotary
 from nim4_jax.types import Params
@@ -91,7 +90,7 @@ Cached = tuple[Array, Array] | None
 """Keys and values, of all layers under a scan, else of one; None without a cache."""
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Context:
     """What every layer needs beside the hidden states.
 
@@ -108,7 +107,7 @@ class Context:
     mask: Bool[Array, "B L"]
     visible: Bool[Array, "B L C"] | None = None
     start: Int[Array, " B"] | None = None
-    kernel: str = flax.struct.field(pytree_node=False, default="xla")
+    kernel: str = struct.static(default="xla")
 
 
 QWEN3_1_7B = LLMConfig(

@@ -6,25 +6,19 @@ Source: FireRedASR `Conv2dSubsampling`.
 from __future__ import annotations
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from nim4_jax import struct
 from nim4_jax.layers import Policy, Projection, add_bias
+from nim4_jax.rates import FRAME_OVERLAP as OVERLAP
+from nim4_jax.rates import FRAME_STRIDE as STRIDE
+from nim4_jax.rates import FRAME_WINDOW
 from nim4_jax.types import Frames
 
-STRIDE = 4
-"""Feature frames per encoder frame."""
 
-WINDOW = 7
-"""Feature frames under one encoder frame: encoder frame u covers 4·u … 4·u + 6."""
-
-OVERLAP = WINDOW - STRIDE
-"""Feature frames that an encoder frame shares with the next."""
-
-
-@flax.struct.dataclass
+@struct.dataclass
 class SubsamplingState:
     """The last `STRIDE` feature frames of each stream."""
 
@@ -100,7 +94,8 @@ class Subsampling(nn.Module):
 
     def __call__(self, features: Frames) -> Frames:
         """Float [B, T, M] → Float [B, ⌈T/4⌉, D]; valid where its first frame is."""
-        values = jnp.pad(features.masked().values, ((0, 0), (0, WINDOW - 1), (0, 0)))
+        padding = ((0, 0), (0, FRAME_WINDOW - 1), (0, 0))
+        values = jnp.pad(features.masked().values, padding)
         return Frames(self._convolve(values), features.mask[:, ::STRIDE])
 
     def cut(self, features: Frames) -> Frames:

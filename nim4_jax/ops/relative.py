@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from nim4_jax import struct
+
 UNLIMITED = 1 << 28
 """A chunk size, or a number of left chunks, beyond any sequence."""
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Chunking:
     """How far encoder frames see; traced scalars, so that no draw recompiles.
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from nim4_jax import struct
 from nim4_jax.train.losses import Loss
 
 RATIOS = ("token", "sequence")
@@ -61,7 +61,7 @@ class GrpoConfig:
             raise ValueError(f"grpo.ratio={self.ratio!r}; choose from {RATIOS}.")
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Drift:
     """How far the sampler's log-probabilities are from the trainer's.
 

@@ -13,16 +13,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from nim4_jax import sharding
+from nim4_jax import sharding, struct
 from nim4_jax.decode import offline
-from nim4_jax.decode.recogniser import Budget
+from nim4_jax.decode.programs import Budget, Generation
 from nim4_jax.models.asr import Asr, Prompt
 from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.ops import cross_entropy
@@ -56,7 +55,7 @@ def _split_rows(judge: Callable[..., Array], count: int) -> Callable[..., Array]
     return jax.shard_map(judge, in_specs=rows, out_specs=rows, check_vma=False)
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class _Setting:
     """What is drawn once a step.
 
@@ -212,9 +211,7 @@ class Grpo:
         length = -(-features.mask.shape[1] // 4)
         return model.adapt(model.encode(features, self.chunks.draw(rng, length)))
 
-    def write(
-        self, model: Asr, batch: AsrBatch, step: Int[Array, ""]
-    ) -> offline.Generation:
+    def write(self, model: Asr, batch: AsrBatch, step: Int[Array, ""]) -> Generation:
         """The first attempt of `roll` before it is judged; needs no host."""
         setting = self._set(model, step)
         speech = self._listen(model, batch, setting.chunks)
@@ -242,9 +239,7 @@ class Grpo:
         llm = Qwen3(model.config.llm, model.config.policy)
         params = fixed(model.variables["params"]["llm"])
 
-        def write(
-            number: Int[Array, ""], chosen: Bool[Array, " B"]
-        ) -> offline.Generation:
+        def write(number: Int[Array, ""], chosen: Bool[Array, " B"]) -> Generation:
             keys = key_rows(jax.random.fold_in(setting.draws, number), rows, len(rows))
             written = offline.generate(
                 llm,
@@ -262,7 +257,7 @@ class Grpo:
 
         return write
 
-    def _judge(self, written: offline.Generation, batch: AsrBatch) -> Rollout:
+    def _judge(self, written: Generation, batch: AsrBatch) -> Rollout:
         """The transcripts with what the host says they are worth."""
         count = len(batch.audio.mask)
         read = [batch.tokens, *([batch.wanted] if batch.wanted is not None else [])]

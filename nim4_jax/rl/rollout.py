@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from nim4_jax import struct
 from nim4_jax.rl import grpo
 from nim4_jax.types import AsrBatch, Labels
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Rollout:
     """K samples of each of B utterances; every leaf has B rows, so it may be cut.
 
@@ -45,7 +45,7 @@ class Rollout:
         return jnp.any(self.mask, axis=(1, 2))
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Rehearsed:
     """A batch with the rollout that was made of it elsewhere.
 

@@ -23,9 +23,8 @@ from typing import Protocol
 
 import numpy as np
 
-from nim4_jax.models.adaptor import STRIDE as SPEECH_STRIDE
 from nim4_jax.models.asr import AsrConfig, Prompt, param_shapes
-from nim4_jax.models.conformer import STRIDE as FRAME_STRIDE
+from nim4_jax.rates import FRAME_STRIDE, SPEECH_STRIDE
 from nim4_jax.train import optim
 
 Counts = np.ndarray

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from nim4_jax import struct
 from nim4_jax.models.asr import Asr, Prompt
 from nim4_jax.ops import cross_entropy, ctc, relative, spec_augment
 from nim4_jax.ops.relative import Chunking
@@ -26,7 +26,7 @@ from nim4_jax.types import AsrBatch, Frames, Labels
 Ratio = tuple[Float[Array, ""], Float[Array, ""]]
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Loss:
     """A loss not yet divided.
 
@@ -40,7 +40,7 @@ class Loss:
     total: Float[Array, ""]
     weight: Float[Array, ""]
     metrics: dict[str, Ratio]
-    largest: dict[str, Float[Array, ""]] = flax.struct.field(default_factory=dict)
+    largest: dict[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
 
     def join(self, other: Loss) -> Loss:
         """The loss of both batches' rows together."""

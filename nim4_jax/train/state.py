@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Int
 
+from nim4_jax import struct
 from nim4_jax.models.asr import Asr
 from nim4_jax.train import optim
 from nim4_jax.train.recipes import Recipe
 from nim4_jax.types import AsrBatch, Params
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class TrainState:
     """Everything that a step changes.
 

@@ -35,8 +35,7 @@ def write(path: str, params: Params, meta: dict[str, Any], dtype: str = "") -> N
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = np.asarray(leaf)
         name = "/".join(key.key for key in keys)
-        wide = array.ndim > 1 and array.dtype == np.float32
-        if dtype == "bfloat16" and wide and not name.startswith("cmvn/"):
+        if dtype == "bfloat16" and is_matrix(name, array):
             array = array.astype(ml_dtypes.bfloat16)
         flat[name] = np.ascontiguousarray(array)
     if _is_remote(path):
@@ -56,6 +55,12 @@ def write(path: str, params: Params, meta: dict[str, Any], dtype: str = "") -> N
     safetensors.numpy.save_file(flat, temporary, metadata=header(meta))
     temporary.chmod(mode)
     temporary.replace(path)
+
+
+def is_matrix(name: str, array: Any) -> bool:
+    """Whether "bfloat16" halves it: float32, not a vector, and not CMVN."""
+    wide = array.ndim > 1 and array.dtype == np.float32
+    return wide and not name.startswith("cmvn/")
 
 
 def header(meta: dict[str, Any]) -> dict[str, str]:

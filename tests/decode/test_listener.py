@@ -15,7 +15,7 @@ from nim4_jax.decode.events import Final, Partial, SpeechStarted, SpeechStopped
 from nim4_jax.decode.listener import Listener
 from nim4_jax.decode.recogniser import Recogniser
 from nim4_jax.decode.session import StreamError
-from nim4_jax.decode.stream import StreamConfig
+from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.launch import recognition
 from nim4_jax.retrieval.database import Gate
 from nim4_jax.retrieval.hotwords import HotwordRetriever

@@ -14,7 +14,7 @@ from nim4_jax.data import audio, sources
 from nim4_jax.decode.endpoint import WINDOW, Silero
 from nim4_jax.decode.events import Final
 from nim4_jax.decode.listener import Listener
-from nim4_jax.decode.stream import StreamConfig
+from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.launch import recognition
 
 RATE = 16_000

@@ -1,5 +1,6 @@
 """Batches of audio to transcripts with a tiny random model."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.decode import recogniser as module
-from nim4_jax.decode.recogniser import Budget, Recogniser
+from nim4_jax.decode import model_programs
+from nim4_jax.decode.model_programs import ModelPrograms
+from nim4_jax.decode.programs import Budget
+from nim4_jax.decode.recogniser import Recogniser
 from nim4_jax.launch import assembly, recognition
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.types import Frames
@@ -77,14 +80,14 @@ def test_silence_nan_and_nothing_are_the_empty_string(whole):
 def test_a_shape_compiles_once_whatever_the_chunks(whole):
     audio = make_batch([12_800, 6_000, 3_000], 12_800)
     full = whole.transcribe(audio)
-    traces = module._transcribe._cache_size()
+    traces = model_programs.transcribe._cache_size()
     chunked = [
         Recogniser(
-            whole.model, whole.params, whole.tokenizer, whole.prompt, chunking
+            dataclasses.replace(whole.programs, chunking=chunking), whole.tokenizer
         ).transcribe(audio)
         for chunking in (Chunking.of(4, 1), Chunking.of(64, 0))
     ]
-    assert module._transcribe._cache_size() == traces
+    assert model_programs.transcribe._cache_size() == traces
     assert chunked[1][0].tokens == full[0].tokens  # one chunk holds all of it
     assert chunked[0][0].log_prob != full[0].log_prob
 
@@ -104,7 +107,7 @@ def test_a_model_without_encoder_is_refused(model_files, whole):
     config = assembly.build_model_config(meta["model"])
     kept = {"llm": params["llm"]}
     with pytest.raises(ValueError, match="no cmvn, encoder, ctc_head: train stage 1"):
-        Recogniser.create(config, kept, whole.tokenizer, whole.prompt)
+        ModelPrograms.create(config, kept, whole.programs.prompt, 0)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +121,7 @@ def test_shapes_come_with_the_model(model_files, tiny_model):
     loaded = recognition.load(model_files[0])
     assert (loaded.bucket_seconds, loaded.rows) == (tiny_model.BUCKETS, tiny_model.ROWS)
     meta = {"config": json.dumps({"data": {"batch_size": 4}})}
-    assert recognition._find_shapes(meta)[1] == (4, 4, 4)
+    assert recognition.find_shapes(meta)[1] == (4, 4, 4)
 
 
 @pytest.mark.parametrize(("chunk", "left"), [(-1, 4), (4, -1)])

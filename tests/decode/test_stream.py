@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nim4_jax.decode import drafts, offline, stream
+from nim4_jax.decode.programs import Arrival
 from nim4_jax.decode.recogniser import Recogniser
-from nim4_jax.decode.stream import StreamConfig
+from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.launch import recognition
 from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.text import prompt as prompt_text
@@ -44,11 +45,9 @@ class Device:
 
     def __init__(self, recogniser: Recogniser, streams: int = STREAMS):
         self.recogniser, self.streams = recogniser, streams
-        self.window = CONFIG.window(recogniser.model.config.features)
+        self.window = CONFIG.window(recogniser.programs.features)
         self.end_id = recogniser.tokenizer.end_id
-        self.state = stream.init(
-            recogniser.model, recogniser.params, recogniser.prompt, CONFIG, streams
-        )
+        self.state = recogniser.programs.start(CONFIG, streams)
 
     def pack(self, hints) -> Labels:
         packed = prompt_text.pack_suffixes(
@@ -67,32 +66,22 @@ class Device:
             audio[row, : len(piece)], mask[row, : len(piece)] = piece, True
             slots[row], fresh[row] = slot, number == 0
         allowed = np.full(rows, 20, np.int32) if limits is None else limits
-        arrival = stream.Arrival(
+        arrival = Arrival(
             jnp.asarray(slots),
             Frames(jnp.asarray(audio), jnp.asarray(mask)),
             jnp.asarray(fresh),
             jnp.asarray(allowed),
             self.pack([hints] * rows),
         )
-        self.state, heard, written = stream.tick(
-            self.recogniser.model,
-            CONFIG,
-            len(self.recogniser.prompt.prefix),
-            self.end_id,
-            CONFIG.widths()[-1],
-            self.recogniser.params,
-            self.state,
-            arrival,
+        self.state, heard, written = self.recogniser.programs.tick(
+            CONFIG, CONFIG.widths()[-1], self.state, arrival
         )
         return jax.device_get((heard, written))
 
     def finish(self, slots, limits, hints=()):
-        written = stream.finish(
-            self.recogniser.model,
+        written = self.recogniser.programs.finish(
             CONFIG,
-            self.end_id,
             CONFIG.widths()[-1],
-            self.recogniser.params,
             self.state,
             jnp.asarray(slots, jnp.int32),
             jnp.asarray(limits, jnp.int32),
@@ -171,9 +160,11 @@ def lay_prompt(recogniser, audio, frames_heard, suffix, kept):
         frames = asr.encode(asr.extract(audio), CONFIG.chunking)
         heard = jnp.arange(frames.mask.shape[1])[None] < frames_heard
         speech = asr.adapt(Frames(frames.values, frames.mask & heard))
-        return asr.assemble(speech, recogniser.prompt, kept, suffix)
+        return asr.assemble(speech, recogniser.programs.prompt, kept, suffix)
 
-    return recogniser.model.apply({"params": recogniser.params}, method=run)
+    return recogniser.programs.model.apply(
+        {"params": recogniser.programs.params}, method=run
+    )
 
 
 def decode_plainly(recogniser, audio, chunks, hints, kept, limit):
@@ -184,10 +175,10 @@ def decode_plainly(recogniser, audio, chunks, hints, kept, limit):
     answer = Labels(ids, np.arange(ids.shape[1])[None] < len(kept))
     first = chunks * CONFIG.chunk
     sequence = lay_prompt(recogniser, lay_out(audio), first, Labels(*packed), answer)
-    model = recogniser.model
+    model = recogniser.programs.model
     made = offline.generate(
         Qwen3(model.config.llm, model.config.policy, packed=model.packed),
-        recogniser.params["llm"],
+        recogniser.programs.params["llm"],
         sequence.embeddings,
         sequence.mask,
         max_new_tokens=CONFIG.text_tokens,
@@ -267,7 +258,7 @@ def test_what_a_slot_held_cannot_harm_the_next_utterance(whole):
         is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
         return jnp.full_like(leaf, jnp.nan) if is_float else leaf
 
-    prefix = len(whole.prompt.prefix)
+    prefix = len(whole.programs.prompt.prefix)
     cache = device.state.cache
 
     def keep_prefix(leaf):
@@ -307,7 +298,10 @@ def test_no_text_is_written_where_none_is_asked_for(whole):
 def test_a_state_is_measured_without_making_it(whole):
     device = Device(whole, 1)
     sizes = stream.measure(
-        whole.model.config, whole.prompt, CONFIG, packed=whole.model.packed
+        whole.programs.model.config,
+        whole.programs.prompt,
+        CONFIG,
+        packed=whole.programs.model.packed,
     )
     leaves = jax.tree.leaves(device.state)
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

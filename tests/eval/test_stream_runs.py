@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nim4_jax.data import audio, sources
 from nim4_jax.decode.listener import Listener
-from nim4_jax.decode.stream import StreamConfig
+from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.eval import stream_runs, streaming
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.launch import recognition

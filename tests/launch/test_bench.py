@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nim4_jax.decode.listener import Listener
-from nim4_jax.decode.stream import StreamConfig
+from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.launch import bench, recognition
 from nim4_jax.launch.benchmarks import measure, streaming
 
@@ -97,7 +97,7 @@ def test_streams_give_all_their_figures(model_files):
     """Names and counts alone, of a model of almost no size; times may be any."""
     config = StreamConfig(left=2, text_tokens=64, chunks=8)
     recogniser = recognition.load(model_files[0], chunk=16, left=2).recogniser
-    assert streaming.find_size(recogniser.model.config) == "model"
+    assert streaming.find_size(recogniser.programs.model.config) == "model"
     listener = Listener(recogniser, streams=2, config=config)
     speech = streaming.load_speech()[:4]
     held, *delays = streaming.time_streams(listener, speech, 2.0, grain=4)

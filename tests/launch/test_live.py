@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from nim4_jax.data import audio, sources
 from nim4_jax.decode.events import Final, Partial, SpeechStarted, SpeechStopped
 from nim4_jax.decode.listener import Listener
-from nim4_jax.decode.stream import StreamConfig
+from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.decode.timing import Word
 from nim4_jax.launch import live, live_display, live_source, recognition, transcribe
 

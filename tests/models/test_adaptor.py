@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nim4_jax.layers import Policy
-from nim4_jax.models.adaptor import STRIDE, Adaptor
+from nim4_jax.models.adaptor import Adaptor
+from nim4_jax.rates import SPEECH_STRIDE as STRIDE
 from nim4_jax.types import Frames
 
 WIDTH, LENGTH = 6, 24

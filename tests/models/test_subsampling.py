@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nim4_jax.layers import Policy
-from nim4_jax.models.subsampling import STRIDE, Subsampling, init_subsampling
+from nim4_jax.models.subsampling import Subsampling, init_subsampling
+from nim4_jax.rates import FRAME_STRIDE as STRIDE
 from nim4_jax.types import Frames
 
 MELS, WIDTH, LENGTH = 16, 8, 48

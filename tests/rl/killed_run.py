@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from nim4_jax.decode.recogniser import Budget
+from nim4_jax.decode.programs import Budget
 from nim4_jax.models.asr import Asr
 from nim4_jax.rl import alarm
 from nim4_jax.rl.objective import Grpo

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from nim4_jax.decode.recogniser import Budget
+from nim4_jax.decode.programs import Budget
 from nim4_jax.models.conformer import Conformer
 from nim4_jax.rl import alarm
 from nim4_jax.rl.grpo import GrpoConfig

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from nim4_jax.decode.recogniser import Budget
+from nim4_jax.decode.programs import Budget
 from nim4_jax.rl import rollout
 from nim4_jax.rl.grpo import GrpoConfig
 from nim4_jax.rl.objective import Grpo

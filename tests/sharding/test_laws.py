@@ -13,7 +13,7 @@ import pytest
 
 from nim4_jax import sharding
 from nim4_jax.decode import offline
-from nim4_jax.decode.recogniser import Budget
+from nim4_jax.decode.programs import Budget
 from nim4_jax.models.asr import Asr
 from nim4_jax.rl.objective import Grpo
 from nim4_jax.train import placement

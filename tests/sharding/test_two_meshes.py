@@ -9,7 +9,7 @@ import pytest
 
 from nim4_jax import sharding
 from nim4_jax.configs import stage4, stage6
-from nim4_jax.decode.recogniser import Budget
+from nim4_jax.decode.programs import Budget
 from nim4_jax.launch import train as launcher
 from nim4_jax.rl.objective import PARTS, Grpo
 from nim4_jax.rl.worker import RolloutWorker

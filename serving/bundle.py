@@ -1,0 +1,266 @@
+"""An exported bundle, loaded and called: a recogniser without Flax or the model's code.
+
+    loaded = bundle.load("BUNDLE")
+    loaded.recogniser.transcribe(Frames(samples, mask))
+
+It stands wherever a live model can: whole recordings, streams, hotwords.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jaxtyping import Array, Int
+
+from nim4_jax.decode.programs import (
+    Arrival,
+    Budget,
+    Generation,
+    Heard,
+    Written,
+)
+from nim4_jax.decode.recogniser import Loaded, Recogniser
+from nim4_jax.decode.stream_config import StreamConfig
+from nim4_jax.features import SAMPLE_RATE, FeatureConfig
+from nim4_jax.ops.relative import Chunking
+from nim4_jax.serving import manifest
+from nim4_jax.serving.manifest import BundleError, Manifest
+from nim4_jax.text import phonemes
+from nim4_jax.text.tokenizer import Tokenizer
+from nim4_jax.types import Frames, Labels
+from nim4_jax.weights import snapshot
+
+_HEARD = len(dataclasses.fields(Heard))
+_GENERATION = len(dataclasses.fields(Generation))
+_WRITTEN = len(dataclasses.fields(Written))
+
+State = list[Array]
+"""Leaves of a `StreamState`, in the order of the programs."""
+
+
+def load(folder: str, *, chunk: int = 0, left: int = 4, check: bool = True) -> Loaded:
+    """A recogniser from a bundle. Programs are read when they are first needed.
+
+    Args:
+        folder: of the bundle.
+        chunk: encoder frames (40 ms) per chunk in whole recordings, as in streaming; 0
+            for the full pass.
+        left: chunks that a chunk sees to its left.
+        check: whether every file's SHA-256 is compared with the manifest.
+
+    Raises:
+        BundleError: no bundle, one of another schema or phoneme inventory, a corrupt
+            file, or programs for other platforms than this one.
+    """
+    if chunk < 0 or left < 0:
+        raise BundleError(f"chunk {chunk} and left chunks {left} must be ≥ 0.")
+    facts = manifest.read(folder)
+    check_platform(folder, facts)
+    if facts.phonemes != phonemes.INVENTORY_HASH:
+        raise BundleError(
+            f"{folder} has phoneme inventory {facts.phonemes[:12]}, this package has "
+            f"{phonemes.INVENTORY_HASH[:12]}; use the version of the package that made "
+            f"it ({facts.made_with.get('nim4-jax')})."
+        )
+    if check:
+        manifest.check_files(folder, facts)
+    programs = BundlePrograms(
+        folder,
+        facts,
+        _read_weights(folder, facts),
+        Chunking.of(chunk, left) if chunk else Chunking.full(),
+    )
+    tokenizer = Tokenizer.from_file(str(Path(folder, manifest.TOKENIZER)))
+    return Loaded(Recogniser(programs, tokenizer), facts.bucket_seconds, facts.rows)
+
+
+def check_platform(folder: str, facts: Manifest) -> None:
+    """Refuse a bundle that has no programs for the devices in use.
+
+    Raises:
+        BundleError: naming both.
+    """
+    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    if platform not in facts.platforms:
+        raise BundleError(
+            f"{folder} was exported for {', '.join(facts.platforms)}; the devices in "
+            f"use are {platform}. Export it with --platforms={platform}, or set "
+            f"JAX_PLATFORMS={facts.platforms[0]}."
+        )
+
+
+def _read_weights(folder: str, facts: Manifest) -> dict[str, Array]:
+    """Parameters on the device, in the dtypes that the programs take."""
+    path = str(Path(folder, manifest.WEIGHTS))
+    found = {}
+    try:
+        with snapshot.opened(path) as (file, _):
+            for name, dtype in facts.parameters.items():
+                array = file.get_tensor(name)
+                found[name] = jax.device_put(array.astype(jnp.dtype(dtype), copy=False))
+    except ValueError as error:
+        raise BundleError(str(error)) from error
+    return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BundlePrograms:
+    """The programs of a bundle as `decode.programs.Programs`.
+
+    Attributes:
+        folder: of the bundle.
+        facts: its manifest.
+        params: path → parameter, on the device.
+        chunking: how far the encoder sees in whole recordings.
+    """
+
+    folder: str
+    facts: Manifest
+    params: dict[str, Array]
+    chunking: Chunking
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Parts of the model that there are."""
+        return self.facts.parts
+
+    @functools.cached_property
+    def features(self) -> FeatureConfig:
+        """The front end."""
+        return FeatureConfig(**self.facts.features)
+
+    @functools.cached_property
+    def budget(self) -> Budget:
+        """Longest answers."""
+        return Budget(**self.facts.budget)
+
+    def hear(self, audio: Frames) -> Heard:
+        """See `Programs.hear`.
+
+        Raises:
+            BundleError: a length that the bundle has no program for.
+        """
+        name = f"hear-{self._find_length(audio)}"
+        return Heard(*self.call(name, audio, self.chunking))
+
+    def transcribe(
+        self, audio: Frames, suffix: Labels | None
+    ) -> tuple[Heard, Generation]:
+        """See `Programs.transcribe`.
+
+        Raises:
+            BundleError: a length that the bundle has no program for.
+        """
+        length = self._find_length(audio)
+        if suffix is None:
+            made = self.call(f"transcribe-{length}", audio, self.chunking)
+        else:
+            name = f"transcribe_hinted-{length}"
+            made = self.call(name, audio, self.chunking, suffix)
+        return Heard(*made[:_HEARD]), Generation(*made[_HEARD:])
+
+    def start(self, config: StreamConfig, streams: int) -> State:
+        """See `Programs.start`.
+
+        Raises:
+            BundleError: sizes that the bundle has no programs for.
+        """
+        name = self._find_stream(config)
+        if streams < 1:
+            raise BundleError(f"streams={streams} must be ≥ 1.")
+        return self.call(f"start-{name}", jnp.zeros(streams, jnp.int32))
+
+    def tick(
+        self, config: StreamConfig, width: int, state: State, arrival: Arrival
+    ) -> tuple[State, Heard, Written]:
+        """See `Programs.tick`."""
+        name = f"tick-{self._find_stream(config)}-{width}"
+        made = self.call(name, state, arrival)
+        heard, written = Heard(*made[:_HEARD]), Written(*made[-_WRITTEN:])
+        return made[_HEARD:-_WRITTEN], heard, written
+
+    def finish(
+        self,
+        config: StreamConfig,
+        width: int,
+        state: State,
+        slots: Int[Array, " B"],
+        limits: Int[Array, " B"],
+        suffix: Labels,
+    ) -> Written:
+        """See `Programs.finish`."""
+        name = f"finish-{self._find_stream(config)}-{width}"
+        return Written(*self.call(name, state, slots, limits, suffix))
+
+    def call(self, name: str, *arguments: Any) -> list[Array]:
+        """Run a program; leaves of its results, as the manifest names them.
+
+        Args:
+            name: of the program.
+            arguments: structs of arrays, as the manifest names their leaves.
+
+        Raises:
+            BundleError: no such program.
+        """
+        run, names = self._programs(name)
+        params = [self.params[path] for path in names]
+        return run(params, *jax.tree.leaves(arguments))
+
+    @functools.cached_property
+    def _programs(self) -> Callable[[str], tuple[Any, tuple[str, ...]]]:
+        return functools.cache(self._open)
+
+    def _open(self, name: str) -> tuple[Any, tuple[str, ...]]:
+        """A program, compiled when called, and the parameters that it takes."""
+        if name not in self.facts.programs:
+            raise BundleError(
+                f"{self.folder} has no program {name!r}; it has "
+                f"{', '.join(sorted(self.facts.programs))}."
+            )
+        facts = self.facts.programs[name]
+        path = Path(self.folder, facts.file)
+        try:
+            exported = export.deserialize(bytearray(path.read_bytes()))
+        except Exception as error:
+            raise BundleError(
+                f"{path} cannot be read by jax {jax.__version__} (the bundle was made "
+                f"with jax {self.facts.made_with.get('jax')}): {error}"
+            ) from error
+        # Parameters are the first argument.
+        donated = tuple(number + 1 for number in facts.donated)
+        return jax.jit(exported.call, donate_argnums=donated), facts.parameters
+
+    def _find_length(self, audio: Frames) -> str:
+        """Name of the length of whole recordings that this batch has."""
+        seconds = np.shape(audio.values)[1] / SAMPLE_RATE
+        for length in self.facts.bucket_seconds:
+            if round(length * SAMPLE_RATE) == np.shape(audio.values)[1]:
+                return f"{length:g}s"
+        raise BundleError(
+            f"a batch of {seconds:g} s: {self.folder} has programs for "
+            f"{_list(self.facts.bucket_seconds)} s; pad the audio to one of these, or "
+            f"export with --seconds={seconds:g}."
+        )
+
+    def _find_stream(self, config: StreamConfig) -> str:
+        """Name of the sizes of a stream."""
+        if dataclasses.asdict(config) in self.facts.streams:
+            return f"{round(1000 * config.seconds)}ms"
+        chunks = [StreamConfig(**sizes).seconds * 1000 for sizes in self.facts.streams]
+        raise BundleError(
+            f"streams with chunks of {1000 * config.seconds:g} ms and {config}: "
+            f"{self.folder} has programs for chunks of {_list(chunks)} ms, with "
+            f"{self.facts.streams}; export with --stream_ms={1000 * config.seconds:g}."
+        )
+
+
+def _list(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values) or "no"
