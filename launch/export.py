@@ -25,6 +25,7 @@ from nim4_jax.rates import SPEECH_STRIDE
 from nim4_jax.serving import export, manifest
 from nim4_jax.serving.manifest import BundleError, Manifest
 from nim4_jax.text.tokenizer import Tokenizer
+from nim4_jax.weights import snapshot
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 COMPUTE = ("float32", "bfloat16")
@@ -91,6 +92,45 @@ def run(
         ValueError: no usable model, or sizes and types that do not fit.
     """
     streams = tuple(_make_stream(ms, left) for ms in dict.fromkeys(stream_ms))
+    source = make_source(
+        model,
+        dtype=dtype,
+        compute=compute,
+        seconds=seconds,
+        streams=streams,
+        licence=licence,
+    )
+    with tqdm(unit="program", disable=None if show_progress else True) as bar:
+
+        def advance(name: str) -> None:
+            bar.set_description(name)
+            bar.update()
+
+        return export.write(out, source, platforms, advance)
+
+
+def make_source(
+    model: str,
+    *,
+    dtype: str = "float32",
+    compute: str = "float32",
+    seconds: Sequence[float] = (),
+    streams: Sequence[StreamConfig] = (),
+    licence: str = "not stated",
+) -> export.Source:
+    """A model in the types and for the sizes that a bundle shall have.
+
+    Args:
+        model: workdir or .safetensors file.
+        dtype: of the matrices in the file, one of WEIGHTS.
+        compute: of activations, one of COMPUTE.
+        seconds: lengths of whole recordings; () for the model's buckets.
+        streams: sizes of streams.
+        licence: of the weights.
+
+    Raises:
+        ValueError: no usable model, or types that do not fit it.
+    """
     lengths = tuple(sorted(set(seconds)))
     if lengths and lengths[0] <= 0:
         raise BundleError(f"--seconds={lengths[0]:g} is no length; use positive ones.")
@@ -101,8 +141,12 @@ def run(
             f"{model} has int8 weights, which no --dtype={dtype} brings back; use "
             "--dtype=int8, or export the model that it was made of."
         )
+    if meta["model"]["llm"]["lora"]["rank"] and "llm" in params:
+        params, meta = snapshots.merge(params, meta)
     if dtype == "int8" and not quantised:
         params, meta = snapshots.quantise(params, meta)
+    if dtype == "bfloat16":
+        params = snapshot.round_matrices(params)
     config = assembly.build_model_config(meta["model"])
     policy = dataclasses.replace(config.policy, compute=compute, kernels="xla")
     path = assembly.find_tokenizer(meta["tokenizer"])
@@ -115,23 +159,16 @@ def run(
     )
     usual, rows = recognition.find_shapes(meta)
     facts = {"stage": meta["stage"], "steps": meta["steps"], "origin": model}
-    source = export.Source(
+    return export.Source(
         programs=programs,
         tokenizer=path,
         bucket_seconds=lengths or usual,
         rows=(rows[-1],) * len(lengths) if lengths else rows,
-        streams=streams,
+        streams=tuple(streams),
         facts=facts,
         weights=dtype,
         licences={"weights": licence, "code": "see LICENSE"},
     )
-    with tqdm(unit="program", disable=None if show_progress else True) as bar:
-
-        def advance(name: str) -> None:
-            bar.set_description(name)
-            bar.update()
-
-        return export.write(out, source, platforms, advance)
 
 
 def _make_stream(ms: int, left: int) -> StreamConfig:

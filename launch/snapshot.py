@@ -45,16 +45,23 @@ def run(
     if unknown := sorted(set(parts) - set(params)):
         raise ValueError(f"{model} has no part {unknown}; it has {sorted(params)}.")
     if merge_lora:
-        config = assembly.build_model_config(meta["model"])
-        if not config.llm.lora.rank or "llm" not in params:
+        if not meta["model"]["llm"]["lora"]["rank"] or "llm" not in params:
             raise ValueError(f"{model} has no LoRA to merge.")
-        params = {**params, "llm": lora.merge(params["llm"], config.llm.lora)}
-        meta["model"]["llm"]["lora"]["rank"] = 0
+        params, meta = merge(params, meta)
     kept = {name: params[name] for name in parts or sorted(params)}
     if dtype == "int8":
         kept, meta = quantise(kept, meta)
     snapshot.write(out, kept, meta, dtype)
     print(f"{out}: {optim.count_parameters(kept) / 1e6:.2f} M parameters")
+
+
+def merge(params: Params, meta: dict[str, Any]) -> tuple[Params, dict[str, Any]]:
+    """Parameters and meta of the same model with LoRA's products in its kernels."""
+    config = assembly.build_model_config(meta["model"]).llm.lora
+    llm = meta["model"]["llm"]
+    llm = {**llm, "lora": {**llm["lora"], "rank": 0}}
+    merged = {**params, "llm": lora.merge(params["llm"], config)}
+    return merged, {**meta, "model": {**meta["model"], "llm": llm}}
 
 
 def quantise(params: Params, meta: dict[str, Any]) -> tuple[Params, dict[str, Any]]:

@@ -208,7 +208,7 @@ def _export(
     def run(leaves, *flat):
         params = traverse_util.unflatten_dict(dict(zip(names, leaves)), sep="/")
         made = draft.function(params, *jax.tree.unflatten(structure, flat))
-        results.append(_name_leaves({"": made}))
+        results.append(_name_leaves(made))
         return jax.tree.leaves(made)
 
     results: list[list[str]] = []
@@ -217,7 +217,12 @@ def _export(
     )
     file = f"programs/{draft.name}.stablehlo"
     (folder / file).write_bytes(exported.serialize())
-    labels = _name_leaves(draft.arguments)
+    # One by one: JAX would sort the names of a dict.
+    labels = [
+        label
+        for name, tree in draft.arguments.items()
+        for label in _name_leaves({name: tree})
+    ]
     return Program(
         file,
         names,
@@ -233,10 +238,7 @@ def _export(
 
 def _name_leaves(tree: Any) -> list[str]:
     paths = jax.tree_util.tree_leaves_with_path(tree)
-    return [
-        jax.tree_util.keystr(path, simple=True, separator=".").strip(".")
-        for path, _ in paths
-    ]
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
 
 
 def _describe(names: Sequence[str], arrays: Sequence[Any]) -> tuple:

@@ -57,6 +57,18 @@ def write(path: str, params: Params, meta: dict[str, Any], dtype: str = "") -> N
     temporary.replace(path)
 
 
+def round_matrices(params: Params) -> Params:
+    """The float32 values that a snapshot in "bfloat16" gives back."""
+
+    def narrow(keys, leaf):
+        array = np.asarray(leaf)
+        if not is_matrix("/".join(key.key for key in keys), array):
+            return array
+        return array.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(narrow, params)
+
+
 def is_matrix(name: str, array: Any) -> bool:
     """Whether "bfloat16" halves it: float32, not a vector, and not CMVN."""
     wide = array.ndim > 1 and array.dtype == np.float32

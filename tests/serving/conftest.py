@@ -1,0 +1,24 @@
+"""A bundle of the tiny model, made once."""
+
+import pytest
+
+from nim4_jax.decode.stream_config import StreamConfig
+from nim4_jax.launch import export as launcher
+from nim4_jax.serving import export
+
+SIZES = StreamConfig(chunk=4, left=4, chunks=40, text_tokens=24, suffix_tokens=40)
+
+
+@pytest.fixture(scope="session")
+def stream_sizes() -> StreamConfig:
+    """Of the streams that the bundle has programs for."""
+    return SIZES
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(model_files, tmp_path_factory) -> str:
+    """The tiny model, exported."""
+    folder = str(tmp_path_factory.mktemp("exported") / "bundle")
+    source = launcher.make_source(model_files[0], streams=(SIZES,))
+    export.write(folder, source)
+    return folder

@@ -1,0 +1,160 @@
+"""Bundles that are broken, foreign or of another time are refused by name."""
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from nim4_jax.launch import export as launcher
+from nim4_jax.launch import recognition
+from nim4_jax.serving import bundle, export, manifest
+from nim4_jax.serving.manifest import BundleError
+
+
+@pytest.fixture
+def folder(bundle_folder, tmp_path) -> Path:
+    """A copy, to be broken."""
+    return Path(shutil.copytree(bundle_folder, tmp_path / "copy"))
+
+
+def change(folder: Path, **facts) -> None:
+    """Write other facts into the manifest."""
+    path = folder / manifest.FILE
+    values = json.loads(path.read_text(encoding="utf8"))
+    path.write_text(json.dumps(values | facts), encoding="utf8")
+
+
+def test_the_manifest_says_what_is_there(bundle_folder):
+    facts = manifest.read(bundle_folder)
+    assert facts.schema == manifest.SCHEMA and facts.platforms == manifest.PLATFORMS
+    found = {
+        path.relative_to(bundle_folder).as_posix()
+        for path in Path(bundle_folder).rglob("*")
+        if path.is_file()
+    }
+    assert found == {*facts.files, manifest.FILE}
+    assert {program.file for program in facts.programs.values()} <= found
+    transcribe = facts.programs["transcribe-0.8s"]
+    values = transcribe.arguments[0]
+    assert (values.name, values.shape) == ("audio.values", ("b", 12_800))
+    assert transcribe.results[0].name == "heard.log_probs"
+    assert set(transcribe.parameters) == set(facts.parameters)
+    tick = facts.programs["tick-160ms-32"]
+    names = [argument.name.split(".")[0] for argument in tick.arguments]
+    assert {names[number] for number in tick.donated} == {"state"}
+    assert len(tick.donated) == names.count("state") > 0
+    assert facts.made_with["jax"] and facts.licences["weights"] == "not stated"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        manifest.WEIGHTS,
+        manifest.TOKENIZER,
+        manifest.PHONEMES,
+        manifest.PROMPT,
+        "programs/tick-160ms-32.stablehlo",
+    ],
+)
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [("flip", "is corrupt"), ("cut", "was cut off"), ("lose", "is missing")],
+)
+def test_every_file_is_checked(folder, name, harm, message):
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    if harm == "lose":
+        path.unlink()
+    else:
+        path.write_bytes(data if harm == "flip" else data[:-1])
+    with pytest.raises(BundleError, match=rf"{name}.*{message}"):
+        recognition.load(str(folder))
+
+
+def test_another_schema_names_both(folder):
+    change(folder, schema=99)
+    with pytest.raises(BundleError, match=r"schema 99, .* reads schema 1.*nim4-jax"):
+        bundle.load(str(folder))
+
+
+def test_another_platform_names_both(folder):
+    change(folder, platforms=["tpu"])
+    with pytest.raises(BundleError, match=r"exported for tpu; .* use are cpu.*--plat"):
+        bundle.load(str(folder))
+
+
+def test_other_phonemes_are_refused(folder):
+    change(folder, phonemes="0" * 64)
+    with pytest.raises(BundleError, match="phoneme inventory 000000000000, this"):
+        bundle.load(str(folder))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": null}'])
+def test_a_damaged_manifest(folder, text):
+    (folder / manifest.FILE).write_text(text, encoding="utf8")
+    with pytest.raises(BundleError, match=r"damaged|schema"):
+        bundle.load(str(folder))
+
+
+def test_no_bundle(tmp_path):
+    with pytest.raises(BundleError, match=r"is no bundle.*nim4 export"):
+        bundle.load(str(tmp_path))
+
+
+def test_a_program_of_another_time(folder):
+    """A file that checks out and that this jax cannot read names both versions."""
+    name = "programs/hear-0.8s.stablehlo"
+    (folder / name).write_bytes(b"no program")
+    facts = json.loads((folder / manifest.FILE).read_text(encoding="utf8"))
+    files = facts["files"] | {name: manifest.list_files(folder)[name]}
+    change(folder, files=files)
+    loaded = bundle.load(str(folder)).recogniser
+    with pytest.raises(BundleError, match=r"cannot be read by jax .*made with jax"):
+        loaded.programs._open("hear-0.8s")
+
+
+def test_what_cannot_be_exported(model_files, tmp_path, bundle_folder):
+    def write(out="new", platforms=("cpu",), model=0, **sizes):
+        source = launcher.make_source(model_files[model], **sizes)
+        export.write(str(tmp_path / out), source, platforms)
+
+    with pytest.raises(BundleError, match=r"platforms \['abacus'\]: use some of"):
+        write(platforms=("cpu", "abacus"))
+    with pytest.raises(BundleError, match=r"has no adaptor, llm: .* stage 2"):
+        write(model=1)
+    with pytest.raises(BundleError, match="--seconds=-1 is no length"):
+        write(seconds=(-1.0,))
+    with pytest.raises(BundleError, match=r"--stream_ms=100 .* multiples of 160"):
+        launcher.run(model_files[0], str(tmp_path / "new"), stream_ms=(100,))
+    with pytest.raises(BundleError, match="exists; remove it"):
+        export.write(bundle_folder, launcher.make_source(model_files[0]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing_behind(model_files, tmp_path):
+    code = """
+        import resource, signal, sys
+        from nim4_jax.launch import export as launcher
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        launcher.run(sys.argv[1], sys.argv[2])
+    """
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent(code),
+            model_files[0],
+            tmp_path / "bundle",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode and "large" in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
