@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
+# Test files run at once; each process takes up to 6 GB.
+JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-long test-large check clean
@@ -13,10 +15,10 @@ demo: $(VENV)/.installed
 	$(BIN)/nim4 demo --workdir=$(WORKDIR) $(if $(FROM_SCRATCH),--from_scratch)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-long: $(VENV)/.installed-test
-	$(PIP) -e '.[tpu-aot]'
+	$(PIP) -e '.[tpu-aot,eval-peers]'
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m long
 
 test-large: $(VENV)/.installed-test

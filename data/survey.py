@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,15 +49,22 @@ class Examples:
         return len(self.recordings)
 
 
-def survey(config: DataConfig, report: SkipReport, *, training: bool) -> Examples:
+def survey(
+    config: DataConfig,
+    report: SkipReport,
+    *,
+    training: bool,
+    only: Collection[int] | None = None,
+) -> Examples:
     """Measure every example and sort out what cannot be used, counting it.
 
     In training an example needs audio that fits a bucket and labels that CTC can align.
     In evaluation it needs the audio only: labels that do not fit are left out, counted.
-    Only training has examples without speech.
+    Only training has examples without speech. Examples that are not in `only`, if that
+    is given, are not looked at, nor counted.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: nothing is left, and all was asked for.
     """
     corpus, weights = sources.open_sources(config.sources)
     shapes = make_buckets(config)
@@ -67,6 +74,12 @@ def survey(config: DataConfig, report: SkipReport, *, training: bool) -> Example
     numbers: dict[str, int] = {}  # of recordings, by name
     recordings = []
     for index in range(len(corpus)):
+        if only is not None and index not in only:
+            usable[index] = False
+            texts.append("")
+            origins.append("")
+            recordings.append(-1)
+            continue
         record = corpus[index]
         texts.append(record["text"])
         origins.append(record["origin"])
@@ -89,7 +102,7 @@ def survey(config: DataConfig, report: SkipReport, *, training: bool) -> Example
             usable &= ~found
     if not training:
         lengths = _leave_out(lengths, np.any(list(misfits.values()), axis=0))
-    if not usable.any():
+    if not usable.any() and only is None:
         raise ValueError(f"no example can be used:\n{report.summary()}")
     examples = Examples(
         corpus, weights, lengths, spoken, written, usable, np.array(recordings)

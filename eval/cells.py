@@ -77,7 +77,9 @@ def write(folder: str, cell: Cell) -> None:
     """
     target = Path(folder, "cells", cell.key.folder)
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
+    # What a killed process has left, too: no two measure one cell.
+    for left in target.parent.glob(f".{target.name}.*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         facts = {

@@ -1,7 +1,9 @@
 """Names in transcripts: which were said, which were written, which should not be there.
 
-entity recall = names that were said and written / names that were said
-intrusion     = an output with a hint in it that was not said
+entity recall    = names that were said and written / names that were said
+false insertion  = a name of the set, or a hint, that is written and was not said
+entity precision = names said and written / (these + false insertions)
+intrusion        = an output with a hint in it that was not said
 
 A name is present as `nim4_jax.rl.rewards` has it: Latin words whole, Chinese characters
 anywhere, after normalisation or as it is written.
@@ -21,6 +23,8 @@ COLUMNS = (
     "hints",
     "names said",
     "recall %",
+    "precision %",
+    "false insertions",
     "held out",
     "recall %",
     "outputs with hints",
@@ -40,6 +44,8 @@ class Entities:
         hints: names in the prompt.
         unsaid: hints that the reference does not have.
         intruded: those of `unsaid` that the hypothesis has.
+        inserted: names of the whole set, and hints, that the hypothesis has and the
+            reference has not.
     """
 
     said: tuple[str, ...] = ()
@@ -48,6 +54,7 @@ class Entities:
     hints: tuple[str, ...] = ()
     unsaid: tuple[str, ...] = ()
     intruded: tuple[str, ...] = ()
+    inserted: tuple[str, ...] = ()
 
 
 def is_present(name: str, text: str, lang: str) -> bool:
@@ -92,6 +99,7 @@ def judge(
     texts: tuple[str, str],
     lang: str,
     unseen: frozenset[str] | None = None,
+    written: Iterable[str] = (),
 ) -> Entities:
     """Judge one hypothesis.
 
@@ -101,31 +109,37 @@ def judge(
         texts: reference and hypothesis.
         lang: rules of normalisation.
         unseen: what `find_unseen` gives; None where nobody asked.
+        written: names of the set that the hypothesis has.
     """
     reference, hypothesis = texts
     unsaid = tuple(name for name in hints if not is_present(name, reference, lang))
     held_out = None
     if unseen is not None:
         held_out = tuple(name for name in said if spell(name) in unseen)
+    intruded = find_present(unsaid, hypothesis, lang)
+    false = (name for name in written if not is_present(name, reference, lang))
     return Entities(
         said=said,
         found=find_present(said, hypothesis, lang),
         held_out=held_out,
         hints=hints,
         unsaid=unsaid,
-        intruded=find_present(unsaid, hypothesis, lang),
+        intruded=intruded,
+        inserted=tuple(dict.fromkeys([*false, *intruded])),
     )
 
 
 def summarise(judged: Sequence[Entities], mode: str) -> dict[str, Any] | None:
-    """Recall and intrusions of a set.
+    """Recall, precision and intrusions of a set.
 
     Args:
         judged: one entry an utterance.
         mode: how hints were chosen, "none" if there were none.
 
     Returns:
-        {"said", "found", "recall_percent", "held_out": {the same}, "hints": {"mode",
+        {"said", "found", "recall_percent", "inserted" (names),
+        "precision_percent" (None where no name is written), "held_out": {"said",
+        "found", "recall_percent"}, "hints": {"mode",
         "utterances" (with hints), "hints" (in all), "outputs" (whose prompt names
         something that was not said), "intruded" (those that have it),
         "intruded_percent"}}, each part only where there is something to tell; None
@@ -134,6 +148,12 @@ def summarise(judged: Sequence[Entities], mode: str) -> dict[str, Any] | None:
     summary: dict[str, Any] = {}
     if any(row.said for row in judged):
         summary |= _recall([(row.said, row.found) for row in judged])
+        inserted = sum(len(row.inserted) for row in judged)
+        written = summary["found"] + inserted
+        summary["inserted"] = inserted
+        summary["precision_percent"] = (
+            round(100 * summary["found"] / written, 3) if written else None
+        )
     if any(row.held_out for row in judged):
         pairs = []
         for row in judged:
@@ -173,6 +193,7 @@ def list_cells(name: str, summary: dict[str, Any]) -> tuple[object, ...]:
         name,
         hints["mode"],
         *_show(summary),
+        *_show_precision(summary),
         *_show(summary.get("held_out", {})),
         misled or "",
         f"{hints['intruded_percent']:.2f}" if misled else "",
@@ -184,3 +205,11 @@ def _show(part: dict[str, Any]) -> tuple[object, str]:
     if "said" not in part:
         return "", ""
     return part["said"], f"{part['recall_percent']:.2f}"
+
+
+def _show_precision(summary: dict[str, Any]) -> tuple[str, object]:
+    """Precision and false insertions, blank where there are none to speak of."""
+    if "inserted" not in summary:
+        return "", ""
+    percent = summary["precision_percent"]
+    return "" if percent is None else f"{percent:.2f}", summary["inserted"]

@@ -8,17 +8,28 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from nim4_jax.data import pipeline, sources
+from nim4_jax.data import sources
 from nim4_jax.data.config import DataConfig
 from nim4_jax.data.skips import SkipReport
-from nim4_jax.decode.recogniser import Recogniser, Transcript
-from nim4_jax.decode.segments import AudioBatch, Batcher
-from nim4_jax.eval import entities, hints, metrics
+from nim4_jax.decode.recogniser import Transcript
+from nim4_jax.decode.segments import AudioBatch
+from nim4_jax.eval import (
+    biasing,
+    entities,
+    hints,
+    metrics,
+    normalisers,
+    recordings,
+)
+from nim4_jax.eval.biasing import NameList
 from nim4_jax.eval.entities import Entities
 from nim4_jax.eval.hints import Fact, HintConfig
 from nim4_jax.eval.metrics import Counts
+from nim4_jax.eval.recordings import Gatherer
+from nim4_jax.eval.shared import Prompted, Samples, Shared, System
 from nim4_jax.eval.streaming import StreamedRecogniser
 from nim4_jax.text import phonemes, prompt
+from nim4_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +37,8 @@ class EvalConfig:
     """How sets are evaluated.
 
     Attributes:
-        bucket_seconds: lengths of the batch shapes; longer audio is skipped, counted.
+        bucket_seconds: lengths of the batch shapes; longer audio is cut where nobody
+            speaks, or heard whole where it is heard as a stream.
         rows: rows of each shape.
         text: whether transcripts are scored; needs an LLM.
         phonemes: whether the phoneme head's greedy output is scored.
@@ -35,6 +47,9 @@ class EvalConfig:
         hints: which names the prompts hold.
         limit: utterances per set, spread evenly over it; 0 for all.
         threads: decoding threads.
+        normaliser: what texts go through before they are compared, of
+            `normalisers.NAMES`.
+        lang: "en", "zh" or "mixed": what all utterances are; "auto": what records say.
     """
 
     bucket_seconds: tuple[float, ...] = (2.5, 4.0, 6.5)
@@ -45,8 +60,12 @@ class EvalConfig:
     hints: HintConfig = HintConfig()
     limit: int = 0
     threads: int = 1
+    normaliser: str = "ours"
+    lang: str = "auto"
 
     def __post_init__(self):
+        normalisers.check(self.normaliser)
+        metrics.find_language("", self.lang)
         if self.hints.mode == "none":
             return
         if self.shuffle_audio:
@@ -72,6 +91,11 @@ class Utterance:
         seconds: of audio.
         hypothesis: None when text was not asked for.
         text: edits of the transcript.
+        raw: the same with punctuation and case as they are written.
+        unbiased: those edits of `text` that are outside of names; None where the set
+            has no names.
+        biased: and those in names, see biasing.py.
+        looped: whether the hypothesis repeats itself, see `metrics.is_looped`.
         phonemes: edits of the phonemes.
         shuffled: edits when the audio is another utterance's.
         entities: names said, written and hinted at; None when text was not asked for.
@@ -87,6 +111,10 @@ class Utterance:
     phonemes: Counts | None = None
     shuffled: Counts | None = None
     entities: Entities | None = None
+    raw: Counts | None = None
+    unbiased: Counts | None = None
+    biased: Counts | None = None
+    looped: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +127,8 @@ class SetResult:
         processing_seconds: audio array to text, after the warm-up of each shape.
         skipped: reason → number of utterances that could not be scored.
         skip_lines: reason → "file:line: reason: detail" of some of them.
-        hints: how hints were chosen, of `hints.MODES`.
+        hints: how hints were chosen, of `hints.MODES`; FOUND by the system itself.
+        normaliser: what texts went through, of `normalisers.NAMES`.
     """
 
     name: str
@@ -108,6 +137,7 @@ class SetResult:
     skipped: dict[str, int]
     skip_lines: dict[str, list[str]]
     hints: str = "none"
+    normaliser: str = "ours"
 
     @property
     def audio_seconds(self) -> float:
@@ -119,15 +149,23 @@ class SetResult:
         """Processing time over audio time: below 1 is faster than speech."""
         return self.processing_seconds / max(self.audio_seconds, 1e-9)
 
+    @property
+    def inverse_real_time_factor(self) -> float:
+        """RTFx, seconds of audio in a second of processing."""
+        return self.audio_seconds / max(self.processing_seconds, 1e-9)
+
 
 Heard = tuple[tuple[int, ...], Transcript | None]
 
+FOUND = "found"
+
 
 def evaluate_set(
-    recogniser: Recogniser | StreamedRecogniser,
+    recogniser: System,
     spec: str,
     config: EvalConfig,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    shared: Shared | None = None,
 ) -> SetResult:
     """Recognise and score all utterances of a set.
 
@@ -136,6 +174,7 @@ def evaluate_set(
         spec: what `sources.open_source` opens.
         config: shapes and metrics.
         progress: called with (utterances done, utterances of the set).
+        shared: what earlier evaluations of the recogniser have left; is added to.
 
     Raises:
         ValueError: text is asked for of a model without an LLM, nothing is usable, or
@@ -143,64 +182,59 @@ def evaluate_set(
     """
     if config.text:
         recogniser.check_writes()
-    facts = _read_facts(sources.open_source(spec))
+    facts = _read_facts(sources.open_source(spec), config.lang)
     try:
         planned = hints.plan(facts, config.hints)
     except ValueError as error:
         raise ValueError(f"{spec}: {error}") from error
-    report = SkipReport()
-    heard: dict[int, Heard] = {}
-    seconds: dict[int, float] = {}
-    warm: set[tuple[int, ...]] = set()
-    spent = 0.0
+    kept = Shared() if shared is None else shared
+    samples, report = kept.audio.read(
+        (spec, config.limit, config.bucket_seconds),
+        lambda report: _read(spec, len(facts), config, report),
+    )
     total = min(len(facts), config.limit or len(facts))
-    for batch in _iterate_batches(spec, len(facts), config, report):
-        asked = None
-        shape = np.shape(batch.audio.values)
-        if config.hints.mode != "none":
-            asked = [planned.hints[int(key)] for key in batch.keys]
-            asked += [()] * (shape[0] - len(asked))
-            shape += prompt.pack_suffixes(recogniser.tokenizer, asked)[0].shape
-        # Compiling is no part of the real-time factor; listeners are warm already.
-        if isinstance(recogniser, Recogniser) and shape not in warm:
-            _recognise(recogniser, batch, config.text, asked)
-            warm.add(shape)
-        start = time.perf_counter()
-        rows = _recognise(recogniser, batch, config.text, asked)
-        spent += time.perf_counter() - start
-        lengths = np.asarray(batch.audio.mask).sum(axis=1) / 16_000
-        for key, row, length in zip(batch.keys, rows, lengths):
-            heard[int(key)] = row
-            seconds[int(key)] = float(length)
-        progress(len(heard), total)
+    heard, spent = _hear(
+        recogniser, samples, config, planned, kept.warm, lambda n: progress(n, total)
+    )
     if not heard:
         raise ValueError(f"{spec}: no utterance can be evaluated.\n{report.summary()}")
+    names = NameList(planned.names, config.normaliser)
     scored = [
-        _score(facts, planned, index, seconds[index], heard[index], config)
-        for index in sorted(heard)
+        _score(facts[index], planned, names, (index, seconds), row, config)
+        for index, (seconds, row) in heard.items()
     ]
     if config.shuffle_audio and config.text:
-        scored = shuffle(scored)
+        scored = shuffle(scored, config.normaliser)
     lines = {reason: report.examples(reason) for reason in report.counts}
-    mode = config.hints.mode
-    return SetResult(spec, tuple(scored), spent, report.counts, lines, mode)
+    finds = any(isinstance(row, Prompted) for _, (_, row) in heard.values())
+    mode = FOUND if finds else config.hints.mode
+    return SetResult(
+        spec,
+        tuple(scored),
+        spent,
+        report.counts,
+        lines,
+        mode,
+        config.normaliser,
+    )
 
 
-def _read_facts(corpus: sources.Source) -> list[Fact]:
-    """Everything but the audio of a set."""
+def _read_facts(corpus: sources.Source, known: str) -> list[Fact]:
+    """Everything but the audio of a set; its language is known, or "auto"."""
     facts = []
     for index in range(len(corpus)):
-        record = corpus[index]
-        lang = metrics.find_language(record["text"], record["lang"])
+        record = sources.describe(corpus, index)
+        lang = record["lang"] if known == "auto" else known
+        lang = metrics.find_language(record["text"], lang)
         keywords = tuple(record["keywords"])
         facts.append(Fact(record["id"], record["text"], lang, keywords))
     return facts
 
 
-def _iterate_batches(
+def _read(
     spec: str, size: int, config: EvalConfig, report: SkipReport
-) -> Iterator[AudioBatch]:
-    """The chosen utterances in batches of fixed shape; keys are indices of the set."""
+) -> Iterator[Samples]:
+    """The chosen recordings; keys are indices of the set."""
     data = DataConfig(
         sources=(spec,),
         batch_size=config.rows,
@@ -208,21 +242,94 @@ def _iterate_batches(
         needs=(),
         threads=config.threads,
     )
-    chosen = set(range(size))
-    if 0 < config.limit < size:
-        chosen = {int(place) for place in np.linspace(0, size - 1, config.limit)}
-    # Batches are gathered anew, so that a selection fills its rows too.
-    batcher = Batcher(config.bucket_seconds, config.rows)
-    for arrays in pipeline.iterate_eval(data, report=report):
-        for row, index in enumerate(arrays["index"]):
-            if int(index) in chosen and arrays["valid"][row]:
-                samples = arrays["audio"][row][arrays["audio_mask"][row]]
-                yield from batcher.add(int(index), samples)
-    yield from batcher.flush()
+    yield from recordings.read(
+        spec, recordings.choose(size, config.limit), data, report
+    )
+
+
+def _hear(
+    recogniser: System,
+    samples: Iterator[Samples],
+    config: EvalConfig,
+    planned: hints.Plan,
+    warm: set[tuple[int, ...]],
+    progress: Callable[[int], None],
+) -> tuple[dict[int, tuple[float, Heard]], float]:
+    """Seconds and what was heard of every recording, and the seconds that all took."""
+    # Streams and peers divide long recordings by themselves.
+    whole = isinstance(recogniser, StreamedRecogniser) or recogniser.tokenizer is None
+    gatherer = Gatherer(config.bucket_seconds, config.rows, whole=whole)
+    pieces: dict[int, dict[float, Heard]] = {}
+    spent = 0.0
+    for batch in gatherer.gather(samples):
+        rows, took = _time(recogniser, batch, config, planned, warm)
+        spent += took
+        for (index, start), row in zip(batch.keys, rows):
+            pieces.setdefault(index, {})[start] = row
+        progress(len(pieces))
+    heard = {
+        index: (seconds, _join(pieces.get(index, {}), seconds, config.text))
+        for index, seconds in sorted(gatherer.seconds.items())
+    }
+    return heard, spent + gatherer.spent
+
+
+def _join(pieces: dict[float, Heard], seconds: float, text: bool) -> Heard:
+    """What was heard in a recording, from its pieces by their starts."""
+    rows = [pieces[start] for start in sorted(pieces)]
+    ids = tuple(unit for heard, _ in rows for unit in heard)
+    if not text:
+        return ids, None
+    transcripts = [transcript for _, transcript in rows if transcript is not None]
+    return ids, recordings.join(transcripts, seconds)
+
+
+def _time(
+    recogniser: System,
+    batch: AudioBatch,
+    config: EvalConfig,
+    planned: hints.Plan,
+    warm: set[tuple[int, ...]],
+) -> tuple[list[Heard], float]:
+    """What was heard in a batch, and the seconds that it took a warm recogniser.
+
+    Compiling is no part of the real-time factor: the first batch of each shape is heard
+    twice. Listeners are warm already.
+    """
+    asked = None
+    if config.hints.mode != "none":
+        asked = [planned.hints[index] for index, _ in batch.keys]
+        asked += [()] * (len(batch.audio.mask) - len(asked))
+    while True:
+        start = time.perf_counter()
+        rows = _recognise(recogniser, batch, config.text, asked)
+        took = time.perf_counter() - start
+        if isinstance(recogniser, StreamedRecogniser):
+            return rows, took
+        shape = _find_shape(recogniser.tokenizer, batch, rows, asked)
+        if shape in warm:
+            return rows, took
+        warm.add(shape)
+
+
+def _find_shape(
+    tokenizer: Tokenizer | None,
+    batch: AudioBatch,
+    rows: Sequence[Heard],
+    asked: Sequence[Sequence[str]] | None,
+) -> tuple[int, ...]:
+    """What a program was compiled for; () where nothing is compiled."""
+    if tokenizer is None:
+        return ()
+    shape = np.shape(batch.audio.values)
+    found = [row.hints for _, row in rows if row and isinstance(row, Prompted)]
+    if found or asked is not None:
+        shape += prompt.pack_suffixes(tokenizer, found or asked or ())[0].shape
+    return shape
 
 
 def _recognise(
-    recogniser: Recogniser | StreamedRecogniser,
+    recogniser: System,
     batch: AudioBatch,
     text: bool,
     asked: Sequence[Sequence[str]] | None,
@@ -235,39 +342,52 @@ def _recognise(
 
 
 def _score(
-    facts: Sequence[Fact],
+    fact: Fact,
     planned: hints.Plan,
-    index: int,
-    seconds: float,
+    names: NameList,
+    place: tuple[int, float],
     heard: Heard,
     config: EvalConfig,
 ) -> Utterance:
-    """One utterance against its reference."""
+    """One utterance, its index in the set and its seconds, against its reference."""
+    index, seconds = place
     ids, transcript = heard
-    fact = facts[index]
     row = Utterance(fact.name, fact.lang, fact.text, seconds)
     if config.phonemes:
         expected = phonemes.encode_phonemes(fact.text)
         row = dataclasses.replace(row, phonemes=metrics.score_phonemes(expected, ids))
     if transcript is None:
         return row
+    said, written = (
+        metrics.split(text, fact.lang, config.normaliser)
+        for text in (fact.text, transcript.text)
+    )
+    unbiased, biased = None, None
+    if names.names:
+        unbiased, biased = biasing.score(said, written, fact.lang, names)
+    found = transcript.hints if isinstance(transcript, Prompted) else None
     judged = entities.judge(
         planned.said[index],
-        planned.hints[index],
+        planned.hints[index] if found is None else found,
         (fact.text, transcript.text),
         fact.lang,
         planned.unseen,
+        names.find(written, fact.lang),
     )
     return dataclasses.replace(
         row,
         hypothesis=transcript.text,
         log_prob=transcript.log_prob,
-        text=metrics.score_text(fact.text, transcript.text, fact.lang),
+        text=metrics.count(metrics.align(said, written), len(said)),
         entities=judged,
+        raw=metrics.score_text(fact.text, transcript.text, fact.lang, "raw"),
+        unbiased=unbiased,
+        biased=biased,
+        looped=metrics.is_looped(said, written),
     )
 
 
-def shuffle(rows: Sequence[Utterance]) -> list[Utterance]:
+def shuffle(rows: Sequence[Utterance], normaliser: str = "ours") -> list[Utterance]:
     """The control: each reference with the audio of another utterance of its language.
 
     A transcript depends on nothing but the audio, so the transcript of other audio need
@@ -283,6 +403,8 @@ def shuffle(rows: Sequence[Utterance]) -> list[Utterance]:
             other = next((o for o in others if o.reference != row.reference), None)
             if other is None or other.hypothesis is None:
                 continue
-            counts = metrics.score_text(row.reference, other.hypothesis, lang)
+            counts = metrics.score_text(
+                row.reference, other.hypothesis, lang, normaliser
+            )
             result[place] = dataclasses.replace(row, shuffled=counts)
     return result

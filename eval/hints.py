@@ -35,6 +35,10 @@ _TRIES = 4  # names drawn for each random distractor, as some are said already
 _SOURCES = ("bundled:", "tfds:")
 
 
+class NoNames(ValueError):
+    """There is no name to draw distractors from."""
+
+
 @dataclasses.dataclass(frozen=True)
 class HintConfig:
     """How hints are chosen, and which names count.
@@ -99,11 +103,13 @@ class Plan:
         said: keywords that the transcript has.
         hints: names for the prompt.
         unseen: spellings of the keywords that are held out; None if nobody asked.
+        names: all keywords that are said anywhere in the set, whatever the hints are.
     """
 
     said: tuple[tuple[str, ...], ...]
     hints: tuple[tuple[str, ...], ...]
     unseen: frozenset[str] | None
+    names: tuple[str, ...] = ()
 
 
 def plan(facts: Sequence[Fact], config: HintConfig) -> Plan:
@@ -114,21 +120,22 @@ def plan(facts: Sequence[Fact], config: HintConfig) -> Plan:
         config: how.
 
     Raises:
-        ValueError: distractors are wanted and there is no name to draw.
+        NoNames: distractors are wanted and there is no name to draw.
     """
     known = _collect(facts, config)
     said = tuple(
         entities.find_present(keywords, fact.text, fact.lang)
         for fact, keywords in zip(facts, known.utterances)
     )
+    names = tuple(sorted({keyword for row in said for keyword in row}))
     unseen = None
     if config.seen is not None:
-        unseen = entities.find_unseen({k for row in said for k in row}, config.seen)
+        unseen = entities.find_unseen(names, config.seen)
     if not config.misleads:
         hints = said if config.mode == "said" else ((),) * len(facts)
-        return Plan(said, hints, unseen)
+        return Plan(said, hints, unseen, names)
     if not known.texts:
-        raise ValueError(
+        raise NoNames(
             f"hints {config.mode!r} need names, and the set's records have no "
             "keywords: give a list with --hint_names, or --find_keywords."
         )
@@ -139,7 +146,7 @@ def plan(facts: Sequence[Fact], config: HintConfig) -> Plan:
         drawn = _draw(fact, keywords, known, distractors, config.count, rng)
         listed = [*keywords, *drawn] if config.mode == "both" else drawn
         hints.append(tuple(listed[i] for i in rng.permutation(len(listed))))
-    return Plan(said, tuple(hints), unseen)
+    return Plan(said, tuple(hints), unseen, names)
 
 
 def _collect(facts: Sequence[Fact], config: HintConfig) -> KeywordSet:

@@ -32,6 +32,8 @@ from nim4_jax.decode.events import Event, Final, Partial, SpeechStarted
 from nim4_jax.decode.timing import split_words
 
 PERCENTILES = (50, 95, 99)
+RANKS = tuple(range(0, 101, 2))
+"""Percentiles from which a distribution can be drawn."""
 
 _DELAYS = (
     "first_partial_delay",
@@ -142,8 +144,10 @@ class Latency:
         """All figures, as JSON takes them.
 
         Returns:
-            For each kind of delay {"count", "p50", "p95", "p99"}, seconds, and a number
-            for all else; None where there is nothing to take a percentile of.
+            For each kind of delay {"count", "p50", "p95", "p99"}, seconds; "quantiles",
+            {kind of delay: the percentiles of `RANKS` in ms}, of those that there are;
+            and a number for all else; None where there is nothing to take a percentile
+            of.
         """
         numbers = {
             field.name: getattr(self, field.name)
@@ -152,6 +156,11 @@ class Latency:
         }
         return {
             **{name: summarise(getattr(self, name)) for name in _DELAYS},
+            "quantiles": {
+                name: np.round(1000 * np.percentile(delays, RANKS)).astype(int).tolist()
+                for name in _DELAYS
+                if (delays := getattr(self, name))
+            },
             "upwr": self.upwr,
             "partial_upwr": self.partial_upwr,
             "rtf": self.rtf,

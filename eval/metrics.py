@@ -1,18 +1,19 @@
 """Error rates: WER for English, CER for Mandarin, MER for both mixed, PER for phonemes.
 
 rate = (substitutions + deletions + insertions) / reference units, over a whole set:
-sums are divided once. Texts are normalised first. Where a set has no reference unit at
-all, the divisor is 1: an answer to silence is as many errors as it has units.
+sums are divided once. Texts are normalised first, unless the rate is a raw one. Where a
+set has no reference unit at all, the divisor is 1: an answer to silence is as many
+errors as it has units.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
-import jiwer
 from rapidfuzz.distance import Levenshtein
 
+from nim4_jax.eval import normalisers
 from nim4_jax.text import normalise
 
 METRICS = {"en": "WER", "zh": "CER", "mixed": "MER"}
@@ -22,6 +23,16 @@ LONGER = 1.5
 """A hallucination has more than so many times the units of its reference,"""
 OVERLAP = 0.2
 """and at most this share of the reference's units in it, in order."""
+
+LOOP_TIMES = 3
+"""An output loops if a phrase stands in it so many times in a row or more,"""
+LOOP_UNITS = 6
+"""which makes so many units or more,"""
+LOOP_SHARE = 0.5
+"""and at least this share of the output."""
+
+Edit = tuple[str, int, int]
+"""("replace", "delete" or "insert"; place in the reference; place in the output)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +101,9 @@ def find_language(text: str, lang: str) -> str:
     return ("mixed" if latin else "zh") if chinese else "en"
 
 
-def score_text(reference: str, hypothesis: str, lang: str) -> Counts:
+def score_text(
+    reference: str, hypothesis: str, lang: str, normaliser: str = "ours"
+) -> Counts:
     """Edits between two transcripts in the units of the language.
 
     Args:
@@ -98,29 +111,33 @@ def score_text(reference: str, hypothesis: str, lang: str) -> Counts:
         hypothesis: what was recognised.
         lang: "en" counts words, "zh" characters, "mixed" English words and Chinese
             characters.
+        normaliser: of `normalisers.NAMES`; "raw" leaves both as they are.
 
     Raises:
-        ValueError: an unknown language.
+        ValueError: an unknown language or normaliser.
     """
+    said = split(reference, lang, normaliser)
+    return count(align(said, split(hypothesis, lang, normaliser)), len(said))
+
+
+def split(text: str, lang: str, normaliser: str = "ours") -> list[str]:
+    """The units of a text that are compared, as `score_text` takes its arguments."""
     if lang not in METRICS:
         raise ValueError(f"unknown language {lang!r}; use one of {sorted(METRICS)}.")
-    said, written = (normalise.normalise(t, lang) for t in (reference, hypothesis))
-    if lang == "zh":
-        output = jiwer.process_characters(
-            "".join(said.split()), "".join(written.split())
-        )
-    elif lang == "mixed":
-        output = jiwer.process_words(
-            " ".join(normalise.split_units(said, lang)),
-            " ".join(normalise.split_units(written, lang)),
-        )
-    else:
-        output = jiwer.process_words(said, written)
+    return normalisers.split(normalisers.normalise(text, lang, normaliser), lang)
+
+
+def align(reference: Sequence[Hashable], hypothesis: Sequence[Hashable]) -> list[Edit]:
+    """The fewest edits that turn one sequence into the other, in order of place."""
+    edits = Levenshtein.editops(reference, hypothesis)
+    return [(edit.tag, edit.src_pos, edit.dest_pos) for edit in edits]
+
+
+def count(edits: Iterable[Edit], reference: int) -> Counts:
+    """Edits by kind, of a reference of so many units."""
+    tags = [tag for tag, _, _ in edits]
     return Counts(
-        output.substitutions,
-        output.deletions,
-        output.insertions,
-        output.hits + output.substitutions + output.deletions,
+        tags.count("replace"), tags.count("delete"), tags.count("insert"), reference
     )
 
 
@@ -147,12 +164,46 @@ def is_hallucinated(counts: Counts) -> bool:
     return longer and counts.hits <= OVERLAP * counts.reference
 
 
+def is_looped(reference: Sequence[str], output: Sequence[str]) -> bool:
+    """Whether an output repeats itself as nothing that was said does.
+
+    Rule: some phrase of one or more units stands in the output LOOP_TIMES times in a
+    row or more (what follows may be the beginning of another time), all of which is at
+    least LOOP_UNITS units and LOOP_SHARE of the output, and the same is not true of the
+    reference.
+
+    output                                    | looped
+    nothing                                   | no
+    "no no no"                                | no: 3 units of 6
+    "no no no no no no"                       | yes
+    "thank you thank you thank you"           | yes: 3 times 2 units
+    "open the window open the window"         | no: twice
+    "a b c a b c a b c a"                     | yes: 3 times, and a beginning
+    "well the car is at home no no no no no no" | yes: 6 units of 12
+    "well the car is at home now no no no no no no" | no: 6 units of 13
+    "8 8 8 8 8 8", and so is the reference    | no
+
+    Args:
+        reference: units of what was said, as `split` gives them; none where nobody
+            spoke.
+        output: units of what was written.
+    """
+    return _has_loop(output) and not _has_loop(reference)
+
+
+def _has_loop(units: Sequence[str]) -> bool:
+    least = max(LOOP_UNITS, LOOP_SHARE * len(units))
+    for period in range(1, len(units) // LOOP_TIMES + 1):
+        longest = run = 0
+        for before, unit in zip(units, units[period:]):
+            run = run + 1 if unit == before else 0
+            longest = max(longest, run)
+        length = longest + period
+        if length >= max(least, LOOP_TIMES * period):
+            return True
+    return False
+
+
 def score_phonemes(reference: Sequence[int], hypothesis: Sequence[int]) -> Counts:
     """Edits between two phoneme sequences, ids without blanks."""
-    edits = [edit.tag for edit in Levenshtein.editops(reference, hypothesis)]
-    return Counts(
-        edits.count("replace"),
-        edits.count("delete"),
-        edits.count("insert"),
-        len(reference),
-    )
+    return count(align(reference, hypothesis), len(reference))

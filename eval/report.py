@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nim4_jax.eval import entities, metrics, outputs
+from nim4_jax.eval import entities, metrics, normalisers, outputs
 from nim4_jax.eval.evaluation import SetResult, Utterance
 from nim4_jax.eval.metrics import Counts
-from nim4_jax.text import normalise
 
 Report = dict[str, Any]
 
@@ -28,8 +27,22 @@ _COLUMNS = (
     "I",
     "units",
     "RTF",
+    "RTFx",
 )
+_KINDS = {
+    "text": "{}",
+    "raw": "{}, raw",
+    "unbiased": "U-{}",
+    "biased": "B-{}",
+    "phonemes": "PER",
+    "shuffled": "{}",
+}
+"""Kinds of scores, and what their metric is called after the language's own."""
 
+_MAIN = ("text", "phonemes", "shuffled")
+"""Those with rows of their own in the first table; others have columns of `_WAYS`."""
+
+_WAYS = ("set", "language", "metric", "normaliser", "error %", "raw %", "U- %", "B- %")
 
 _DELAYS = ("first_partial_delay", "partial_lag", "final_delay")
 
@@ -39,17 +52,19 @@ def build(model: str, results: Sequence[SetResult]) -> Report:
 
     Returns:
         {"model", "sets": [{"set", "utterances", "audio_seconds", "processing_seconds",
-        "real_time_factor", "skipped", "scores": {kind: {"languages": {lang: row},
-        "mean_percent": mean over the languages}}}]} with kinds "text", "phonemes" and
-        "shuffled", where they were scored; a row has metric, percent, substitutions,
-        deletions, insertions, reference (units), utterances, audio_seconds. Where text
+        "real_time_factor", "rtfx" (its inverse), "normaliser", "skipped", "scores":
+        {kind: {"languages": {lang: row}, "mean_percent": mean over the languages}}}]}
+        with the kinds "text", "raw" (punctuation and case count), "unbiased" (U-WER,
+        outside of names), "biased" (B-WER, in names), "phonemes" and "shuffled", where
+        they were scored; a row has metric, percent, substitutions, deletions,
+        insertions, reference (units), utterances, audio_seconds. Where text
         was scored a set also has "outputs", as `outputs.summarise` makes it; where
         names were said or hinted at, "entities", as `entities.summarise` does.
     """
     sets = []
     for result in results:
         scores = {}
-        for kind in ("text", "phonemes", "shuffled"):
+        for kind in _KINDS:
             scored = _summarise(result.utterances, kind)
             if scored is not None:
                 scores[kind] = scored
@@ -59,6 +74,8 @@ def build(model: str, results: Sequence[SetResult]) -> Report:
             "audio_seconds": round(result.audio_seconds, 3),
             "processing_seconds": round(result.processing_seconds, 3),
             "real_time_factor": round(result.real_time_factor, 5),
+            "rtfx": round(result.inverse_real_time_factor, 2),
+            "normaliser": result.normaliser,
             "skipped": result.skipped,
             "scores": scores,
         }
@@ -84,7 +101,7 @@ def _summarise(rows: Sequence[Utterance], kind: str) -> Report | None:
             continue
         total = metrics.add_up(counts for _, counts in counted)
         languages[lang] = {
-            "metric": "PER" if kind == "phonemes" else metric,
+            "metric": _KINDS[kind].format(metric),
             "percent": round(total.percent, 3),
             **dataclasses.asdict(total),
             "utterances": len(counted),
@@ -103,8 +120,12 @@ def to_markdown(report: Report) -> str:
         "| --- | --- |" + " ---: |" * 2 + " --- |" + " ---: |" * (len(_COLUMNS) - 5),
     ]
     for part in report["sets"]:
-        for kind, scored in part["scores"].items():
-            lines.extend(_table_rows(part, kind, scored))
+        for kind in _MAIN:
+            if kind in part["scores"]:
+                lines.extend(_table_rows(part, kind, part["scores"][kind]))
+    ways = [row for part in report["sets"] for row in _list_ways(part)]
+    if ways:
+        lines += ["", _join_cells(_WAYS), "|" + " --- |" * 4 + " ---: |" * 4, *ways]
     for name, table in (("outputs", outputs), ("entities", entities)):
         having = [part for part in report["sets"] if name in part]
         if having:
@@ -168,6 +189,7 @@ def _table_rows(part: Report, kind: str, scored: Report) -> list[str]:
             row["insertions"],
             row["reference"],
             f"{part['real_time_factor']:.3f}",
+            f"{part['rtfx']:.1f}",
         )
         rows.append(_join_cells(cells))
     if len(scored["languages"]) > 1:
@@ -175,7 +197,26 @@ def _table_rows(part: Report, kind: str, scored: Report) -> list[str]:
             sorted({row["metric"] for row in scored["languages"].values()})
         )
         cells = (part["set"], "mean", "", "", names + mark)
-        cells += (f"**{scored['mean_percent']:.2f}**", "", "", "", "", "")
+        cells += (f"**{scored['mean_percent']:.2f}**", "", "", "", "", "", "")
+        rows.append(_join_cells(cells))
+    return rows
+
+
+def _list_ways(part: Report) -> list[str]:
+    """A set's error after normalisation, as it is written, and in names or outside."""
+    scores = part["scores"]
+    if "raw" not in scores:
+        return []
+    rows = []
+    for lang, row in scores["text"]["languages"].items():
+        counted = (
+            scores.get(kind, {}).get("languages", {}).get(lang, {"reference": 0})
+            for kind in ("text", "raw", "unbiased", "biased")
+        )
+        percents = (
+            f"{one['percent']:.2f}" if one["reference"] else "" for one in counted
+        )
+        cells = (part["set"], lang, row["metric"], part["normaliser"], *percents)
         rows.append(_join_cells(cells))
     return rows
 
@@ -198,13 +239,13 @@ def write(folder: str, report: Report, results: Sequence[SetResult]) -> None:
 def list_rows(results: Sequence[SetResult]) -> list[Report]:
     """The utterances of all sets as hyps.jsonl has them, one object each."""
     return [
-        {"set": result.name, **_describe(row)}
+        {"set": result.name, **_describe(row, result.normaliser)}
         for result in results
         for row in result.utterances
     ]
 
 
-def _describe(row: Utterance) -> Report:
+def _describe(row: Utterance, normaliser: str) -> Report:
     """An utterance as one JSON line, with the texts that were compared."""
     described: Report = {
         "id": row.name,
@@ -216,10 +257,16 @@ def _describe(row: Utterance) -> Report:
         described |= {
             "hypothesis": row.hypothesis,
             "log_prob": round(row.log_prob or 0.0, 4),
-            "scored_reference": normalise.normalise(row.reference, row.lang),
-            "scored_hypothesis": normalise.normalise(row.hypothesis, row.lang),
+            "scored_reference": normalisers.normalise(
+                row.reference, row.lang, normaliser
+            ),
+            "scored_hypothesis": normalisers.normalise(
+                row.hypothesis, row.lang, normaliser
+            ),
         }
-    for kind in ("text", "phonemes", "shuffled"):
+        if row.looped:
+            described["looped"] = True
+    for kind in _KINDS:
         counts: Counts | None = getattr(row, kind)
         if counts is not None:
             described[kind] = dataclasses.asdict(counts)

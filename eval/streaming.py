@@ -15,7 +15,9 @@ from nim4_jax.decode.recogniser import Recogniser, Transcript
 from nim4_jax.decode.session import Session, StreamError
 from nim4_jax.eval import latency
 from nim4_jax.eval.latency import Latency, Timed
+from nim4_jax.eval.shared import Prompted
 from nim4_jax.features import SAMPLE_RATE
+from nim4_jax.retrieval.hotwords import HotwordRetriever
 from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.types import Frames
 
@@ -24,6 +26,7 @@ def transcribe(
     listener: Listener,
     audios: Sequence[np.ndarray],
     hints: Sequence[Sequence[str]] | None = None,
+    retriever: HotwordRetriever | None = None,
 ) -> list[list[Event]]:
     """Every recording as a stream of its own, closed at its end.
 
@@ -34,6 +37,7 @@ def transcribe(
         listener: with at least one place that nobody has.
         audios: float32 [S] each, 16 kHz.
         hints: names for the prompts of each; None for none.
+        retriever: finds further names in what is heard.
 
     Returns:
         Events of each recording, in the order of its audio.
@@ -47,6 +51,7 @@ def transcribe(
         for number, audio in enumerate(audios):
             session = _wait_for_place(listener, numbers, told)
             session.hints = tuple(hints[number]) if hints else ()
+            session.retriever = retriever
             numbers[session] = number
             session.feed(audio)
             session.close()
@@ -99,11 +104,13 @@ class StreamedRecogniser:
         listener: of it, with no stream open.
         latency: of all streams so far, on the clock of their audio: what their own
             machine adds is not in it.
+        retriever: finds names in what is heard; None for none.
     """
 
     recogniser: Recogniser
     listener: Listener
     latency: Latency = dataclasses.field(default_factory=Latency)
+    retriever: HotwordRetriever | None = None
 
     @property
     def writes(self) -> bool:
@@ -133,22 +140,25 @@ class StreamedRecogniser:
         values, mask = jax.device_get((audio.values, audio.mask))
         rows = [row[valid] for row, valid in zip(values, mask)]
         made = []
-        for row, told in zip(rows, transcribe(self.listener, rows, hints)):
+        events = transcribe(self.listener, rows, hints, self.retriever)
+        for row, told in zip(rows, events):
             timed = [Timed(event, event.heard) for event in told]
             seconds = len(row) / SAMPLE_RATE
             if len(row):  # others fill a batch up
                 self.latency += latency.measure(timed, audio_seconds=seconds)
             finals = [event for event in told if isinstance(event, Final)]
             words = [word for final in finals for word in final.words]
-            made.append(
-                Transcript(
-                    text=join_finals(finals),
-                    tokens=(),
-                    log_prob=sum(final.log_prob for final in finals),
-                    finished=all(final.finished for final in finals),
-                    words=tuple(words) if timings else (),
-                    phonemes=(),
-                    duration=seconds,
-                )
+            transcript = Transcript(
+                text=join_finals(finals),
+                tokens=(),
+                log_prob=sum(final.log_prob for final in finals),
+                finished=all(final.finished for final in finals),
+                words=tuple(words) if timings else (),
+                phonemes=(),
+                duration=seconds,
             )
+            if self.retriever is not None:
+                found = dict.fromkeys(n for final in finals for n in final.hotwords)
+                transcript = Prompted(**vars(transcript), hints=tuple(found))
+            made.append(transcript)
         return made

@@ -13,6 +13,7 @@ COMMANDS = {
     "compare": "two evaluations: which is better, and is it luck",
     "curves": "metrics of runs over their steps, as a picture",
     "transcribe": "recordings to text, JSON or subtitles",
+    "transcribe_corpus": "millions of recordings to text, on a Ray cluster or here",
     "demo": "train, evaluate and try the nano model",
     "snapshot": "pack a trained model into one .safetensors file",
     "export": "a model as programs and weights that run without Flax",

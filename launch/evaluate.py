@@ -8,6 +8,12 @@ A model that has been through stage 1 only hears phonemes: add --phonemes.
 Names in the prompt: --hints=said names what is said, misleading what is not, both both;
 names that no transcript of the training has are counted apart with --seen. What a model
 writes where nobody speaks: --sets=nonspeech:500. Two evaluations: nim4 compare.
+
+Many at once, and peers beside them, in one report; killed anywhere, the same command
+goes on:
+
+nim4 evaluate --models=runs/demo/stage4,whisper-base --benchmarks=commands,prompts \
+    --modes=offline,stream:640 --hotwords=none,list:names.txt --out=runs/demo/sweep
 """
 
 from __future__ import annotations
@@ -18,11 +24,11 @@ from absl import app, flags
 from tqdm import tqdm
 
 from nim4_jax.decode.listener import Listener
-from nim4_jax.decode.stream import StreamConfig
+from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.eval import evaluation, hints, report
 from nim4_jax.eval.hints import HintConfig
 from nim4_jax.eval.streaming import StreamedRecogniser
-from nim4_jax.launch import recognition, runtime
+from nim4_jax.launch import recognition, runtime, sweeping
 
 
 def define_flags() -> None:
@@ -76,6 +82,8 @@ def define_flags() -> None:
         False,
         "Find names by counting words, in sets none of whose records lists keywords.",
     )
+    sweeping.define_flags()
+    flags.adopt_module_key_flags(sweeping)  # --help shows them too
 
 
 def run(
@@ -168,8 +176,13 @@ def read_hints(given: flags.FlagValues) -> HintConfig:
 def main(_) -> None:
     """Entry point of `launch/evaluate.py` and `nim4 evaluate`."""
     given = flags.FLAGS
+    if sweeping.is_asked(given):
+        return sweeping.main(given)
     if not given.model or not given.sets:
-        raise app.UsageError("--model=WORKDIR|FILE and --sets=SOURCE,… are needed.")
+        raise app.UsageError(
+            "--model=WORKDIR|FILE and --sets=SOURCE,… are needed, or for a sweep "
+            "--models=… or --config=configs/evaluate.py."
+        )
     made = run(
         given.model,
         given.sets,

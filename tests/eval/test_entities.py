@@ -37,6 +37,7 @@ def test_an_utterance_is_judged():
         ("call anna bell in rome", "call anna mell in rome"),
         "en",
         frozenset({"anna bell"}),
+        ("rome", "call", "in"),
     )
     assert judged == Entities(
         said=("anna bell", "rome"),
@@ -45,18 +46,32 @@ def test_an_utterance_is_judged():
         hints=("rome", "dome", "anna mell"),
         unsaid=("dome", "anna mell"),
         intruded=("anna mell",),
+        inserted=("anna mell",),
+    )
+
+
+def test_a_name_of_the_set_that_nobody_said_is_a_false_insertion():
+    texts = ("go to rome", "go to oslo and rome")
+    judged = entities.judge(("rome",), (), texts, "en", None, ("oslo", "rome"))
+    assert judged.found == ("rome",) and judged.inserted == ("oslo",)
+    made = entities.summarise([judged], "none")
+    assert made is not None
+    assert (made["precision_percent"], made["inserted"]) == (50.0, 1)
+    assert "| 100.00 | 50.00 | 1 |" in "| ".join(
+        f"{cell} " for cell in entities.list_cells("s", made)
     )
 
 
 def test_a_set_is_summed_up():
     rows = [
-        Entities(("a", "b"), ("a",), ("b",), ("a", "x"), ("x",), ("x",)),
+        Entities(("a", "b"), ("a",), ("b",), ("a", "x"), ("x",), ("x",), ("x",)),
         Entities(("c",), ("c",), ("c",), ("c", "y", "z"), ("y", "z")),
         Entities((), (), ()),
     ]
     made = entities.summarise(rows, "both")
     assert made is not None
     assert (made["said"], made["found"], made["recall_percent"]) == (3, 2, 66.667)
+    assert (made["inserted"], made["precision_percent"]) == (1, 66.667)
     assert made["held_out"] == {"said": 2, "found": 1, "recall_percent": 50.0}
     assert made["hints"] == {
         "mode": "both",
@@ -72,7 +87,13 @@ def test_a_set_is_summed_up():
 def test_without_names_and_hints_there_is_nothing_to_tell():
     assert entities.summarise([Entities()], "none") is None
     made = entities.summarise([Entities(said=("a",))], "none")
-    assert made == {"said": 1, "found": 0, "recall_percent": 0.0}
+    assert made == {
+        "said": 1,
+        "found": 0,
+        "recall_percent": 0.0,
+        "inserted": 0,
+        "precision_percent": None,
+    }
     made = entities.summarise([Entities()], "said")
     assert made is not None and set(made) == {"hints"}
     assert len(entities.list_cells("s", made)) == len(entities.COLUMNS)

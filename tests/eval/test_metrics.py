@@ -44,9 +44,53 @@ def test_a_set_is_what_jiwer_says(pairs):
         for reference, hypothesis in zip(references, hypotheses)
     )
     theirs = jiwer.process_words(references, hypotheses)
-    assert total.errors == (theirs.substitutions + theirs.deletions + theirs.insertions)
+    assert total == Counts(
+        theirs.substitutions,
+        theirs.deletions,
+        theirs.insertions,
+        theirs.hits + theirs.substitutions + theirs.deletions,
+    )
     if total.reference:
         assert total.percent == pytest.approx(100 * theirs.wer)
+
+
+@given(st.text("打开窗户天气", max_size=8), st.text("打开窗户天气", max_size=8))
+def test_characters_are_what_jiwer_says(reference, hypothesis):
+    counts = metrics.score_text(" ".join(reference), hypothesis, "zh")
+    theirs = jiwer.process_characters(reference, hypothesis)
+    assert counts == Counts(
+        theirs.substitutions, theirs.deletions, theirs.insertions, len(reference)
+    )
+
+
+@given(WORDS, WORDS)
+def test_an_alignment_turns_one_into_the_other(reference, hypothesis):
+    edits = metrics.align(reference, hypothesis)
+    made = list(reference)
+    for tag, place, other in reversed(edits):
+        if tag == "delete":
+            del made[place]
+        elif tag == "insert":
+            made.insert(place, hypothesis[other])
+        else:
+            made[place] = hypothesis[other]
+    assert made == hypothesis
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "lang", "normal", "raw"),
+    [
+        ("Go home.", "go home", "en", Counts(0, 0, 0, 2), Counts(2, 0, 0, 2)),
+        ("Go home.", "Go home.", "en", Counts(0, 0, 0, 2), Counts(0, 0, 0, 2)),
+        ("打开。", "打开", "zh", Counts(0, 0, 0, 2), Counts(0, 1, 0, 3)),
+        ("播放 Hello", "播放hello", "mixed", Counts(0, 0, 0, 3), Counts(1, 0, 0, 3)),
+        ("", "?", "en", Counts(0, 0, 0, 0), Counts(0, 0, 1, 0)),
+        ("...", "", "en", Counts(0, 0, 0, 0), Counts(0, 1, 0, 1)),
+    ],
+)
+def test_raw_counts_have_case_and_punctuation(reference, hypothesis, lang, normal, raw):
+    assert metrics.score_text(reference, hypothesis, lang) == normal
+    assert metrics.score_text(reference, hypothesis, lang, "raw") == raw
 
 
 @given(IDS, IDS)
@@ -119,3 +163,34 @@ def test_hits_and_output_are_those_of_the_alignment(reference, hypothesis):
     counts = metrics.score_text(" ".join(reference), " ".join(hypothesis), "en")
     assert counts.output == len(hypothesis)
     assert 0 <= counts.hits <= min(len(reference), len(hypothesis))
+
+
+@pytest.mark.parametrize(
+    ("reference", "output", "looped"),
+    [
+        ("", "", False),
+        ("", "no no no", False),
+        ("", "no no no no no no", True),
+        ("", "thank you thank you thank you", True),
+        ("", "thank you thank you thank", False),
+        ("open it", "open the window open the window", False),
+        ("", "a b c a b c a b c a", True),
+        ("", "well the car is at home no no no no no no", True),
+        ("", "well the car is at home now no no no no no no", False),
+        ("8 8 8 8 8 8", "8 8 8 8 8 8", False),
+        ("8 8 8 8", "8 8 8 8 8 8", True),
+    ],
+)
+def test_loops(reference, output, looped):
+    assert metrics.is_looped(reference.split(), output.split()) is looped
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(3, 6))
+def test_a_phrase_said_often_enough_is_a_loop_of_any_period(phrase, times):
+    units = [str(unit) for unit in phrase]
+    output = units * max(times, -(-6 // len(units)))
+    assert metrics.is_looped([], output)
+    assert not metrics.is_looped(output, output)
+    # Twice as much that does not repeat hides it.
+    rest = [f"word{number}" for number in range(len(output) + 1)]
+    assert not metrics.is_looped([], rest + output)

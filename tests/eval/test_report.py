@@ -1,5 +1,6 @@
 """Tables from results made by hand."""
 
+import dataclasses
 import json
 
 import pytest
@@ -59,8 +60,60 @@ def test_outputs_are_counted_by_language():
         "mean_units": 1.333,
         "hallucinated": 1,
         "hallucinated_percent": 33.333,
+        "looped": 0,
+        "looped_percent": 0.0,
     }
     assert "entities" not in made
+
+
+def test_errors_are_told_as_written_and_by_names_where_they_were_counted():
+    parts = {"unbiased": Counts(0, 0, 0, 3), "biased": Counts(1, 0, 1, 2)}
+    row = Utterance(
+        "a",
+        "en",
+        "call anna",
+        2.0,
+        "x",
+        0.0,
+        Counts(1, 0, 1, 5),
+        raw=Counts(3, 0, 0, 4),
+    )
+    plain = SetResult("plain|set", (row,), 0.5, {}, {}, normaliser="whisper")
+    named = SetResult("named", (dataclasses.replace(row, **parts),), 0.5, {}, {})
+    made = report.build("m", [plain, named])
+    assert set(made["sets"][0]["scores"]) == {"text", "raw"}
+    scores = made["sets"][1]["scores"]
+    metrics = {kind: scores[kind]["languages"]["en"]["metric"] for kind in scores}
+    assert metrics == {
+        "text": "WER",
+        "raw": "WER, raw",
+        "unbiased": "U-WER",
+        "biased": "B-WER",
+    }
+    assert scores["biased"]["languages"]["en"]["percent"] == 100.0
+    assert made["sets"][0]["rtfx"] == 4.0
+    lines = report.to_markdown(made).splitlines()
+    assert r"| plain\|set | en | WER | whisper | 40.00 | 75.00 |  |  |" in lines
+    assert "| named | en | WER | ours | 40.00 | 75.00 | 0.00 | 100.00 |" in lines
+
+
+def test_what_is_written_where_nobody_speaks_is_told_by_the_minute():
+    loop = "no no no no no no"
+    rows = (
+        Utterance("a", "en", "", 20.0, "", 0.0, Counts()),
+        Utterance("b", "en", "...", 10.0, loop, 0.0, Counts(insertions=6), looped=True),
+        Utterance("c", "en", "go", 60.0, "go", 0.0, Counts(reference=1)),
+    )
+    made = report.build("m", [SetResult("s", rows, 1.0, {}, {})])["sets"][0]
+    assert made["outputs"]["looped_percent"] == 33.333
+    assert made["outputs"]["nonspeech"] == {
+        "outputs": 2,
+        "minutes": 0.5,
+        "nonempty_percent": 50.0,
+        "words": 6,
+        "words_per_minute": 12.0,
+        "looped_percent": 50.0,
+    }
 
 
 def test_where_nothing_is_said_the_table_has_no_error_rate():
@@ -71,15 +124,19 @@ def test_where_nothing_is_said_the_table_has_no_error_rate():
 
 
 def test_names_are_told_where_there_are_some():
-    judged = Entities(("rome",), (), ("rome",), ("dome",), ("dome",), ("dome",))
+    dome = ("dome",)
+    judged = Entities(("rome",), (), ("rome",), dome, dome, dome, dome)
     row = Utterance("a", "en", "go", 1.0, "go dome", 0.0, Counts(), entities=judged)
     result = SetResult("s", (row,), 1.0, {}, {}, "misleading")
     made = report.build("m", [result])
     assert made["sets"][0]["entities"]["hints"]["intruded_percent"] == 100.0
     table = report.to_markdown(made).splitlines()
-    assert table[-1] == "| s | misleading | 1 | 0.00 | 1 | 0.00 | 1 | 100.00 |"
+    assert (
+        table[-1] == "| s | misleading | 1 | 0.00 | 0.00 | 1 | 1 | 0.00 | 1 | 100.00 |"
+    )
     (told,) = report.list_rows([result])
-    assert told["hints"] == told["unsaid"] == told["intruded"] == ("dome",)
+    assert told["hints"] == told["unsaid"] == told["intruded"] == dome
+    assert told["inserted"] == dome
     assert "found" not in told
 
 

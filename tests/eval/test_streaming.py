@@ -9,9 +9,16 @@ from nim4_jax.data import audio, sources
 from nim4_jax.decode.events import Final, Partial, SpeechStarted, SpeechStopped
 from nim4_jax.decode.listener import Listener
 from nim4_jax.decode.session import StreamError
-from nim4_jax.decode.stream import StreamConfig
+from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.eval import streaming
+from nim4_jax.eval.shared import Prompted
 from nim4_jax.launch import recognition
+from nim4_jax.retrieval import database
+from nim4_jax.retrieval.hotwords import HotwordRetriever
+from nim4_jax.retrieval.layer import Layer
+from nim4_jax.retrieval.names import Name
+from nim4_jax.retrieval.pronunciation import pronounce
+from nim4_jax.text.phonemes import INVENTORY
 from nim4_jax.types import Frames
 
 # 160 ms chunks, utterances of 1.28 s: much happens in little audio.
@@ -124,3 +131,27 @@ def test_a_streamed_recogniser_stands_where_a_recogniser_can(listener, recording
     measured = streamed.latency.summary()
     assert measured["streams"] == 3 and measured["stable_violations"] == 0
     assert measured["early"] == 0
+
+
+def test_names_found_in_a_stream_are_in_its_prompts(listener, recordings, monkeypatch):
+    """A name that sounds as what the random model hears first, behind the given one."""
+    heard = bytearray()
+    scan = HotwordRetriever.scan
+
+    def listen(self, state, phonemes, posteriors, times):
+        heard.extend(phonemes.tobytes())
+        return scan(self, state, phonemes, posteriors, times)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HotwordRetriever, "scan", listen)
+        nobody = HotwordRetriever([Layer()])
+        streaming.transcribe(listener, recordings[:1], retriever=nobody)
+    name = Name("Rotterdam", " ".join(INVENTORY[unit] for unit in heard[:6]))
+    base = database.build([name], {name.text: pronounce(name)})
+    streamed = streaming.StreamedRecogniser(
+        listener._recogniser, listener, retriever=HotwordRetriever([Layer(base)])
+    )
+    samples = recordings[0][None]
+    audio = Frames(samples, np.ones(samples.shape, bool))
+    (found,) = streamed.transcribe(audio, hints=[("perth",)])
+    assert isinstance(found, Prompted) and found.hints == ("perth", "Rotterdam")

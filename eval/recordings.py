@@ -1,0 +1,164 @@
+"""The recordings of a set: read, cut where they are too long, gathered into batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from nim4_jax.data import audio, conditions, pipeline, sources
+from nim4_jax.data.config import DataConfig
+from nim4_jax.data.skips import SkipReport
+from nim4_jax.decode import segments, subtitles
+from nim4_jax.decode.endpoint import EndpointConfig, Silero
+from nim4_jax.decode.recogniser import Transcript
+from nim4_jax.decode.segments import AudioBatch, Batcher, Segment
+from nim4_jax.eval.shared import Prompted, Samples
+from nim4_jax.types import Frames
+
+_BLOCK_SECONDS = 10.0
+
+
+def choose(size: int, limit: int) -> set[int]:
+    """Indices of `limit` of `size` utterances, spread evenly; of all if it is 0."""
+    if 0 < limit < size:
+        return {int(place) for place in np.linspace(0, size - 1, limit)}
+    return set(range(size))
+
+
+def read(
+    spec: str, chosen: Collection[int], config: DataConfig, report: SkipReport
+) -> Iterator[Samples]:
+    """The chosen recordings, those that fit a bucket first, shortest first.
+
+    Args:
+        spec: of the set.
+        chosen: indices.
+        config: with the set as its only source; what is longer than its largest bucket
+            comes whole.
+        report: counts what cannot be read.
+    """
+    corpus = sources.open_source(spec)
+    long = find_long(corpus, chosen, config.bucket_seconds[-1])
+    for arrays in pipeline.iterate_eval(config, report=report, only=set(chosen) - long):
+        for row, index in enumerate(arrays["index"]):
+            if arrays["valid"][row]:
+                yield int(index), arrays["audio"][row][arrays["audio_mask"][row]]
+    for index in sorted(long):
+        record = corpus[index]
+        try:
+            yield index, read_long(record)
+        except audio.AudioError as error:
+            report.add(error.reason, index, record["origin"], str(error))
+
+
+def find_long(
+    corpus: sources.Source, chosen: Collection[int], limit: float
+) -> set[int]:
+    """Those of the chosen records that last longer than `limit` seconds.
+
+    Lengths are what records or the headers of their audio say. Audio without a readable
+    header is not long.
+    """
+    return {
+        index
+        for index in chosen
+        if conditions.measure(sources.describe(corpus, index)) > limit
+    }
+
+
+def read_long(record: sources.Record) -> Float[np.ndarray, " S"]:
+    """All samples of a record at 16 kHz, as `nim4 transcribe` reads a file.
+
+    Raises:
+        AudioError: they cannot be read.
+    """
+    if isinstance(record["audio"], np.ndarray):
+        return audio.decode(
+            record["audio"], sample_rate=record["sample_rate"], name=record["origin"]
+        )
+    blocks = list(audio.read_blocks(record["audio"], _BLOCK_SECONDS))
+    return np.concatenate([*blocks, np.zeros(0, np.float32)])
+
+
+@dataclasses.dataclass
+class Gatherer:
+    """Makes batches of recordings, and transcripts of recordings from their pieces.
+
+    Batches are gathered anew, so that a selection fills its rows too. The keys of their
+    rows are (index, start in s): a recording longer than the largest shape is in pieces
+    that end where nobody speaks, as in `nim4 transcribe`, unless it is to stay whole.
+
+    Attributes:
+        bucket_seconds: lengths of the batch shapes, growing.
+        rows: rows of each.
+        whole: long recordings come alone, in a batch of their own length: for whoever
+            hears them as streams.
+        seconds: length of every recording so far, by index.
+        spent: processing time of all cutting so far, s.
+    """
+
+    bucket_seconds: tuple[float, ...]
+    rows: tuple[int, ...]
+    whole: bool = False
+    seconds: dict[int, float] = dataclasses.field(default_factory=dict)
+    spent: float = 0.0
+    _detector: Silero | None = None
+
+    def gather(self, recordings: Iterable[Samples]) -> Iterator[AudioBatch]:
+        """Batches of fixed shapes, and what is left at the end."""
+        batcher = Batcher(self.bucket_seconds, self.rows)
+        most = round(self.bucket_seconds[-1] * audio.SAMPLE_RATE)
+        for index, samples in recordings:
+            self.seconds[index] = len(samples) / audio.SAMPLE_RATE
+            if len(samples) <= most:
+                yield from batcher.add((index, 0.0), samples)
+            elif self.whole:
+                mask = np.ones((1, len(samples)), bool)
+                frames = Frames(jnp.asarray(samples[None]), jnp.asarray(mask))
+                yield AudioBatch(((index, 0.0),), frames)
+            else:
+                for piece in self.cut(samples):
+                    yield from batcher.add((index, piece.start), piece.samples)
+        yield from batcher.flush()
+
+    def cut(self, samples: Float[np.ndarray, " S"]) -> list[Segment]:
+        """Speech in pieces that fit the largest shape; none where nobody speaks."""
+        # Loaded for the first long recording: most sets have none.
+        self._detector = self._detector or Silero()
+        limit = self.bucket_seconds[-1]
+        start = time.perf_counter()
+        pieces = list(
+            segments.cut_speech([samples], self._detector, EndpointConfig(), limit)
+        )
+        self.spent += time.perf_counter() - start
+        return pieces
+
+
+def join(pieces: Sequence[Transcript], seconds: float) -> Transcript:
+    """The transcript of a recording from those of its pieces.
+
+    Args:
+        pieces: in order of time; none where nobody speaks. One alone is the result.
+        seconds: of the recording.
+    """
+    if len(pieces) == 1:
+        return pieces[0]
+    fields = {
+        "text": subtitles.join_texts(piece.text for piece in pieces),
+        "tokens": tuple(token for piece in pieces for token in piece.tokens),
+        "log_prob": sum(piece.log_prob for piece in pieces),
+        "finished": all(piece.finished for piece in pieces),
+        "words": (),
+        "phonemes": tuple(unit for piece in pieces for unit in piece.phonemes),
+        "duration": seconds,
+    }
+    found = [piece.hints for piece in pieces if isinstance(piece, Prompted)]
+    if not found:
+        return Transcript(**fields)
+    names = dict.fromkeys(name for hints in found for name in hints)
+    return Prompted(**fields, hints=tuple(names))

@@ -1,0 +1,170 @@
+"""`nim4 evaluate` for many models, benchmarks, modes and hotwords: its flags."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+from nim4_jax.configs import evaluate as defaults
+from nim4_jax.eval import sweep
+from nim4_jax.eval.sweep import Outcome, SweepConfig
+from nim4_jax.launch import assembly, hosts, recognition, settings
+from nim4_jax.train import checkpoint
+
+_LISTS = ("models", "benchmarks", "modes", "hotwords")
+_SHARED = (
+    "limit",
+    "left",
+    "phonemes",
+    "hint_count",
+    "hint_names",
+    "hint_seed",
+    "seen",
+    "find_keywords",
+)
+_SINGLE = ("model", "sets", "chunk", "stream", "hints", "shuffle_audio")
+_MANIFEST = "manifest.json"
+_BLOCK = 1 << 22
+
+
+def define_flags() -> None:
+    """Those that a sweep has beside the flags of one model's evaluation."""
+    config_flags.DEFINE_config_file("config", lock_config=True)
+    flags.DEFINE_list(
+        "models",
+        None,
+        "Sweep: workdirs, .safetensors files, bundles or peers (whisper-base, "
+        "whisper-tiny.en, pocketsphinx), by commas; NAME=PATH gives a name.",
+    )
+    flags.DEFINE_list("benchmarks", None, "Sweep: names of benchmarks, or sources.")
+    flags.DEFINE_list("modes", None, "Sweep: offline, stream:MS (multiples of 160).")
+    flags.DEFINE_list(
+        "hotwords",
+        None,
+        "Sweep: none, said, misleading, both, or list:PATH: a hotword database or a "
+        "list of names, which are found in what is heard.",
+    )
+    flags.DEFINE_string(
+        "shard",
+        None,
+        "Sweep: I/N, this process's share, where N processes share --out.",
+    )
+
+
+def is_asked(given: flags.FlagValues) -> bool:
+    """Whether the flags are those of a sweep."""
+    return bool(given.config or given.models)
+
+
+def read_config(given: flags.FlagValues) -> SweepConfig:
+    """The config, with the flags that are given before what stands in it.
+
+    Raises:
+        UsageError: flags of the other form are given too.
+        ValueError: a key or value of the config that does not fit.
+    """
+    if mixed := [name for name in _SINGLE if given[name].present]:
+        raise app.UsageError(
+            f"--{', --'.join(mixed)}: of the evaluation of one model, not of a sweep; "
+            "use --models, --benchmarks, --modes and --hotwords."
+        )
+    config: ConfigDict = given.config or defaults.get_config()
+    values: dict[str, Any] = config.to_dict()
+    for name in (*_LISTS, *_SHARED):
+        if given[name].present:
+            values[name] = given[name].value
+    return settings.build(SweepConfig, values)
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    """(I, N) from "I/N".
+
+    Raises:
+        ValueError: it is something else.
+    """
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal()):
+        raise ValueError(f"--shard={text}; expected I/N, such as 0/4 … 3/4.")
+    if not int(number) < int(count):
+        raise ValueError(f"--shard={text}; the first number must be 0 … N − 1.")
+    return int(number), int(count)
+
+
+def identify(origin: str) -> str:
+    """What tells a model from another: a checksum of its file, manifest or checkpoint.
+
+    Raises:
+        ValueError: there is no model.
+    """
+    place = epath.Path(assembly.resolve(origin))
+    if place.is_file():
+        return _hash_file(place)
+    if (place / _MANIFEST).is_file():
+        return _hash_file(place / _MANIFEST)
+    step = checkpoint.latest_step(str(place))
+    if step is None:
+        raise ValueError(
+            f"{origin} holds no model: no complete checkpoint, and it is no snapshot "
+            "and no bundle; name the --workdir of a training run, a .safetensors file "
+            "that `nim4 snapshot` wrote, or a peer."
+        )
+    digest = hashlib.sha256(str(step).encode())
+    for part in ("checksums", "meta", "state"):
+        for name in ("metadata", "manifest.ocdbt"):
+            file = place / "checkpoints" / str(step) / part / name
+            if file.is_file():
+                digest.update(_hash_file(file).encode())
+    return digest.hexdigest()
+
+
+def _hash_file(path: epath.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def run(config: SweepConfig, out: str, shard: tuple[int, int] = (0, 1)) -> Outcome:
+    """The sweep, with a log line for each cell.
+
+    Raises:
+        ValueError: what is asked for is not there or makes no sense.
+        OSError: no room for what was measured.
+    """
+    return sweep.run(
+        config,
+        out,
+        load=recognition.load,
+        identify=identify,
+        shard=shard,
+        say=lambda line: logging.info("%s", line),
+    )
+
+
+def main(given: flags.FlagValues) -> None:
+    """The sweep that the flags ask for; exit code 1 if a cell failed."""
+    config = read_config(given)
+    if not given.out:
+        raise app.UsageError("--out=DIR is needed: the sweep's results go there.")
+    if given.shard:
+        outcome = run(config, given.out, read_shard(given.shard))
+    else:
+        with hosts.joined():
+            shard = jax.process_index(), jax.process_count()
+            outcome = run(config, given.out, shard)
+    if outcome.left:
+        print(f"{outcome.left} cells are left to other processes: no report yet")
+    else:
+        print(f"{given.out}/report.md, report.html, report.json")
+    for cell in outcome.failed:
+        key = f"{cell.key.model}, {cell.key.benchmark}, {cell.key.mode}"
+        print(f"failed: {key}, {cell.key.hotwords}: {cell.reason}", file=sys.stderr)
+    if outcome.failed:
+        sys.exit(1)
