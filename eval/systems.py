@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Protocol, TypeVar
 
 from nim4_jax.decode.listener import Listener
-from nim4_jax.decode.recogniser import Recogniser
+from nim4_jax.decode.recogniser import Loaded, Recogniser
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.eval import hints
 from nim4_jax.eval.hotword_lists import FindingRecogniser, HotwordList
@@ -31,25 +31,6 @@ OFFLINE = "offline"
 _STREAM, _LIST = "stream:", "list:"
 _FRAME, _TOKEN = 40, 160  # ms of an encoder frame and of a speech token
 _PEER_SECONDS, _PEER_ROWS = (10.0, 30.0), (1, 1)
-
-
-class Loaded(Protocol):
-    """A recogniser and the batch shapes that it is used in."""
-
-    @property
-    def recogniser(self) -> Recogniser:
-        """The model."""
-        ...
-
-    @property
-    def bucket_seconds(self) -> tuple[float, ...]:
-        """Lengths of the shapes, growing."""
-        ...
-
-    @property
-    def rows(self) -> tuple[int, ...]:
-        """Rows of each shape."""
-        ...
 
 
 class Load(Protocol):

@@ -29,6 +29,7 @@ HARMLESS = frozenset(
         "data.cache_mb",
         "model.remat",
         "model.policy.kernels",
+        "model.policy.unroll",
         "probe",
         "publish.folder",
         "follow.folder",

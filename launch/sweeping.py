@@ -15,6 +15,7 @@ from nim4_jax.configs import evaluate as defaults
 from nim4_jax.eval import sweep
 from nim4_jax.eval.sweep import Outcome, SweepConfig
 from nim4_jax.launch import assembly, hosts, recognition, settings
+from nim4_jax.serving import manifest
 from nim4_jax.train import checkpoint
 
 _LISTS = ("models", "benchmarks", "modes", "hotwords")
@@ -29,7 +30,6 @@ _SHARED = (
     "find_keywords",
 )
 _SINGLE = ("model", "sets", "chunk", "stream", "hints", "shuffle_audio")
-_MANIFEST = "manifest.json"
 _BLOCK = 1 << 22
 
 
@@ -105,8 +105,8 @@ def identify(origin: str) -> str:
     place = epath.Path(assembly.resolve(origin))
     if place.is_file():
         return _hash_file(place)
-    if (place / _MANIFEST).is_file():
-        return _hash_file(place / _MANIFEST)
+    if manifest.is_bundle(str(place)):
+        return _hash_file(place / manifest.FILE)
     step = checkpoint.latest_step(str(place))
     if step is None:
         raise ValueError(

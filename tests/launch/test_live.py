@@ -64,7 +64,13 @@ def run_program(monkeypatch, listener, tmp_path):
     monkeypatch.setattr(live, "load_listener", load)
 
     def run(recordings, stdin=b"", **flags) -> int:
-        values = {"model": "M", "stream": True, "format": "text", "out": None}
+        values = {
+            "model": "M",
+            "bundle": None,
+            "stream": True,
+            "format": "text",
+            "out": None,
+        }
         values |= {"chunk": 0, "left": 4, "pace": "fast", "packet_ms": 100}
         values |= {"detector": "silero", "hotwords": "", "rate": RATE, "channels": 1}
         values |= flags

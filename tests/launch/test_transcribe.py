@@ -173,7 +173,7 @@ def run_program(monkeypatch, model_files):
     def run(paths, **given) -> int:
         defaults = {"format": "text", "out": None, "batch": 3, "chunk": 0, "left": 4}
         defaults |= {"vad": "silero", "stream": False}
-        values = {"model": model_files[0], **defaults, **given}
+        values = {"model": model_files[0], "bundle": None, **defaults, **given}
         # The process's own flags belong to the test runner and to other commands.
         given = SimpleNamespace(FLAGS=SimpleNamespace(**values))
         monkeypatch.setattr(transcribe, "flags", given)
