@@ -174,7 +174,6 @@ def get_config(size: str = "") -> ConfigDict:
                 "compute": "float32" if tiny else "bfloat16",
                 "weights": "float",
                 "kernels": "auto",
-                "unroll": size == "nano",
             },
             "remat": "none" if tiny else "full",
         }

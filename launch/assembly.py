@@ -209,9 +209,9 @@ def build_settings(config: ConfigDict) -> TrainSettings:
 def describe(made: TrainSettings, config: ConfigDict) -> dict[str, Any]:
     """Facts that go into each checkpoint: enough to rebuild the model from it.
 
-    Kernels and loops belong to the devices of a run, and the model may load on others.
+    Kernels belong to the devices of a run, and the model may load on others.
     """
-    policy = dataclasses.replace(made.model.policy, kernels="auto", unroll=False)
+    policy = dataclasses.replace(made.model.policy, kernels="auto")
     model = dataclasses.replace(made.model, policy=policy)
     return {
         "stage": made.stage,

@@ -29,7 +29,6 @@ HARMLESS = frozenset(
         "data.cache_mb",
         "model.remat",
         "model.policy.kernels",
-        "model.policy.unroll",
         "probe",
         "publish.folder",
         "follow.folder",

@@ -33,15 +33,12 @@ class Policy:
             quantised for inference; they are multiplied in the compute dtype.
         kernels: of the LLM's attention in training, one of `attention.KERNELS`; "auto":
             by the devices in use, see `attention.choose_kernel`.
-        unroll: whether the scans over layers are unrolled: a training step of a small
-            model is faster on CPU, for twice the compilation; "remat" has no use then.
     """
 
     params: str = "float32"
     compute: str = "float32"
     weights: str = "float"
     kernels: str = "auto"
-    unroll: bool = False
 
     def __post_init__(self):
         if self.kernels not in attention.KERNELS:

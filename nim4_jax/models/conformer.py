@@ -365,7 +365,6 @@ class ConformerStack(nn.Module):
             in_axes=(0, nn.broadcast),
             out_axes=0,
             length=self.config.num_layers,
-            unroll=self.config.num_layers if self.policy.unroll else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(
             self.config, self.policy, self.deterministic, name="blocks"

@@ -296,7 +296,6 @@ def _stack(config: LLMConfig, policy: layers.Policy, remat: str):
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),
         length=config.num_layers,
-        unroll=config.num_layers if policy.unroll else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     return scanned(config, policy)
