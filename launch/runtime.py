@@ -53,17 +53,24 @@ def keep_memory() -> None:
     XLA asks for the memory of a program at each call, and glibc gives large blocks back
     to the system when they are freed: the system then hands out, page by page, zeros
     that nobody reads. Of nano's training step that was a sixth.
+
+    To be called before JAX has started its backend: a thread that is already there may
+    have an arena of its own, where large blocks always come from the system.
     """
-    if jax.default_backend() != "cpu" or platform.libc_ver()[0] != "glibc":
+    if platform.libc_ver()[0] != "glibc":
         return
-    libc = ctypes.CDLL(None)
-    # Other arenas than the first grow by blocks of their own, which are given back.
-    for parameter, value in (
-        (_M_ARENA_MAX, 1),
-        (_M_MMAP_MAX, 0),
-        (_M_TRIM_THRESHOLD, -1),
-    ):
-        libc.mallopt(parameter, value)
+    # Settled before the backend's threads are there, taken back where it is no CPU.
+    _set_malloc(arenas=1, mmaps=0, trim=-1)
+    if jax.default_backend() != "cpu":
+        _set_malloc(arenas=0, mmaps=65_536, trim=128 << 10)
+
+
+def _set_malloc(*, arenas: int, mmaps: int, trim: int) -> None:
+    """How many arenas (0: as many as glibc likes), blocks of their own, spare bytes."""
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_M_ARENA_MAX, arenas)
+    mallopt(_M_MMAP_MAX, mmaps)
+    mallopt(_M_TRIM_THRESHOLD, trim)
 
 
 def _ours(record: py_logging.LogRecord) -> bool:
