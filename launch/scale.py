@@ -1,13 +1,14 @@
 """What each stage takes of TPUs and GPUs, compiled without having them.
 
-python launch/scale.py --out=docs/scale.md
+python launch/scale.py --topologies=v5e-16 --stages=4 --out=page.md
 
 Each program is compiled in a process of its own, by `nim4 train --compile_only`, and
-its report kept in --cache: what is there is not compiled again.
+its report kept in --reports: what is there is not compiled again.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -27,7 +28,7 @@ TITLES = {
     "rollout": "6 RL, rollout",
     "tick": "streaming",
 }
-_UNTOLD = ("cache", "compile", "out")
+_UNTOLD = ("reports", "compile", "out")
 SHARE = "0.4"
 """Share of the peak at which the table tells speeds."""
 
@@ -43,27 +44,41 @@ def define_flags() -> None:
     flags.DEFINE_string("size", "2b3", "Size of the model.")
     flags.DEFINE_integer("rows", 64, "Utterances of a step.", lower_bound=1)
     flags.DEFINE_list("largest", ["4"], "Stages whose largest batch is found, too.")
-    flags.DEFINE_bool("compile", True, "Compile what the cache lacks.")
-    flags.DEFINE_string("cache", "runs/scale", "Folder of reports.")
+    flags.DEFINE_bool("compile", True, "Compile what --reports lacks.")
+    flags.DEFINE_string("reports", "docs/scale", "Folder of reports.")
     flags.DEFINE_string("out", "docs/scale.md", "The page.")
 
 
-def compile_all(cache: Path) -> dict[tuple[str, str], list[Report]]:
+def compile_all(folder: Path) -> dict[tuple[str, str], list[Report]]:
     """(stage, topology) → reports of its programs; an empty list where it failed."""
     given = flags.FLAGS
-    cache.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for topology in given.topologies:
-        for stage in given.stages:
-            path = cache / f"{given.size}-{stage}-{topology}.json"
-            if given.compile and not path.exists():
-                _compile(stage, topology, path)
-            rows = json.loads(path.read_text("utf8")) if path.exists() else []
-            found[stage, topology] = [ahead.from_json(row) for row in rows]
-    return found
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        (stage, topology): [
+            report
+            for largest in (False, True)[: 1 + (stage in given.largest)]
+            for report in _find_reports(folder, stage, topology, largest)
+        ]
+        for topology, stage in itertools.product(given.topologies, given.stages)
+    }
 
 
-def _compile(stage: str, topology: str, path: Path) -> None:
+def _find_reports(
+    folder: Path, stage: str, topology: str, largest: bool
+) -> list[Report]:
+    """What was saved, or is compiled now; of `largest` only the largest batch."""
+    given = flags.FLAGS
+    name = f"{given.size}-{stage}-{topology}-{given.rows}"
+    path = folder / f"{name}{'-largest' if largest else ''}.json"
+    if given.compile and not path.exists():
+        _compile(stage, topology, largest, path)
+    if not path.exists():
+        return []
+    reports = [ahead.from_json(row) for row in json.loads(path.read_text("utf8"))]
+    return [one for one in reports if one.rows > given.rows] if largest else reports
+
+
+def _compile(stage: str, topology: str, largest: bool, path: Path) -> None:
     given = flags.FLAGS
     unfinished = path.with_suffix(".part")
     streams = stage == "stream"
@@ -75,7 +90,7 @@ def _compile(stage: str, topology: str, path: Path) -> None:
         f"--rows={given.rows}",
         f"--out={unfinished}",
         *(["--streams=32"] if streams else []),
-        *(["--largest"] if stage in given.largest else []),
+        *(["--largest"] if largest else []),
     ]
     # Only the GPU compiler looks at it; the process itself stays on the CPU.
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -89,7 +104,7 @@ def _compile(stage: str, topology: str, path: Path) -> None:
 def main(_) -> None:
     """Entry point of `nim4 scale`."""
     given = flags.FLAGS
-    found = compile_all(Path(given.cache))
+    found = compile_all(Path(given.reports))
     page = format_page(found, " ".join(["nim4 scale", *_differing()]))
     Path(given.out).write_text(page, encoding="utf8")
     logging.info("%s written", given.out)

@@ -1,6 +1,7 @@
 """The page of what full-size stages take, from reports that were saved."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +35,36 @@ def test_a_report_is_saved_whole():
     """Through JSON and back, refused ones too."""
     for report in (make_report(), make_report(fits=False)):
         assert ahead.from_json(json.loads(json.dumps(ahead.to_json(report)))) == report
+
+
+def test_reports_are_those_of_the_rows_asked_for(tmp_path, monkeypatch):
+    """Of what lies in the folder: the same rows, and the largest batch once."""
+
+    def save(name: str, *reports: Report) -> None:
+        rows = [ahead.to_json(report) for report in reports]
+        (tmp_path / name).write_text(json.dumps(rows), encoding="utf8")
+
+    def find(rows: int, largest: list[str]) -> list[int]:
+        given = SimpleNamespace(
+            stages=["4"],
+            topologies=["v5p-8"],
+            size="2b3",
+            rows=rows,
+            largest=largest,
+            compile=False,
+        )
+        monkeypatch.setattr(scale, "flags", SimpleNamespace(FLAGS=given))
+        (reports,) = scale.compile_all(tmp_path).values()
+        return [report.rows for report in reports]
+
+    save("2b3-4-v5p-8-64.json", make_report())
+    save("2b3-4-v5p-8-64-largest.json", make_report(), make_report(rows=320))
+    save("2b3-4-v5p-8-512.json", make_report(rows=512))
+    save("2b3-4-v5p-8-512-largest.json", make_report(rows=512))
+    assert find(64, ["4"]) == [64, 320]
+    assert find(64, ["1"]) == [64]
+    assert find(512, ["4"]) == [512]
+    assert find(128, ["4"]) == []
 
 
 def test_the_page_has_a_row_for_every_program():
