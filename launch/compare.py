@@ -13,7 +13,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from nim4_jax.eval import bootstrap, comparison, report
+from nim4_jax import whole_file
+from nim4_jax.eval import bootstrap, comparison
 from nim4_jax.launch import runtime
 
 
@@ -54,7 +55,7 @@ def run(
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         figures = {"a": a, "b": b, **comparison.to_json(made)}
         text = json.dumps(figures, ensure_ascii=False, indent=1) + "\n"
-        report.write_text(Path(out), text)
+        whole_file.write_text(Path(out), text)
     return made
 
 

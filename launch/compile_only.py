@@ -17,7 +17,7 @@ from typing import Any, cast
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from nim4_jax import sharding
+from nim4_jax import sharding, whole_file
 from nim4_jax.launch import ahead, ahead_stream, assembly, meshes, topologies
 from nim4_jax.launch.ahead import Load, Memory, Report
 from nim4_jax.launch.topologies import Topology
@@ -75,7 +75,7 @@ def main(config: ConfigDict) -> None:
         print(f"  {ahead_stream.count_streams(*reports)} streams would fit by memory")
     if given.out:
         rows = [ahead.to_json(report) for report in reports]
-        Path(given.out).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf8")
+        whole_file.write_text(given.out, json.dumps(rows, indent=1) + "\n")
     if not any(report.fits for report in reports):
         raise ValueError(advise(reports[0]))
 

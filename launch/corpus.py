@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nim4_jax import whole_file
 from nim4_jax.data import sources
-from nim4_jax.eval import report
 from nim4_jax.launch import recognition, runtime, transcribe
 
 FORMATS = ("jsonl", "parquet")
@@ -149,7 +149,7 @@ def plan(paths: Sequence[str], out: str, config: CorpusConfig) -> list[Shard]:
                 f"{out} holds a transcription of something else: {told}. Give another "
                 "--out, or what was given before."
             )
-    report.write_text(note, json.dumps(asked, indent=1) + "\n")
+    whole_file.write_text(note, json.dumps(asked, indent=1) + "\n")
     for left in folder.glob("*.tmp"):
         left.unlink()
     size = config.shard_files

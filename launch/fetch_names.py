@@ -15,7 +15,8 @@ from pathlib import Path
 from absl import app, flags
 from tqdm import tqdm
 
-from nim4_jax.data import names, synthesis
+from nim4_jax import whole_file
+from nim4_jax.data import names
 from nim4_jax.launch import runtime
 
 
@@ -47,8 +48,8 @@ def run(out: Path, archives: Path | None = None) -> names.Names:
             found.add(package.read(archive), package.tag)
     out.parent.mkdir(parents=True, exist_ok=True)
     sources = out.with_name("NAMES-SOURCES.md")
-    synthesis.write_atomically(sources, names.SOURCES.encode("utf8"))
-    synthesis.write_atomically(out, found.to_json_lines().encode("utf8"))
+    whole_file.write_text(sources, names.SOURCES)
+    whole_file.write_text(out, found.to_json_lines())
     return found
 
 

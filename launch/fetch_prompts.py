@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import app, flags
 from tqdm import tqdm
 
+from nim4_jax import whole_file
 from nim4_jax.data import builders, prompts, synthesis
 
 OUT = flags.DEFINE_string("out", "corpus/prompts", "Folder of recordings and manifest.")
@@ -31,7 +32,7 @@ def write_prompts(chosen: list[prompts.Prompt], out: Path) -> Path:
         audio = prompts.decode_g722(prompt.g722)
         name = f"audio/{prompt.name.replace('/', '-')}.ogg"
         opus = synthesis.encode_opus(audio, compression=0.85)
-        synthesis.write_atomically(out / name, opus)
+        whole_file.write_bytes(out / name, opus)
         record = {
             "id": f"prompts-{prompt.name.replace('/', '-')}",
             "audio": name,
@@ -44,7 +45,7 @@ def write_prompts(chosen: list[prompts.Prompt], out: Path) -> Path:
         }
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     manifest = out / "test.jsonl"
-    synthesis.write_atomically(manifest, "".join(lines).encode("utf8"))
+    whole_file.write_text(manifest, "".join(lines))
     return manifest
 
 

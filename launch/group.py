@@ -18,6 +18,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from nim4_jax import whole_file
 from nim4_jax.launch import assembly, runtime, train
 from nim4_jax.launch.preemption import Preemption
 from nim4_jax.launch.restart import Restart
@@ -142,9 +143,7 @@ def train_interleaved(
         turn = next_turn(members, folder, every, turn and turn["name"])
         if turn is None:
             return
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(turn) + "\n", encoding="utf8")
-        temporary.replace(path)
+        whole_file.write_text(path, json.dumps(turn) + "\n")
 
 
 def next_turn(

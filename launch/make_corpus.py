@@ -30,6 +30,7 @@ from typing import Any
 from absl import app, flags
 from tqdm import tqdm
 
+from nim4_jax import whole_file
 from nim4_jax.data import corpus, synthesis
 
 OUT = flags.DEFINE_string("out", "corpus/commands", "Folder of the corpus.")
@@ -55,7 +56,7 @@ def _make(utterance: corpus.Utterance, out: Path) -> dict[str, Any]:
     command = utterance.command
     audio = _SYNTHESIZER.speak(command.text, command.lang, utterance.delivery)
     name = f"audio/{utterance.id}.ogg"
-    synthesis.write_atomically(out / name, synthesis.encode_opus(audio))
+    whole_file.write_bytes(out / name, synthesis.encode_opus(audio))
     return utterance.describe(name, len(audio))
 
 

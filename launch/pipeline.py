@@ -21,6 +21,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from nim4_jax import whole_file
 from nim4_jax.eval import cka_curve
 from nim4_jax.launch import group, hosts, restart, runtime
 from nim4_jax.launch.preemption import Preemption
@@ -191,9 +192,7 @@ def _write_times(workdir: str, seconds: dict[str, float]) -> None:
         return
     path = Path(workdir, TIMES)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(seconds, indent=1) + "\n", encoding="utf8")
-    temporary.replace(path)
+    whole_file.write_text(path, json.dumps(seconds, indent=1) + "\n")
 
 
 def main(_) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
+from nim4_jax import whole_file
 from nim4_jax.launch import ahead, ahead_stream, runtime
 from nim4_jax.launch.ahead import Report
 
@@ -80,7 +81,6 @@ def _find_reports(
 
 def _compile(stage: str, topology: str, largest: bool, path: Path) -> None:
     given = flags.FLAGS
-    unfinished = path.with_suffix(".part")
     streams = stage == "stream"
     config = "4" if streams else stage
     command = [
@@ -88,16 +88,14 @@ def _compile(stage: str, topology: str, largest: bool, path: Path) -> None:
         f"--config=configs/stage{config}.py:{given.size}",
         f"--topology={topology}",
         f"--rows={given.rows}",
-        f"--out={unfinished}",
+        f"--out={path}",
         *(["--streams=32"] if streams else []),
         *(["--largest"] if largest else []),
     ]
     # Only the GPU compiler looks at it; the process itself stays on the CPU.
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=environment, check=False)
-    if unfinished.exists():
-        unfinished.replace(path)
-    else:
+    if not path.exists():
         logging.error("stage %s for %s: exit code %d", stage, topology, done.returncode)
 
 
@@ -106,7 +104,7 @@ def main(_) -> None:
     given = flags.FLAGS
     found = compile_all(Path(given.reports))
     page = format_page(found, " ".join(["nim4 scale", *_differing()]))
-    Path(given.out).write_text(page, encoding="utf8")
+    whole_file.write_text(given.out, page)
     logging.info("%s written", given.out)
 
 

@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from nim4_jax import accelerators, sharding
+from nim4_jax import accelerators, sharding, whole_file
 from nim4_jax.data import pipeline, text_pipeline
 from nim4_jax.data.config import DataConfig
 from nim4_jax.data.skips import SkipReport
@@ -259,8 +259,7 @@ def _report_skips(report: SkipReport, workdir: str) -> None:
     }
     text = json.dumps(summary, indent=1, ensure_ascii=False, default=str)
     if consensus.leads():
-        path = epath.Path(workdir) / "skipped.json"
-        path.write_text(text + "\n", encoding="utf8")
+        whole_file.write_text(epath.Path(workdir) / "skipped.json", text + "\n")
 
 
 def main(_) -> None:

@@ -19,13 +19,13 @@ import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
+from nim4_jax import whole_file
 from nim4_jax.data import audio
 from nim4_jax.decode import segments, subtitles
 from nim4_jax.decode.endpoint import Detector, EndpointConfig, Silero
 from nim4_jax.decode.recogniser import Recogniser, Transcript
 from nim4_jax.decode.segments import AudioBatch, Batcher, Segment
 from nim4_jax.decode.timing import Word
-from nim4_jax.eval import report
 from nim4_jax.launch import live, recognition, runtime
 from nim4_jax.serving import manifest
 
@@ -374,7 +374,7 @@ def run(
             continue
         text = render(recording, form)
         if target is not None:
-            report.write_text(target, text)
+            whole_file.write_text(target, text)
         elif form == "text" and len(paths) > 1:
             print(f"{recording.path}: {text}", end="", flush=True)
         else:

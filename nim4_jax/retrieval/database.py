@@ -11,7 +11,6 @@ import collections
 import dataclasses
 import json
 import math
-import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from nim4_jax import whole_file
 from nim4_jax.retrieval import automaton, windows
 from nim4_jax.retrieval.automaton import Automaton
 from nim4_jax.retrieval.chance import Background, PhonemeBigrams
@@ -229,9 +229,8 @@ def save(database: Database, folder: str) -> None:
         "tags": list(database.tag_names),
         "files": files,
     }
-    temporary = place / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    os.replace(temporary, place / MANIFEST)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    whole_file.write_text(place / MANIFEST, text + "\n")
     for file in before:
         file.unlink()
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from nim4_jax import features, sharding
+from nim4_jax import features, sharding, whole_file
 from nim4_jax.features import FeatureConfig
 from nim4_jax.types import Frames, Params
 
@@ -69,9 +67,7 @@ def measure(audio: Iterable[Frames], config: FeatureConfig) -> Statistics:
 
 def write(path: str, statistics: Statistics) -> None:
     """Keep statistics as JSON."""
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(statistics) + "\n", encoding="utf8")
-    os.replace(temporary, path)
+    whole_file.write_text(path, json.dumps(statistics) + "\n")
 
 
 def read(path: str) -> Statistics:

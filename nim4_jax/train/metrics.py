@@ -13,6 +13,7 @@ from pathlib import Path
 import tensorboardX
 from etils import epath
 
+from nim4_jax import whole_file
 from nim4_jax.train import consensus
 
 _FILE, _EVENTS = "metrics.jsonl", "tensorboard"
@@ -44,9 +45,7 @@ class MetricWriter:
         kept = [row for row in read_metrics(workdir) if row["step"] <= first_step]
         lines = "".join(json.dumps(row) + "\n" for row in kept)
         self._local = folder / _FILE
-        temporary = self._local.with_suffix(".tmp")
-        temporary.write_text(lines, encoding="utf8")
-        temporary.replace(self._local)
+        whole_file.write_text(self._local, lines)
         self._file = self._local.open("a", encoding="utf8")
         self._events = tensorboardX.SummaryWriter(
             str(folder / _EVENTS), purge_step=first_step + 1

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 from absl import logging
 from etils import epath
 
+from nim4_jax import whole_file
 from nim4_jax.train import consensus
 from nim4_jax.types import Params
 from nim4_jax.weights import snapshot
@@ -122,15 +123,8 @@ def publish(
 def _write_index(folder: str, releases: list[Release]) -> None:
     entries = [dataclasses.asdict(release) for release in releases]
     content = {"format": _FORMAT, "releases": entries}
-    data = (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
-    path = epath.Path(folder) / INDEX
-    if _is_local(path):
-        temporary = path.with_name(f"{INDEX}.tmp")
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    else:
-        # An object store shows what is written only when it is whole.
-        path.write_bytes(data)
+    text = json.dumps(content, indent=1, allow_nan=False)
+    whole_file.write_text(epath.Path(folder) / INDEX, text + "\n")
 
 
 def read_index(folder: str) -> tuple[Release, ...]:
