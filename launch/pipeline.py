@@ -9,7 +9,6 @@ of launch/train.py; 75 ends the whole pipeline, and the same command goes on.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import itertools
 import json
@@ -23,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 
 from nim4_jax import whole_file
 from nim4_jax.eval import cka_curve
-from nim4_jax.launch import group, hosts, restart, runtime
+from nim4_jax.launch import group, restart, runtime, training
 from nim4_jax.launch.preemption import Preemption
 from nim4_jax.launch.restart import Restart
 from nim4_jax.train import consensus
@@ -197,18 +196,11 @@ def _write_times(workdir: str, seconds: dict[str, float]) -> None:
 
 def main(_) -> None:
     """Entry point of `launch/pipeline.py` and `nim4 pipeline`."""
-    if not flags.FLAGS.workdir:
+    given = flags.FLAGS
+    if not given.workdir:
         raise app.UsageError("--workdir=DIR is needed: the stages' folders go there.")
-    with hosts.joined(), Preemption() as stop:
-        allowed = restart.from_flags()
-        hosts.agree(
-            hosts.describe(
-                flags.FLAGS.config,
-                {"workdir": flags.FLAGS.workdir, **dataclasses.asdict(allowed)},
-            ),
-            "config",
-        )
-        run(flags.FLAGS.config, flags.FLAGS.workdir, stop=stop, allowed=allowed)
+    with training.begun(given.config, given.workdir) as (stop, allowed):
+        run(given.config, given.workdir, stop=stop, allowed=allowed)
 
 
 if __name__ == "__main__":

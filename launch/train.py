@@ -10,7 +10,6 @@ command goes on.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import time
 from typing import Any
@@ -34,6 +33,7 @@ from nim4_jax.launch import (
     meshes,
     restart,
     runtime,
+    training,
 )
 from nim4_jax.launch.preemption import Preemption
 from nim4_jax.launch.restart import Restart
@@ -264,28 +264,20 @@ def _report_skips(report: SkipReport, workdir: str) -> None:
 
 def main(_) -> None:
     """Entry point of `launch/train.py` and `nim4 train`."""
-    if flags.FLAGS.compile_only:
-        return compile_only.main(flags.FLAGS.config)
-    if not flags.FLAGS.workdir:
+    given = flags.FLAGS
+    if given.compile_only:
+        return compile_only.main(given.config)
+    if not given.workdir:
         raise app.UsageError(
             "--workdir=DIR is needed: checkpoints and metrics go there."
         )
-    with hosts.joined(), Preemption() as stop:
-        runtime.keep_memory()
-        allowed = restart.from_flags()
-        hosts.agree(
-            hosts.describe(
-                flags.FLAGS.config,
-                {"workdir": flags.FLAGS.workdir, **dataclasses.asdict(allowed)},
-            ),
-            "config",
-        )
+    with training.begun(given.config, given.workdir) as (stop, allowed):
         run(
-            flags.FLAGS.config,
-            flags.FLAGS.workdir,
+            given.config,
+            given.workdir,
             stop=stop,
             allowed=allowed,
-            profile=flags.FLAGS.profile,
+            profile=given.profile,
         )
 
 
