@@ -237,8 +237,9 @@ def advise(report: Report) -> str:
     return (
         f"{report.rows} rows of {report.seconds:g} s and {report.tokens} tokens do not "
         f"fit {report.topology} with mesh {report.mesh} and remat {report.remat!r}: "
-        f"{reason} Give fewer --rows, --config.model.remat=full or a larger "
-        "fsdp size in --mesh; --largest and --search find what fits."
+        f"{reason} Give fewer --rows, more --config.micro_batches, "
+        "--config.model.remat=full or a larger fsdp size in --mesh; --largest and "
+        "--search find what fits."
     )
 
 
