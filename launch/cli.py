@@ -5,6 +5,8 @@ from __future__ import annotations
 import runpy
 import sys
 
+from nim4_jax.launch import memory
+
 COMMANDS = {
     "train": "train one stage",
     "pipeline": "train a list of stages, each from the last; skips what is finished",
@@ -58,6 +60,7 @@ def main() -> None:
             f"error: nim4 has no command {arguments[0]!r}\n\n{usage()}", file=sys.stderr
         )
         sys.exit(2)
+    memory.keep()  # before the imports of the command start threads
     sys.argv = [f"nim4 {command}", *arguments[1:]]
     runpy.run_module(f"nim4_jax.launch.{command}", run_name="__main__", alter_sys=True)
 

@@ -114,7 +114,6 @@ def run(workdir: str, from_scratch: bool) -> None:
 
 def main(_) -> None:
     """Entry point of `launch/demo.py` and `nim4 demo`."""
-    runtime.keep_memory()
     run(flags.FLAGS.workdir, flags.FLAGS.from_scratch)
 
 

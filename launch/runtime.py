@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging as py_logging
 import os
-import platform
 import sys
 import time
 import traceback
@@ -18,7 +16,7 @@ from absl import app, flags, logging
 
 import nim4_jax
 import nim4_jax.configs
-from nim4_jax.launch import device_memory
+from nim4_jax.launch import device_memory, memory
 from nim4_jax.train.interruption import Interrupted
 
 EXIT_AGAIN = 75
@@ -27,7 +25,6 @@ EXIT_HUNG = 76
 """Exit code of a run that stood still on some host: the same command goes on."""
 
 _LAST_WORDS = 3.0  # seconds
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 _FOLDERS = (
     os.path.dirname(os.path.abspath(__file__)),
     os.path.dirname(os.path.abspath(nim4_jax.__file__)),
@@ -45,32 +42,6 @@ def prepare() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "nim4-jax"))
-
-
-def keep_memory() -> None:
-    """Freed memory stays with the process, for programs that run on CPU under glibc.
-
-    XLA asks for the memory of a program at each call, and glibc gives large blocks back
-    to the system when they are freed: the system then hands out, page by page, zeros
-    that nobody reads. Of nano's training step that was a sixth.
-
-    To be called before JAX has started its backend: a thread that is already there may
-    have an arena of its own, where large blocks always come from the system.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    # Settled before the backend's threads are there, taken back where it is no CPU.
-    _set_malloc(arenas=1, mmaps=0, trim=-1)
-    if jax.default_backend() != "cpu":
-        _set_malloc(arenas=0, mmaps=65_536, trim=128 << 10)
-
-
-def _set_malloc(*, arenas: int, mmaps: int, trim: int) -> None:
-    """How many arenas (0: as many as glibc likes), blocks of their own, spare bytes."""
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(_M_ARENA_MAX, arenas)
-    mallopt(_M_MMAP_MAX, mmaps)
-    mallopt(_M_TRIM_THRESHOLD, trim)
 
 
 def _ours(record: py_logging.LogRecord) -> bool:
@@ -163,6 +134,7 @@ def launch(
     main: Callable[[Any], None], define_flags: Callable[[], None] = lambda: None
 ) -> None:
     """Define and parse flags, then run `main` as a program."""
+    memory.keep()
     prepare()
     define_flags()
     app.run(guard(main), flags_parser=_parse)

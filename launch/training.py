@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from nim4_jax.launch import hosts, restart, runtime
+from nim4_jax.launch import hosts, restart
 from nim4_jax.launch.preemption import Preemption
 from nim4_jax.launch.restart import Restart
 
@@ -29,7 +29,6 @@ def begun(config: ConfigDict, workdir: str) -> Iterator[tuple[Preemption, Restar
         TimeoutError: a host does not come.
     """
     with hosts.joined(), Preemption() as stop:
-        runtime.keep_memory()
         allowed = restart.from_flags()
         arguments = {"workdir": workdir, **dataclasses.asdict(allowed)}
         hosts.agree(hosts.describe(config, arguments), "config")

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nim4_jax.configs import base, stage1, stage4
-from nim4_jax.launch import assembly, runtime
+from nim4_jax.launch import assembly
 from nim4_jax.launch.benchmarks import measure
 from nim4_jax.models.asr import Asr
 from nim4_jax.train import optim
@@ -121,7 +121,6 @@ def run(full: bool, threads: int) -> list[measure.Row]:
     from nim4_jax.launch.benchmarks import torch_conformer, torch_recogniser
 
     torch.set_num_threads(threads)
-    runtime.keep_memory()  # as `nim4 train` does
 
     def make_phonemes(made: assembly.TrainSettings):
         return torch_conformer.PhonemeTrainer(made.model, made.recipe.loss.augment)
