@@ -184,8 +184,9 @@ INTRODUCTION = """# What the full size takes
 
 Every program below was compiled for its devices by their own compiler, without having
 them: libtpu for TPUs, JAX's CUDA plugin for the H100. Memory and collectives are what
-the compilers say; no step was run. Compilation took so long on two cores with other
-work beside it. One command makes this page:
+the compilers say; no step was run. Compilation took so long on two cores with up to
+two others and a test suite beside it. One command makes this page, from the reports in
+[scale](scale) as far as they are there:
 
     {command}
 
@@ -205,8 +206,9 @@ NOTES = """## How to read it
   take at 40 % of the peak. They are no measurement: with small batches the collectives
   (*moved GiB*: results on each device, loops included) may take longer.
 - RL samples 8 transcripts an utterance. Where a step is too much, cut it by
-  `config.micro_batches`; the update stays the same. A rollout's loop of tokens has no
-  length that the compiler knows; its collectives are counted once.
+  `config.micro_batches`; the update stays the same: in 4 parts, the one of 126.58 GiB
+  takes 67.51 on an H100. A rollout's loop of tokens has no length that the compiler
+  knows; its collectives are counted once.
 - *streaming* is one chunk (640 ms) of that many streams at once on one device, weights
   in bfloat16; how many fit is foretold from two numbers of streams.
 """
