@@ -28,11 +28,16 @@ _BROKEN = "broken"
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, which leaves preemption to the loop.
+    """Orbax's, without two things that it would do late, in threads of its own.
 
-    It would tell JAX's preemption service the step that it saves, from a thread of its
-    own and late; the service counts on steps that only rise.
+    Clearing the folder: nobody waits for it before the first save, and a run that ends
+    early would cut it off. And telling JAX's preemption service the step that it saves:
+    the service counts on steps that only rise, and the loop sees to preemption.
     """
+
+    def __init__(self, directory: epath.Path, options: ocp.CheckpointManagerOptions):
+        super().__init__(directory, options=options)
+        self._maybe_await_cleanup_tmp_directory()
 
     def reached_preemption(self, step: int) -> bool:
         del step
@@ -74,6 +79,7 @@ class Checkpoints:
 
         Raises:
             ValueError: numbers that cannot work.
+            OSError: the folder cannot be made or cleared.
         """
         if keep < 1 or keep_every < 0 or every < 1:
             raise ValueError(

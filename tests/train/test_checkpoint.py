@@ -92,6 +92,17 @@ def test_only_whole_checkpoints_count(tiny, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, make_state(4).params)
 
 
+def test_what_a_killed_run_left_is_gone_once_the_folder_is_open(tmp_path):
+    """Not some time later: the process may end before it saves anything."""
+    half = tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp-1"
+    half.mkdir(parents=True)
+    for number in range(1000):
+        (half / str(number)).touch()
+    checkpoints = Checkpoints(str(tmp_path), every=1)
+    assert not half.exists()
+    checkpoints.close()
+
+
 def test_an_empty_folder_is_an_error_with_the_cure(tmp_path):
     """Names the folder and what would do."""
     assert checkpoint.latest_step(str(tmp_path / "none")) is None
