@@ -8,9 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-_ROWS = 2
-"""Rows that the kernel's gradient adds up in one fused loop on CPU."""
-
 
 def depthwise(
     inputs: Float[Array, "B T C"],
@@ -71,25 +68,40 @@ def _shifted_sum(
 ) -> Float[Array, "B U C"]:
     """out[t] = Σ_w kernel[w] · padded[t + w], of the taps visible from t."""
     frames, taps = visible.shape
+    kernel = _lay_out(kernel)
     total = jnp.zeros((padded.shape[0], frames, padded.shape[2]), jnp.float32)
     for tap in range(taps):
         term = jax.lax.slice_in_dim(padded, tap, tap + frames, axis=1)
-        total = total + _multiply(_seen(term, visible, tap, right), kernel[tap])
+        factors = _seen(kernel[tap][None], visible, tap, right)
+        total = total + _multiply(term, factors)
     return total.astype(padded.dtype)
 
 
-def _multiply(term: Array, factors: Array) -> Array:
-    """term [B, U, C] · factors [C] in float32."""
-    return term.astype(jnp.float32) * factors.astype(jnp.float32)[None, None]
+def _multiply(term: Float[Array, "B U C"], factors: Float[Array, "#U C"]) -> Array:
+    """Their product in float32."""
+    return term.astype(jnp.float32) * factors.astype(jnp.float32)[None]
 
 
-def _seen(term: Array, visible: Array, tap: int, right: int) -> Array:
-    """`term` [..., U, C] with zeros where the tap may not look."""
+def _lay_out(kernel: Float[Array, "W C"]) -> Float[Array, "W C"]:
+    """The kernel, on CPU as the product with 1.
+
+    There XLA fuses the slice that a scan takes from its stack of kernels into the loop
+    that reads it, which then takes seven times as long; into products it fuses nothing.
+    """
+
+    def multiply(kernel: Array) -> Array:
+        return jnp.eye(kernel.shape[0], dtype=kernel.dtype) @ kernel
+
+    return jax.lax.platform_dependent(kernel, cpu=multiply, default=lambda x: x)
+
+
+def _seen(values: Array, visible: Array, tap: int, right: int) -> Array:
+    """`values` [..., #U, C] of each frame, zeros where the tap may not look."""
     if tap < visible.shape[1] - right:
-        return term
+        return values
     seen = visible[:, tap, None]
-    seen = jnp.expand_dims(seen, tuple(range(term.ndim - seen.ndim)))
-    return jnp.where(seen, term, jnp.zeros((), term.dtype))
+    seen = jnp.expand_dims(seen, tuple(range(values.ndim - seen.ndim)))
+    return jnp.where(seen, values, jnp.zeros((), values.dtype))
 
 
 def _forward(padded, kernel, visible, right):
@@ -108,12 +120,14 @@ def _input_gradient(kernel, visible, gradient, right):
     length = frames + taps - 1
     spread = jnp.pad(gradient, ((0, 0), (taps - 1, taps - 1), (0, 0)))
     seen = jnp.pad(visible, ((taps - 1, taps - 1), (0, 0)))
+    kernel = _lay_out(kernel)
     total = jnp.zeros((gradient.shape[0], length, gradient.shape[2]), jnp.float32)
     for tap in range(taps):
         start = taps - 1 - tap
         term = jax.lax.slice_in_dim(spread, start, start + length, axis=1)
-        term = _seen(term, seen[start : start + length], tap, right)
-        total = total + _multiply(term, kernel[tap])
+        place = seen[start : start + length]
+        factors = _seen(kernel[tap][None], place, tap, right)
+        total = total + _multiply(term, factors)
     return total.astype(gradient.dtype)
 
 
@@ -124,7 +138,7 @@ def _kernel_gradient(padded, visible, gradient, right):
     319 MiB of memory traffic for W reductions, 0.06 M and 48 MiB for a convolution.
     """
     arguments = padded, visible, gradient
-    by_platform = {"cpu": sum_by_rows, "tpu": convolve, "default": sum_at_once}
+    by_platform = {"cpu": sum_by_taps, "tpu": convolve, "default": sum_at_once}
     by_platform = {k: partial(f, right=right) for k, f in by_platform.items()}
     return jax.lax.platform_dependent(*arguments, **by_platform).astype(padded.dtype)
 
@@ -168,29 +182,26 @@ def convolve(padded, visible, gradient, right):
     return jnp.concatenate([sums[:first], ahead])
 
 
-def sum_by_rows(padded, visible, gradient, right):
-    """The same, rows added slice by slice: XLA's CPU reductions are slow over rows."""
-    frames, taps = visible.shape
-    extra = ((0, -gradient.shape[0] % min(_ROWS, gradient.shape[0])), (0, 0), (0, 0))
+def sum_by_taps(padded, visible, gradient, right):
+    """The same, tap by tap: products of frames summed over rows, then over frames.
 
-    def group(sums, rows):
-        padded, gradient = rows
-        fresh = []
-        for tap in range(taps):
-            total = jnp.zeros(gradient.shape[1:], jnp.float32)
-            for row in range(gradient.shape[0]):
-                frames_seen = padded[row, tap : tap + frames].astype(jnp.float32)
-                total = total + frames_seen * gradient[row].astype(jnp.float32)
-            total = _seen(total, visible, tap, right)
-            fresh.append(total.sum(0))
-        return sums + jnp.stack(fresh), None
+    XLA's CPU sums over leading axes slowly, and makes the gradient anew for each tap
+    that stands in one loop with it.
+    """
+    del right
+    gradient = gradient.astype(jnp.float32)
 
-    rows = jax.tree.map(
-        lambda x: jnp.pad(x, extra).reshape(-1, min(_ROWS, x.shape[0]), *x.shape[1:]),
-        (padded, gradient),
-    )
-    start = jnp.zeros((taps, gradient.shape[2]), jnp.float32)
-    return jax.lax.scan(group, start, rows)[0]
+    def sum_up(_, tap):
+        first, seen = tap
+        rows = jax.lax.dynamic_slice_in_dim(padded, first, seen.shape[0], axis=1)
+        total = jnp.zeros(gradient.shape[1:], jnp.float32)
+        for row, weights in zip(rows, gradient, strict=True):
+            total = total + row.astype(jnp.float32) * weights
+        return None, seen @ total
+
+    taps = jnp.arange(visible.shape[1], dtype=jnp.int32)
+    seen = visible.T.astype(jnp.float32)
+    return jax.lax.scan(sum_up, None, (taps, seen))[1]
 
 
 _shifted_sum.defvjp(_forward, _backward)

@@ -102,7 +102,7 @@ def test_the_forms_of_the_kernel_gradient_agree(right, hidden):
     visible = np.ones((FRAMES, TAPS), bool)
     if hidden:
         visible[:, TAPS - right :] = rng.random((FRAMES, right)) < 0.5
-    forms = (conv.sum_by_rows, conv.sum_at_once, conv.convolve)
+    forms = (conv.sum_by_taps, conv.sum_at_once, conv.convolve)
     sums = [jax.jit(f, static_argnums=3)(padded, visible, slope, right) for f in forms]
     for other in sums[1:]:
         np.testing.assert_allclose(sums[0], other, rtol=1e-5, atol=1e-5)
