@@ -6,12 +6,12 @@ Source: FireRedASR `Conv2dSubsampling`.
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from nim4_jax import struct
 from nim4_jax.layers import Policy, Projection, add_bias
+from nim4_jax.ops import strided
 from nim4_jax.rates import FRAME_OVERLAP as OVERLAP
 from nim4_jax.rates import FRAME_STRIDE as STRIDE
 from nim4_jax.rates import FRAME_WINDOW
@@ -55,13 +55,7 @@ class Conv2d(nn.Module):
             (self.channels_out,),
             self.policy.param_dtype,
         )
-        outputs = jax.lax.conv_general_dilated(
-            self.policy.cast(inputs),
-            self.policy.cast(kernel),
-            window_strides=(2, 2),
-            padding="VALID",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        outputs = strided.convolve(self.policy.cast(inputs), self.policy.cast(kernel))
         return add_bias(outputs, bias)
 
 

@@ -50,7 +50,8 @@ def logits_of(model: qwen3.Qwen3, params, tokens):
 
 @functools.cache
 def tiny_params():
-    return random_params(MODEL)
+    with jax.ensure_compile_time_eval():  # whoever asks first may be traced
+        return random_params(MODEL)
 
 
 @jax.jit
