@@ -67,8 +67,9 @@ def multiply_taps(inputs, kernel, gradient):
     axes = (0, 1, 2)
 
     def multiply(v: int, w: int) -> Array:
-        seen = inputs[:, v : v + _STRIDE * steps : _STRIDE]
-        seen = seen[:, :steps, w : w + _STRIDE * bands : _STRIDE][:, :, :bands]
+        rows = slice(v, v + _STRIDE * steps, _STRIDE)
+        columns = slice(w, w + _STRIDE * bands, _STRIDE)
+        seen = inputs[:, rows, columns]
         return jax.lax.dot_general(
             seen, gradient, ((axes, axes), ((), ())), preferred_element_type=jnp.float32
         )
