@@ -70,16 +70,16 @@ RULES = (
 )
 
 
-def read_config(folder: str) -> dict[str, Any]:
-    """config.json of a model folder.
+def read_config(folder: str, name: str = "config.json") -> dict[str, Any]:
+    """config.json, or another JSON file, of a model folder.
 
     Raises:
         ValueError: it is missing or no JSON object.
     """
-    path = Path(folder, "config.json")
+    path = Path(folder, name)
     try:
         config = json.loads(path.read_text("utf8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({error}).") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no JSON object.")

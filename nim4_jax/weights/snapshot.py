@@ -129,6 +129,6 @@ def read(path: str) -> tuple[Params, dict[str, Any]]:
             for folder in folders:
                 place = place.setdefault(folder, {})
             array = file.get_tensor(name)
-            whole = array.dtype == ml_dtypes.bfloat16
-            place[leaf] = array.astype(np.float32) if whole else array
+            half = array.dtype in (ml_dtypes.bfloat16, np.float16)
+            place[leaf] = array.astype(np.float32) if half else array
     return params, meta

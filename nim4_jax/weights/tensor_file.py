@@ -71,9 +71,9 @@ def _find_files(folder: str) -> list[str]:
         return [str(single)]
     try:
         shards = sorted(set(json.loads(index.read_text("utf8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        missing = [name for name in shards if not Path(folder, name).exists()]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index} is no index of shards: {error!r}.") from error
-    missing = [name for name in shards if not Path(folder, name).exists()]
     if missing:
         raise ValueError(f"{folder} lacks the shards {missing} that {INDEX} names.")
     return [str(Path(folder, name)) for name in shards]
