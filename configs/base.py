@@ -255,6 +255,12 @@ def get_config(size: str = "") -> ConfigDict:
             "noise_snr": (10.0, 5.0),
             # Folders or manifests of recordings; without any, noise is synthesised.
             "noise_sources": (),
+            # Shares of the examples heard in a simulated room, at another level (a gain
+            # between these dB; it clips as a recorder does), over the telephone.
+            "room_share": 0.0,
+            "gain_share": 0.0,
+            "gain_db": (-30.0, 10.0),
+            "telephone_share": 0.0,
             # Silence, noise and music with nothing to write, for stages 4 to 6.
             "nonspeech_share": 0.0,
             "seed": 0,
