@@ -43,6 +43,7 @@ REQUIRES = [
     "orbax-checkpoint>=0.11,<0.13",
     "pypinyin>=0.53",
     "safetensors>=0.4",
+    "scipy>=1.11",
     "soundfile>=0.13",
     "soxr>=0.5",
     "tensorboardX>=2.6",

@@ -1,16 +1,26 @@
 """What all stages share: the sizes of the model, and the defaults of a run.
 
 Sizes: `nano` trains on a laptop, `smollm2` is nano's encoder before a pretrained LLM,
-`small` trains on one accelerator, `2b3` is NIM4-ASR's.
+`base` hears people with the encoder of Whisper base before a small LLM, `small` trains
+on one accelerator, `2b3` is NIM4-ASR's.
 """
 
 from ml_collections import ConfigDict
 
-SIZES = ("nano", "smollm2", "small", "2b3")
-_LAPTOP = ("nano", "smollm2")
+SIZES = ("nano", "smollm2", "base", "small", "2b3")
+_LAPTOP = ("nano", "smollm2", "base")
 
+_CONFORMER = {
+    "num_mels": 80,
+    "subsampling_channels": 32,
+    "ffn_factor": 4,
+    "conv_context": "chunk",
+}
+
+# The keys of a part say what it is: these are a Conformer's, or a Whisper encoder's.
 _ENCODERS = {
     "nano": {
+        **_CONFORMER,
         "num_layers": 6,
         "width": 144,
         "num_heads": 4,
@@ -18,7 +28,17 @@ _ENCODERS = {
         "conv_expansion": 1,
         "dropout": 0.0,
     },
+    "base": {
+        "num_layers": 6,
+        "width": 512,
+        "num_heads": 8,
+        "num_mels": 80,
+        "ffn_factor": 4,
+        "max_frames": 1500,
+        "dropout": 0.0,
+    },
     "small": {
+        **_CONFORMER,
         "num_layers": 12,
         "width": 512,
         "num_heads": 8,
@@ -28,6 +48,7 @@ _ENCODERS = {
     },
     # FireRedASR-AED's block and width; 14 layers come to the paper's "about 600 M".
     "2b3": {
+        **_CONFORMER,
         "num_layers": 14,
         "width": 1280,
         "num_heads": 20,
@@ -63,6 +84,17 @@ _LLMS = {
         "norm_epsilon": 1e-5,
         "qk_norm": False,
     },
+    # Qwen3's shape, 21 M parameters
+    "base": {
+        "vocab_size": 8192,
+        "width": 384,
+        "num_layers": 10,
+        "num_heads": 6,
+        "num_kv_heads": 3,
+        "head_dim": 64,
+        "ffn": 1152,
+        "rope_theta": 1e4,
+    },
     # Qwen3-0.6B
     "small": {
         "vocab_size": 151_936,
@@ -96,7 +128,24 @@ _NO_LORA = {
     "targets": "query|key|value|output|gate|up|down",
 }
 
-_ADAPTOR_WIDTHS = {"nano": 1024, "smollm2": 1024, "small": 2048, "2b3": 4096}
+_ADAPTOR_WIDTHS = {
+    "nano": 1024,
+    "smollm2": 1024,
+    "base": 1024,
+    "small": 2048,
+    "2b3": 4096,
+}
+
+_FBANK = {"num_mels": 80}
+# A floor that a stream can have, too; Whisper's own depends on the whole clip.
+_FEATURES = {"base": {"num_mels": 80, "floor": -8.0}}
+
+# Encoder frames per speech token of 160 ms.
+_SPEECH_STRIDES = {"base": 8}
+
+_BATCHES = {"base": ((40, 24, 16, 12, 8, 6), (2.5, 4.0, 6.0, 8.5, 12.0, 17.5))}
+_LAPTOP_BATCHES = ((16, 10, 6), (2.5, 5.0, 9.0))
+_POD_BATCHES = ((32, 20, 12, 8, 4), (2.5, 4.0, 6.5, 15.0, 30.0))
 
 _TOKENIZERS = {"nano": "nano", "smollm2": "weights/smollm2/tokenizer.json"}
 
@@ -139,6 +188,18 @@ def augment(
     }
 
 
+def chunks(size: str) -> dict:
+    """How chunk masks are drawn, in encoder frames: of up to a second or so."""
+    if check_size(size) == "base":
+        return {
+            "full_share": 0.4,
+            "smallest": 12,
+            "largest": 64,
+            "unlimited_left": 0.7,
+        }
+    return {"full_share": 0.5, "smallest": 1, "largest": 25, "unlimited_left": 0.5}
+
+
 def probe(size: str) -> ConfigDict:
     """How far the encoder drifts from stage 1's, for stages that train it on text.
 
@@ -158,22 +219,20 @@ def get_config(size: str = "") -> ConfigDict:
     """Everything but what a stage decides."""
     size = check_size(size)
     tiny = on_laptop(size)
+    rows, seconds = _BATCHES.get(size, _LAPTOP_BATCHES if tiny else _POD_BATCHES)
     config = ConfigDict()
     config.model = ConfigDict(
         {
-            "features": {"num_mels": 80},
-            "encoder": {
-                "subsampling_channels": 32,
-                "ffn_factor": 4,
-                "conv_context": "chunk",
-                **_ENCODERS[size],
-            },
+            "features": _FEATURES.get(size, _FBANK),
+            "encoder": _ENCODERS[size],
             "adaptor_width": _ADAPTOR_WIDTHS[size],
+            "speech_stride": _SPEECH_STRIDES.get(size, 4),
             "llm": {**_LLMS[size], "lora": _NO_LORA},
             "policy": {
                 "compute": "float32" if tiny else "bfloat16",
                 "weights": "float",
                 "kernels": "auto",
+                "operands": "compute",
             },
             "remat": "none" if tiny else "full",
         }
@@ -188,14 +247,20 @@ def get_config(size: str = "") -> ConfigDict:
         {
             "kind": "speech",
             "sources": ("bundled:commands:train",),
-            "batch_size": (16, 10, 6) if tiny else (32, 20, 12, 8, 4),
-            "bucket_seconds": (2.5, 5.0, 9.0) if tiny else (2.5, 4.0, 6.5, 15.0, 30.0),
+            "batch_size": rows,
+            "bucket_seconds": seconds,
             "speed_perturb": (0.9, 1.0, 1.1),
             # The paper's share; laptop sizes train and are measured on clean speech.
             "noise_share": 0.0 if tiny else 0.2,
             "noise_snr": (10.0, 5.0),
             # Folders or manifests of recordings; without any, noise is synthesised.
             "noise_sources": (),
+            # Shares of the examples heard in a simulated room, at another level (a gain
+            # between these dB; it clips as a recorder does), over the telephone.
+            "room_share": 0.0,
+            "gain_share": 0.0,
+            "gain_db": (-30.0, 10.0),
+            "telephone_share": 0.0,
             # Silence, noise and music with nothing to write, for stages 4 to 6.
             "nonspeech_share": 0.0,
             "seed": 0,

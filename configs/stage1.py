@@ -8,8 +8,11 @@ from ml_collections import ConfigDict
 from nim4_jax.configs import base
 
 
+_RATES = {"base": 1e-4}
+
+
 def get_config(size: str = "") -> ConfigDict:
-    """Stage 1 at `nano`, `small` or `2b3`."""
+    """Stage 1 at any size."""
     config = base.get_config(size)
     tiny = base.on_laptop(size)
     config.stage = "stage1"
@@ -23,16 +26,18 @@ def get_config(size: str = "") -> ConfigDict:
             "alpha_warmup": 500 if tiny else 10_000,
             "flat_start": 0,
             "augment": base.augment(warp=40 if tiny else 80),
-            "chunks": {"full_share": 0.5, "largest": 25, "unlimited_left": 0.5},
+            "chunks": base.chunks(size),
         }
     )
     config.rules = (
         ("(encoder|ctc_head)/.*", 1.0),
         (".*", None),
     )
+    if size == "base":  # a pretrained encoder under a head that is not
+        config.rules = (("ctc_head/.*", 5.0), ("encoder/.*", 1.0), (".*", None))
     config.optimizer = ConfigDict(
         {
-            "peak_rate": 2e-3 if tiny else 5e-4,
+            "peak_rate": _RATES.get(size, 2e-3 if tiny else 5e-4),
             "warmup_steps": 300 if tiny else 10_000,
             "weight_decay": 1e-2,
             "final_share": 0.05,

@@ -161,6 +161,11 @@ def to_int16(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
 
 
+def clip(samples: np.ndarray) -> np.ndarray:
+    """Float samples limited to what 16 bits hold, [-1, 1)."""
+    return np.clip(samples, np.float32(-1.0), np.float32(32767 / 32768))
+
+
 def to_float32(samples: np.ndarray) -> np.ndarray:
     """The inverse of `to_int16`: int16 to float32 in [-1, 1)."""
     return samples.astype(np.float32) / np.float32(32768.0)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nim4_jax.data import noise
+from nim4_jax.data import channel, noise
 
-_SPEED, _ORDER, _BATCHES, _SOURCE, _NOISE = range(5)  # streams of random numbers
+# Streams of random numbers.
+_SPEED, _ORDER, _BATCHES, _SOURCE, _NOISE, _CHANNEL = range(6)
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Batch:
         speeds: float64 [rows], speed factors.
         repeated: rows at the end that repeat examples of the same epoch to fill it.
         draws: noise of the rows; None without any.
+        channels: rooms, gains and telephone lines of the rows; None without any.
     """
 
     epoch: int
@@ -79,6 +81,26 @@ class Batch:
     speeds: np.ndarray
     repeated: int = 0
     draws: noise.Draws | None = None
+    channels: channel.Draws | None = None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Drawn examples of an epoch and what was drawn for each, as in `Batch`."""
+
+    indices: np.ndarray
+    speeds: np.ndarray
+    draws: noise.Draws | None
+    channels: channel.Draws | None
+
+    def take(self, places: np.ndarray) -> _Rows:
+        """The same for the rows at `places`."""
+        return _Rows(
+            self.indices[places],
+            self.speeds[places],
+            self.draws and self.draws.take(places),
+            self.channels and self.channels.take(places),
+        )
 
 
 def count_encoder_frames(samples: np.ndarray | int) -> np.ndarray:
@@ -131,11 +153,13 @@ class TrainPlan:
        keeps speed 1, at which the caller knows that it fits;
     3. with noise, one draw of it per drawn example (`noise.draw`), its silences cut to
        what the largest bucket has room for; they count as audio from here on;
-    4. a global shuffle; each example goes to the smallest bucket that holds it;
-    5. each bucket is cut into batches; what is left over moves up into the next larger
+    4. with channels, one draw of them per drawn example (`channel.draw`): no length
+       changes;
+    5. a global shuffle; each example goes to the smallest bucket that holds it;
+    6. each bucket is cut into batches; what is left over moves up into the next larger
        bucket in use, and the largest one's last batch is filled by repeating that
        bucket's first rows (fewer than one batch an epoch, counted in `Batch.repeated`);
-    6. the batches are shuffled.
+    7. the batches are shuffled.
     """
 
     def __init__(
@@ -148,6 +172,7 @@ class TrainPlan:
         speeds: tuple[float, ...] = (1.0,),
         seed: int = 0,
         distribution: noise.Distribution | None = None,
+        channels: channel.Distribution | None = None,
         num_speech: int | None = None,
     ):
         """Prepare the plan.
@@ -160,6 +185,7 @@ class TrainPlan:
             speeds: factors to draw from, all equally likely.
             seed: of everything random.
             distribution: of noise; None for none.
+            channels: distribution of rooms, gains and telephone lines; None for none.
             num_speech: examples from this index on hold no speech, and get no noise;
                 None: all do.
 
@@ -180,6 +206,7 @@ class TrainPlan:
         self.speeds = np.asarray(speeds, np.float64)
         self.seed = seed
         self.distribution = distribution
+        self.channels = channels
         self.num_speech = len(lengths.seconds) if num_speech is None else num_speech
         self._starts = [0]  # step at which each epoch starts, as far as known
         self._epochs: dict[int, list[Batch]] = {}
@@ -251,9 +278,13 @@ class TrainPlan:
         draws = None
         if self.distribution:
             draws, buckets = self._draw_noise(epoch, drawn, speeds)
+        channels = None
+        if self.channels:
+            random, speech = self._random(_CHANNEL, epoch), drawn < self.num_speech
+            channels = channel.draw(random, speech, self.channels)
         order = self._random(_ORDER, epoch).permutation(len(drawn))
-        draws = draws and draws.take(order)
-        batches = self._cut(epoch, drawn[order], speeds[order], buckets[order], draws)
+        rows = _Rows(drawn, speeds, draws, channels).take(order)
+        batches = self._cut(epoch, rows, buckets[order])
         shuffled = self._random(_BATCHES, epoch).permutation(len(batches))
         return [batches[number] for number in shuffled]
 
@@ -271,14 +302,7 @@ class TrainPlan:
         longer = Lengths(seconds, lengths.phonemes, lengths.repeats, lengths.tokens)
         return draws, assign_buckets(longer, self.buckets)
 
-    def _cut(
-        self,
-        epoch: int,
-        drawn: np.ndarray,
-        speeds: np.ndarray,
-        buckets: np.ndarray,
-        draws: noise.Draws | None,
-    ) -> list[Batch]:
+    def _cut(self, epoch: int, drawn: _Rows, buckets: np.ndarray) -> list[Batch]:
         """Cut the shuffled examples into batches, bucket by bucket."""
         batches = []
         left = np.zeros(0, np.int64)
@@ -294,16 +318,17 @@ class TrainPlan:
                 rows = np.concatenate([rows, np.resize(rows, repeated)])
                 whole += size
             for start in range(0, whole, size):
-                chosen = rows[start : start + size]
+                chosen = drawn.take(rows[start : start + size])
                 last = start + size == whole
                 batches.append(
                     Batch(
                         epoch,
                         int(number),
-                        drawn[chosen],
-                        speeds[chosen],
+                        chosen.indices,
+                        chosen.speeds,
                         repeated if last else 0,
-                        draws and draws.take(chosen),
+                        chosen.draws,
+                        chosen.channels,
                     )
                 )
         return batches

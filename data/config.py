@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nim4_jax.data import noise
+from nim4_jax.data import channel, noise
 from nim4_jax.data.buckets import Bucket
 from nim4_jax.data.hints import HintData
 
@@ -31,6 +31,13 @@ class DataConfig:
         noise_sources: folders of audio, or specifications like those of `sources`;
             pieces of these recordings replace vehicle and music, which are synthesised
             otherwise.
+        room_share: share of the speech that is heard in a simulated room (rooms.py),
+            0.3 to 4 m from the microphone; 0 for none.
+        gain_share: share of all examples whose level is changed; 0 for none.
+        gain_db: least and most gain, dB, drawn evenly; what exceeds full scale clips,
+            and all is rounded to 16 bits, as a recorder does.
+        telephone_share: share of all examples that go over a telephone line: 8 kHz,
+            300 to 3400 Hz, µ-law or A-law, and back to 16 kHz; 0 for none.
         nonspeech_share: share of the examples of an epoch that hold silence, noise or
             music, and `<|im_end|>` as the answer; they come on top of the sources.
         long_seconds: from this length on a recording is a long one.
@@ -57,6 +64,10 @@ class DataConfig:
     noise_share: float = 0.0
     noise_snr: tuple[float, float] = (10.0, 5.0)
     noise_sources: tuple[str, ...] = ()
+    room_share: float = 0.0
+    gain_share: float = 0.0
+    gain_db: tuple[float, float] = (-30.0, 10.0)
+    telephone_share: float = 0.0
     nonspeech_share: float = 0.0
     long_seconds: float = 10.0
     long_weight: float = 0.0
@@ -69,6 +80,18 @@ class DataConfig:
     workers: int = 0
     prefetch: int = 4
     cache_mb: float = 0.0
+
+
+def make_channels(config: DataConfig) -> channel.Distribution | None:
+    """What rooms, gains and telephone lines are drawn from; None where all are off.
+
+    Raises:
+        ValueError: shares outside 0 to 1, or gains in the wrong order.
+    """
+    source = channel.Distribution(
+        config.room_share, config.gain_share, config.gain_db, config.telephone_share
+    )
+    return None if source.is_off else source
 
 
 def make_buckets(config: DataConfig) -> tuple[Bucket, ...]:
@@ -86,6 +109,7 @@ def make_buckets(config: DataConfig) -> tuple[Bucket, ...]:
     if not config.speed_perturb or min(config.speed_perturb) <= 0:
         raise ValueError(f"speed_perturb {config.speed_perturb}; expected factors > 0")
     noise.Distribution(config.noise_share, config.noise_snr)  # raises
+    make_channels(config)  # raises
     if not 0 <= config.nonspeech_share < 1:
         raise ValueError(
             f"nonspeech_share {config.nonspeech_share}; expected 0 (none) to below 1"

@@ -1,17 +1,20 @@
-"""One planned batch to arrays: decode, change the speed, add noise, label, pad."""
+"""One planned batch to arrays: decode, augment, label, pad.
+
+What the plan has drawn is done to a row in the order in which it happens to speech that
+is recorded: speed, room, silence and noise, gain, telephone line.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from nim4_jax.data import audio, buckets, transforms
+from nim4_jax.data import audio, buckets, channel, noise, transforms
 from nim4_jax.data.augment import Augmenter
 from nim4_jax.data.buckets import Batch, Bucket
 from nim4_jax.data.hints import HintDrawer
-from nim4_jax.data.noise import Draw
 from nim4_jax.data.skips import TOO_SHORT_FOR_CTC
 from nim4_jax.data.survey import Examples
 
@@ -93,9 +96,7 @@ class BatchLoader:
         if samples is None:
             nothing = np.zeros(0, np.int32)
             return np.zeros(0, np.float32), nothing, nothing
-        draw = batch.draws[row] if batch.draws else None
-        if draw:
-            samples = self._add_noise(samples, index, draw, bucket, skips)
+        samples = self._augment(samples, batch, row, skips)
         examples, lengths = self.examples, self.examples.lengths
         phonemes = examples.phonemes[index][: lengths.phonemes[index]]
         tokens = examples.tokens[index][: lengths.tokens[index]]
@@ -135,11 +136,28 @@ class BatchLoader:
         """Clean samples of an example that is heard in the background."""
         return self._read_clean(index, 1.0, self.buckets[-1].seconds)
 
+    def _augment(
+        self, samples: np.ndarray, batch: Batch, row: int, skips: list
+    ) -> np.ndarray:
+        """Samples of a row after room, silence and noise, gain and telephone line."""
+        index = int(batch.indices[row])
+        size = round(self.buckets[batch.bucket].seconds * audio.SAMPLE_RATE)
+        draw = batch.draws[row] if batch.draws else None
+        path = batch.channels[row] if batch.channels else None
+        if path and path.room is not None:
+            # The room is heard in the silence behind the speech, if there is some.
+            tail = int(draw.tail * audio.SAMPLE_RATE) if draw else 0
+            whole = min(len(samples) + tail, size)
+            samples = channel.add_room(samples, path.room, whole)
+            draw = draw and replace(draw, tail=0.0)
+        if draw:
+            samples = self._add_noise(samples, index, draw, size, skips)
+        return channel.transmit(samples, path) if path else samples
+
     def _add_noise(
-        self, samples: np.ndarray, index: int, draw: Draw, bucket: Bucket, skips: list
+        self, samples: np.ndarray, index: int, draw: noise.Draw, size: int, skips: list
     ) -> np.ndarray:
         """Samples with noise, or as they are where the noise cannot be read."""
-        size = round(bucket.seconds * audio.SAMPLE_RATE)
         try:
             return self.augmenter.add_noise(
                 samples, index, draw, size, self._read_voice

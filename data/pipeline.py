@@ -1,8 +1,8 @@
 """The input pipeline: sources → planned batches → fixed-shape arrays, through Grain.
 
     sources → plan (shuffle, speed, buckets, global batches) → Grain dataset over steps
-            → this host's rows of the batch → decode, resample, speed, noise → labels
-            → padding
+            → this host's rows of the batch → decode, resample, speed, room, noise,
+            gain, telephone → labels → padding
 
 The plan (buckets.py) decides every global batch from (seed, epoch) and the examples'
 lengths before anything is read, so a step number alone says what a batch holds: hosts,
@@ -26,7 +26,7 @@ import numpy as np
 from nim4_jax.data import buckets, nonspeech, sources
 from nim4_jax.data.augment import Augmenter
 from nim4_jax.data.buckets import Batch
-from nim4_jax.data.config import DataConfig, make_buckets
+from nim4_jax.data.config import DataConfig, make_buckets, make_channels
 from nim4_jax.data.hints import HintDrawer
 from nim4_jax.data.loader import BatchLoader
 from nim4_jax.data.noise import Distribution
@@ -110,6 +110,7 @@ class TrainIterator(grain.DatasetIterator):
             speeds=config.speed_perturb,
             seed=config.seed,
             distribution=distribution,
+            channels=make_channels(config),
             num_speech=examples.num_speech,
         )
         self.stop = sys.maxsize
@@ -153,9 +154,9 @@ class TrainIterator(grain.DatasetIterator):
             raise ValueError(
                 f"the saved data state belongs to plan {state['plan']}, this "
                 f"configuration makes {self._fingerprint}: sources, filters, batch "
-                "sizes, buckets, speeds, noise, hints, seed and tokenizer must be "
-                "those of the saved run; to change them, start the data afresh instead "
-                "of restoring it"
+                "sizes, buckets, speeds, noise, hints, seed, rooms, gains, telephone "
+                "lines and tokenizer must be those of the saved run; to change them, "
+                "start the data afresh instead of restoring it"
             )
         self._stop_inner()
         self.step = int(state["step"])
@@ -233,7 +234,7 @@ def _hash_plan(
     files: NoiseFiles | None = None,
     hints: HintDrawer | None = None,
 ) -> str:
-    """Fingerprint of all that a plan, the noise and the hints in it depend on."""
+    """Fingerprint of all that a plan, its noise, channels and hints depend on."""
     digest = hashlib.sha256()
     lengths = plan.lengths
     arrays = (lengths.seconds, lengths.phonemes, lengths.repeats, lengths.tokens)
@@ -243,6 +244,8 @@ def _hash_plan(
     digest.update(repr(facts).encode())
     if plan.distribution:
         digest.update(repr(plan.distribution).encode())
+    if plan.channels:
+        digest.update(repr(plan.channels).encode())
     if files:
         digest.update(files.seconds.tobytes())
     if hints:
@@ -292,7 +295,7 @@ def iterate_eval(
 ) -> Iterator[Arrays]:
     """Every example exactly once, shortest first, in the buckets' fixed shapes.
 
-    Weights, speeds, noise, examples without speech, seed and epochs of the
+    Weights, speeds, noise, channels, examples without speech, seed and epochs of the
     configuration do not matter here. The last batch of a bucket is filled with rows of
     index -1 and `valid` False.
 

@@ -21,6 +21,7 @@ from nim4_jax.launch import collectives, device_memory
 from nim4_jax.launch.assembly import TrainSettings
 from nim4_jax.launch.topologies import Topology
 from nim4_jax.models.asr import Asr
+from nim4_jax.rates import Rates
 from nim4_jax.rl.objective import Grpo
 from nim4_jax.rl.rollout import Rehearsed
 from nim4_jax.rl.worker import make_rollout, make_writer
@@ -70,10 +71,10 @@ class Load:
         phonemes = labels(int(self.seconds * PHONEMES_PER_SECOND))
         return AsrBatch(Frames(*audio), phonemes, labels(self.tokens))
 
-    def lengths(self, hop: int) -> Lengths:
+    def lengths(self, rates: Rates) -> Lengths:
         """For the count of operations: every row is full."""
         samples = np.full(self.rows, self.samples)
-        return Lengths.of(samples, np.full(self.rows, self.tokens), None, hop)
+        return Lengths.of(samples, np.full(self.rows, self.tokens), None, rates)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +172,7 @@ def compile_step(
             out_shardings=(_lies(state), sharding.replicated()),
         )
         held = {"parameters": state.params, "optimizer": state.opt_state}
-        lengths = load.lengths(settings.model.features.hop)
+        lengths = load.lengths(settings.model.rates)
         return compile_program(
             lambda: step.lower(state, batch),
             held | {"batch": batch},
@@ -195,7 +196,7 @@ def compile_rollout(
         model = Asr(settings.model)
         params = {name: state.params[name] for name in ("cmvn", *_ROLLED)}
         write = jax.jit(make_writer(model, settings.recipe))
-        lengths = load.lengths(settings.model.features.hop)
+        lengths = load.lengths(settings.model.rates)
         passes = settings.recipe.loss.drawing_passes(lengths)
         return compile_program(
             lambda: write.lower(params, batch, np.int32(0)),
@@ -273,7 +274,7 @@ def _describe(
     recipe = settings.recipe
     counter = FlopCounter(settings.model, recipe.loss, recipe.rules)
     prompt = getattr(recipe.loss, "prompt", None)
-    lengths = load.lengths(settings.model.features.hop)
+    lengths = load.lengths(settings.model.rates)
     tokens = 0.0 if prompt is None else np.sum(lengths.prompt(prompt) + lengths.answer)
     return {
         "program": program,

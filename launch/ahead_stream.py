@@ -36,7 +36,7 @@ def compile_tick(
     """
     policy = Policy(params="bfloat16", compute="bfloat16")
     model = Asr(dataclasses.replace(config, policy=policy, remat="none"), packed=False)
-    sizes = StreamConfig()
+    sizes = StreamConfig.of(rates=config.rates)
     mesh = sharding.make_mesh((1, 1, 1), topology.devices[:1])
     with jax.set_mesh(mesh):
         whole = NamedSharding(mesh, PartitionSpec())
@@ -49,7 +49,7 @@ def compile_tick(
         state = jax.eval_shape(
             lambda given: stream.init(model, given, prompt, sizes, streams), params
         )
-        arrival = jax.eval_shape(lambda: _arrive(model.config, sizes, streams))
+        arrival = jax.eval_shape(lambda: _arrive(sizes, streams))
         state, arrival = jax.tree.map(annotate, (state, arrival))
         width = sizes.widths()[-1]
         return ahead.compile_program(
@@ -72,9 +72,9 @@ def compile_tick(
         )
 
 
-def _arrive(config: AsrConfig, sizes: StreamConfig, rows: int) -> Arrival:
+def _arrive(sizes: StreamConfig, rows: int) -> Arrival:
     """A chunk of every stream."""
-    window = (rows, sizes.window(config.features))
+    window = (rows, sizes.window)
     suffix = (rows, sizes.suffix_tokens)
     return Arrival(
         slots=jnp.arange(rows),

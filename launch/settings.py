@@ -6,7 +6,8 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -39,14 +40,26 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     return cls(**arguments)
 
 
+def _choose(shapes: Sequence[type], values: Mapping[str, Any]) -> type:
+    """The first dataclass that has all of these fields, else the one with the most."""
+
+    def count(shape: type) -> int:
+        return len({field.name for field in dataclasses.fields(shape)} & values.keys())
+
+    return max(shapes, key=count)
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """One value as its annotation says."""
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+    if is_dataclass(hint) and isinstance(value, Mapping):
         return build(hint, value, where)
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
+        shapes = [kind for kind in typing.get_args(hint) if is_dataclass(kind)]
+        if shapes and isinstance(value, Mapping):
+            return build(_choose(shapes, value), value, where)
         for choice in typing.get_args(hint):
             if choice is type(None):
                 continue

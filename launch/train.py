@@ -193,7 +193,7 @@ def _measure_capacity(settings: assembly.TrainSettings) -> Capacity:
     known = accelerators.find(mesh.devices.flat[0].device_kind)
     return Capacity(
         FlopCounter(settings.model, recipe.loss, recipe.rules) if known else None,
-        settings.model.features.hop,
+        settings.model.rates,
         hosts=sharding.share_of_rows(mesh)[1],
         peak=known.peak * mesh.size if known else 0.0,
     )

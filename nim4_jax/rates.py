@@ -1,19 +1,60 @@
-"""How samples, frames and tokens follow each other in time.
+"""How samples, frames and tokens of a model follow each other in time.
 
-samples   16 kHz
-features  10 ms apart, 25 ms each        (features.FeatureConfig)
-encoder   40 ms apart: FRAME_STRIDE features, under a window of FRAME_WINDOW
-speech    160 ms apart: SPEECH_STRIDE encoder frames, a token for the LLM
+    samples   16 kHz
+    features  10 ms: `hop` samples apart, `window` long
+    encoder   40 ms (Conformer) or 20 ms (Whisper): `frame_stride` features apart
+    speech    160 ms: `speech_stride` encoder frames, a token for the LLM
 """
 
-FRAME_STRIDE = 4
-"""Feature frames per encoder frame."""
+from __future__ import annotations
 
-FRAME_WINDOW = 7
-"""Feature frames under one encoder frame: encoder frame u covers 4·u … 4·u + 6."""
+import dataclasses
 
-FRAME_OVERLAP = FRAME_WINDOW - FRAME_STRIDE
-"""Feature frames that an encoder frame shares with the next."""
+SAMPLE_RATE = 16_000
+"""Hz; the only rate below the data border."""
 
-SPEECH_STRIDE = 4
-"""Encoder frames per speech token."""
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Facts of one model; the defaults are the Conformer's on Kaldi's features.
+
+    Attributes:
+        hop: samples between feature frames.
+        window: samples of a feature frame.
+        lead: samples of feature frame t before sample hop · t.
+        frame_stride: feature frames per encoder frame.
+        frames_before: feature frames before its own that an encoder frame sees.
+        frames_after: feature frames behind its own.
+        speech_stride: encoder frames per speech token.
+        max_frames: longest utterance in encoder frames; None for any.
+    """
+
+    hop: int = 160
+    window: int = 400
+    lead: int = 0
+    frame_stride: int = 4
+    frames_before: int = 0
+    frames_after: int = 3
+    speech_stride: int = 4
+    max_frames: int | None = None
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples from one encoder frame to the next."""
+        return self.hop * self.frame_stride
+
+    @property
+    def frame_seconds(self) -> float:
+        """Seconds from one encoder frame to the next."""
+        return self.frame_samples / SAMPLE_RATE
+
+    @property
+    def samples_before(self) -> int:
+        """Samples that a chunk sees before its first."""
+        return self.frames_before * self.hop + self.lead
+
+    @property
+    def samples_after(self) -> int:
+        """Samples that a chunk sees behind its last."""
+        ahead = (self.frames_after - 1) * self.hop - self.lead + self.window
+        return max(ahead, 0)

@@ -40,7 +40,6 @@ from nim4_jax.decode.programs import Arrival
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.models.asr import Asr
-from nim4_jax.models.conformer import ConformerStack
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.serving import manifest
 from nim4_jax.serving.manifest import BundleError, Manifest, Program
@@ -279,24 +278,24 @@ def _plan_encoder(
     programs: ModelPrograms, config: StreamConfig, sizes: Sequence[Any]
 ) -> _Draft:
     rows, model = sizes[0], programs.model
-    stack = ConformerStack(model.config.encoder, model.config.policy)
+    encoder = model.config.encoder.build(model.config.policy)
 
     def run(params, audio, state):
         def encode(asr: Asr):
-            return asr.encode_chunk(asr.extract(audio), state, config.chunking)
+            return asr.encode_chunk(asr.extract_piece(audio), state, config.chunking)
 
         frames, following = model.apply({"params": params}, method=encode)
         return {"frames": frames, "state": following}
 
     state = jax.eval_shape(
-        lambda row: stack.init_state(row.shape[0], config.left * config.chunk),
+        lambda row: encoder.init_state(row.shape[0], config.left * config.chunk),
         _array((rows,)),
     )
     return _Draft(
         f"encode_chunk-{_name(config)}",
         ("cmvn", "encoder"),
         run,
-        {"audio": _audio(rows, config.window(programs.features)), "state": state},
+        {"audio": _audio(rows, config.window), "state": state},
         donated=("state",),
     )
 
@@ -355,7 +354,7 @@ def _plan_stream(
     suffix = _labels(rows, config.suffix_tokens)
     arrival = Arrival(
         numbers,
-        _audio(rows, config.window(programs.features)),
+        _audio(rows, config.window),
         _array((rows,), jnp.bool_),
         numbers,
         suffix,

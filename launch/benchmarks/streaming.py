@@ -297,7 +297,7 @@ class Repetition:
     def _arrive(self, samples: np.ndarray, number: int, rate: float) -> Arrival:
         """A chunk, with the text's length so far as limit."""
         config = self._config
-        window = config.window(self._programs.features)
+        window = config.window
         piece = samples[number * config.hop :][:window]
         audio = np.zeros((1, window), np.float32)
         audio[0, : len(piece)] = piece

@@ -111,7 +111,7 @@ class Listener:
         self._recogniser = recogniser
         self._boundaries = boundaries or EndpointConfig()
         self._detector = detector or Silero()
-        self._window = self.config.window(recogniser.programs.features)
+        self._window = self.config.window
         self._bare = len(prompt.encode_suffix(recogniser.tokenizer))
         if self._bare > self.config.suffix_tokens:
             raise ValueError(

@@ -28,8 +28,9 @@ from nim4_jax import struct
 from nim4_jax.decode import drafts
 from nim4_jax.decode.programs import Arrival, Heard, Written
 from nim4_jax.decode.stream_config import StreamConfig
-from nim4_jax.models import conformer, kv_cache
+from nim4_jax.models import kv_cache
 from nim4_jax.models.asr import Asr, AsrConfig, Prompt
+from nim4_jax.models.encoder import EncoderState
 from nim4_jax.models.kv_cache import KVCache
 from nim4_jax.ops import ctc, rotary
 from nim4_jax.types import Frames, Labels, Params
@@ -40,7 +41,7 @@ class StreamState:
     """All that is kept of B streams between two chunks.
 
     Attributes:
-        encoder: keys, values and convolution context of the last `left` chunks.
+        encoder: what it keeps of the last `left` chunks.
         last_id: Int[Array, "B"], the CTC head's class in the last frame.
         cache: the LLM's, of the prompt's start and the speech so far.
         tokens: Int[Array, "B L"], text so far.
@@ -49,7 +50,7 @@ class StreamState:
         chunks: Int[Array, "B"], chunks of the utterance so far.
     """
 
-    encoder: conformer.StackState
+    encoder: EncoderState
     last_id: Int[Array, " B"]
     cache: KVCache
     tokens: Int[Array, "B L"]
@@ -90,10 +91,10 @@ def _init(
         return asr.llm(asr.llm.embed(ids), rotary.count_positions(mask), mask, cache)[1]
 
     cache = model.apply({"params": params}, method=read)
-    stack = conformer.ConformerStack(model.config.encoder, policy)
+    encoder = model.config.encoder.build(policy)
     zeros = jnp.zeros((streams,), jnp.int32)
     return StreamState(
-        encoder=stack.init_state(streams, config.left * config.chunk),
+        encoder=encoder.init_state(streams, config.left * config.chunk),
         last_id=zeros,
         cache=kv_cache.repeat(cache, streams),
         tokens=jnp.zeros((streams, config.text_tokens), jnp.int32),
@@ -276,11 +277,11 @@ def _listen(
     params: Params,
     streams: StreamState,
     audio: Frames,
-) -> tuple[Heard, Frames, conformer.StackState, Int[Array, " B"]]:
+) -> tuple[Heard, Frames, EncoderState, Int[Array, " B"]]:
     """Samples → phonemes, speech tokens, and what the encoder remembers."""
 
     def hear(asr: Asr):
-        pieces = asr.extract(audio)
+        pieces = asr.extract_piece(audio)
         frames, encoder = asr.encode_chunk(pieces, streams.encoder, config.chunking)
         return frames, encoder, asr.score_phonemes(frames), asr.adapt(frames)
 
@@ -299,22 +300,21 @@ def measure(
 
     def make():
         llm, policy = config.llm, config.policy
-        stack = conformer.ConformerStack(config.encoder, policy)
+        module = config.encoder.build(policy)
         slots = stream.slots(len(prompt.prefix))
         cache = kv_cache.init_cache(llm, 1, slots, policy.dtype, packed=model.packed)
-        return stack.init_state(1, stream.left * stream.chunk), cache
+        return module.init_state(1, stream.left * stream.chunk), cache
 
     encoder, cache = jax.eval_shape(make)
 
     def count(tree) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
-    audio = 4 * stream.window(config.features)
+    audio = 4 * stream.window
     return {
         "audio": audio,
-        "encoder attention": count((encoder.blocks.keys, encoder.blocks.values)),
-        "encoder convolution": count(encoder.blocks.conv),
+        "encoder": count(encoder),
         "LLM cache": count((cache.keys, cache.values)),
-        "text and counters": count((encoder.mask, cache.mask, cache.length))
+        "text and counters": count((cache.mask, cache.length))
         + 4 * (stream.text_tokens + 4),
     }

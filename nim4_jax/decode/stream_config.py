@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from nim4_jax import features
 from nim4_jax.ops.relative import Chunking
-from nim4_jax.rates import FRAME_OVERLAP, FRAME_STRIDE, SPEECH_STRIDE
+from nim4_jax.rates import SAMPLE_RATE, Rates
+
+
+_CHUNK_SECONDS = 0.64
+_UTTERANCE_SECONDS = 30.72
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +17,7 @@ class StreamConfig:
     """How a stream is cut, and how much room it has. All sizes are fixed.
 
     Attributes:
-        chunk: encoder frames (40 ms) per chunk, a multiple of the adaptor's 4.
+        chunk: encoder frames per chunk, a multiple of the speech stride.
         left: chunks before its own that a frame sees.
         rollback: tokens at the end of the text that the next chunk may change.
         free_chunks: first chunks of an utterance whose text may change altogether.
@@ -22,6 +25,7 @@ class StreamConfig:
         chunks: longest utterance.
         text_tokens: longest text.
         suffix_tokens: room for instruction and hotwords.
+        rates: of the model.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -35,27 +39,40 @@ class StreamConfig:
     chunks: int = 48
     text_tokens: int = 192
     suffix_tokens: int = 64
+    rates: Rates = Rates()
 
     @classmethod
-    def of(cls, chunk: int = 0, left: int = 4) -> StreamConfig:
-        """Sizes for another chunk; utterances may last as long with any.
+    def of(cls, chunk: int = 0, left: int = 4, rates: Rates | None = None):
+        """Sizes for another chunk or model; utterances may last as long with any.
 
         Args:
-            chunk: encoder frames, 0 for the default.
+            chunk: encoder frames, 0 for 640 ms.
             left: chunks.
+            rates: of the model; None for the defaults. Utterances are no longer than
+                its encoder allows.
 
         Raises:
             ValueError: see above.
         """
-        chunk = chunk or cls.chunk
-        frames = cls.chunk * cls.chunks
-        return cls(chunk=chunk, left=left, chunks=max(1, frames // abs(chunk)))
+        rates = rates or Rates()
+        chunk = chunk or round(_CHUNK_SECONDS / rates.frame_seconds)
+        frames = round(_UTTERANCE_SECONDS / rates.frame_seconds)
+        frames = min(frames, rates.max_frames or frames)
+        chunks = max(1, frames // abs(chunk))
+        return cls(chunk=chunk, left=left, chunks=chunks, rates=rates)
 
     def __post_init__(self):
-        if self.chunk < 1 or self.chunk % SPEECH_STRIDE:
+        rates = self.rates
+        if self.chunk < 1 or self.chunk % rates.speech_stride:
             raise ValueError(
                 f"a chunk of {self.chunk} encoder frames is no whole number of speech "
-                f"tokens; use a multiple of {SPEECH_STRIDE} (16 for 640 ms)."
+                f"tokens; use a multiple of {rates.speech_stride} "
+                f"({round(_CHUNK_SECONDS / rates.frame_seconds)} for 640 ms)."
+            )
+        if rates.max_frames and self.chunk * self.chunks > rates.max_frames:
+            raise ValueError(
+                f"{self.chunks} chunks of {self.chunk} frames are more than the "
+                f"encoder's {rates.max_frames} positions; allow fewer chunks."
             )
         if min(self.left, self.rollback, self.free_chunks) < 0:
             raise ValueError(f"got {self}; left, rollback and free_chunks must be ≥ 0.")
@@ -70,27 +87,27 @@ class StreamConfig:
     @property
     def hop(self) -> int:
         """Samples from one chunk's beginning to the next's."""
-        return self.chunk * FRAME_STRIDE * features.FeatureConfig.hop
+        return self.chunk * self.rates.frame_samples
 
     @property
     def seconds(self) -> float:
         """Duration of a chunk."""
-        return self.hop / features.SAMPLE_RATE
+        return self.hop / SAMPLE_RATE
 
     @property
     def speech_tokens(self) -> int:
         """Speech tokens of a chunk."""
-        return self.chunk // SPEECH_STRIDE
+        return self.chunk // self.rates.speech_stride
 
     @property
     def chunking(self) -> Chunking:
         """What the encoder sees."""
         return Chunking.of(self.chunk, self.left)
 
-    def window(self, config: features.FeatureConfig) -> int:
-        """Samples that a tick reads: a chunk, and what its last frame looks ahead."""
-        frames = self.chunk * FRAME_STRIDE + FRAME_OVERLAP
-        return (frames - 1) * config.hop + config.window
+    @property
+    def window(self) -> int:
+        """Samples that a tick reads: a chunk, and what its frames see around it."""
+        return self.rates.samples_before + self.hop + self.rates.samples_after
 
     def widths(self) -> tuple[int, ...]:
         """Tokens of suffix and old text for which programs exist, growing."""

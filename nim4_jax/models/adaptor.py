@@ -1,4 +1,4 @@
-"""Adaptor: encoder frames (40 ms) → speech tokens (160 ms) in the LLM's space."""
+"""Adaptor: encoder frames → speech tokens (160 ms) in the LLM's space."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from nim4_jax.layers import Policy, linear
-from nim4_jax.rates import SPEECH_STRIDE as STRIDE
 from nim4_jax.types import Frames
 
 _EMBEDDING_VARIANCE = 2.5e-3
@@ -14,7 +13,7 @@ _EMBEDDING_VARIANCE = 2.5e-3
 
 
 class Adaptor(nn.Module):
-    """Concatenate 4 frames, then linear → ReLU → linear.
+    """Concatenate `stride` frames, then linear → ReLU → linear.
 
     A last group that is not full is filled with zeros, so no speech is dropped. Groups
     do not overlap: pieces of whole groups give what the whole gives, without a state.
@@ -23,22 +22,25 @@ class Adaptor(nn.Module):
         width_in: encoder width.
         width_hidden: width between the two layers.
         width_out: embedding width of the LLM.
+        stride: encoder frames per speech token.
     """
 
     width_in: int
     width_hidden: int
     width_out: int
+    stride: int
     policy: Policy
 
     @nn.compact
     def __call__(self, frames: Frames) -> Frames:
-        """Float [B, U, D] → Float [B, ⌈U/4⌉, width_out]."""
+        """Float [B, U, D] → Float [B, ⌈U/stride⌉, width_out]."""
+        stride = self.stride
         values = frames.masked().values
         batch, length, width = values.shape
-        values = jnp.pad(values, ((0, 0), (0, -length % STRIDE), (0, 0)))
-        groups = values.reshape(batch, -1, STRIDE * width)
+        values = jnp.pad(values, ((0, 0), (0, -length % stride), (0, 0)))
+        groups = values.reshape(batch, -1, stride * width)
         up = linear(
-            STRIDE * self.width_in,
+            stride * self.width_in,
             self.width_hidden,
             ("embed", "mlp"),
             self.policy,
@@ -54,4 +56,4 @@ class Adaptor(nn.Module):
             name="down",
         )
         x = down(nn.relu(up(groups)))
-        return Frames(x, frames.mask[:, ::STRIDE]).masked()
+        return Frames(x, frames.mask[:, ::stride]).masked()

@@ -19,11 +19,14 @@ from nim4_jax import features as front_end
 from nim4_jax import struct
 from nim4_jax.layers import Policy
 from nim4_jax.models.adaptor import Adaptor
-from nim4_jax.models.conformer import Conformer, ConformerConfig, StackState
+from nim4_jax.models.conformer import ConformerConfig
+from nim4_jax.models.encoder import EncoderState
 from nim4_jax.models.phoneme_head import PhonemeHead
 from nim4_jax.models.phoneme_reader import PhonemeReader
 from nim4_jax.models.qwen3 import LLMConfig, Qwen3
+from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
 from nim4_jax.ops.relative import Chunking
+from nim4_jax.rates import Rates
 from nim4_jax.types import Frames, Labels, Params
 
 
@@ -46,21 +49,48 @@ class AsrConfig:
 
     Attributes:
         features: front end.
-        encoder: Conformer.
+        encoder: its type says which encoder it is.
         adaptor_width: width between the adaptor's two layers.
         num_phonemes: P, blank included.
         llm: decoder.
         policy: dtypes.
         remat: "none", "dots" or "full": what is recomputed in the backward pass.
+        speech_stride: encoder frames per speech token.
     """
 
-    features: front_end.FeatureConfig
-    encoder: ConformerConfig
+    features: front_end.FeatureConfig | front_end.WhisperFeatures
+    encoder: ConformerConfig | WhisperEncoderConfig
     adaptor_width: int
     num_phonemes: int
     llm: LLMConfig
     policy: Policy = Policy()
     remat: str = "none"
+    speech_stride: int = 4
+
+    def __post_init__(self):
+        if self.features.num_mels != self.encoder.num_mels:
+            raise ValueError(
+                f"features of {self.features.num_mels} mels do not fit an encoder of "
+                f"{self.encoder.num_mels}; set model.features.num_mels and "
+                "model.encoder.num_mels to one number."
+            )
+        if self.speech_stride < 1:
+            raise ValueError(f"speech_stride={self.speech_stride} must be at least 1.")
+
+    @property
+    def rates(self) -> Rates:
+        """How samples, frames and tokens of the model follow each other."""
+        features, encoder = self.features, self.encoder
+        return Rates(
+            features.hop,
+            features.window,
+            features.lead,
+            encoder.frame_stride,
+            encoder.frames_before,
+            encoder.frames_after,
+            self.speech_stride,
+            encoder.max_frames,
+        )
 
 
 @struct.dataclass
@@ -104,13 +134,14 @@ class Asr(nn.Module):
         config, policy = self.config, self.config.policy
         width = config.encoder.width
         self.cmvn = Cmvn(config.features.num_mels)
-        self.encoder = Conformer(
-            config.encoder, policy, config.remat, self.deterministic
-        )
+        self.encoder = config.encoder.build(policy, config.remat, self.deterministic)
         self.ctc_head = PhonemeHead(width, config.num_phonemes, policy)
-        self.adaptor = Adaptor(width, config.adaptor_width, config.llm.width, policy)
+        stride = config.speech_stride
+        self.adaptor = Adaptor(
+            width, config.adaptor_width, config.llm.width, stride, policy
+        )
         self.phoneme_reader = PhonemeReader(
-            config.num_phonemes, config.llm.width, policy
+            config.num_phonemes, config.llm.width, stride, policy
         )
         self.llm = Qwen3(config.llm, policy, config.remat, self.packed)
 
@@ -118,14 +149,20 @@ class Asr(nn.Module):
         """Samples [B, S] → normalised log-mel [B, T, M]."""
         return self.cmvn(front_end.log_mel(audio, self.config.features))
 
+    def extract_piece(self, audio: Frames) -> Frames:
+        """Samples of a stream's chunk, and those that it sees around it, the same."""
+        config = self.config
+        before = config.encoder.frames_before
+        return self.cmvn(front_end.log_mel_piece(audio, config.features, before))
+
     def encode(self, features: Frames, chunking: Chunking) -> Frames:
         """Normalised log-mel [B, T, M] → encoder frames [B, U, D]."""
         return self.encoder(features, chunking)
 
     def encode_chunk(
-        self, features: Frames, state: StackState, chunking: Chunking
-    ) -> tuple[Frames, StackState]:
-        """The next chunk of each stream, see `Conformer.advance`."""
+        self, features: Frames, state: EncoderState, chunking: Chunking
+    ) -> tuple[Frames, EncoderState]:
+        """The next chunk of each stream, see `Encoder.advance`."""
         return self.encoder.advance(features, state, chunking)
 
     def score_phonemes(self, frames: Frames) -> Float[Array, "B U P"]:
@@ -133,7 +170,7 @@ class Asr(nn.Module):
         return self.ctc_head(frames.values)
 
     def adapt(self, frames: Frames) -> Frames:
-        """Encoder frames [B, U, D] → speech tokens [B, ⌈U/4⌉, width of the LLM]."""
+        """Encoder frames [B, U, D] → speech tokens [B, ⌈U/stride⌉, LLM's width]."""
         return self.adaptor(frames)
 
     def read_phonemes(self, classes: Frames) -> Frames:

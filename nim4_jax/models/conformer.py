@@ -10,7 +10,7 @@ Source: FireRedASR-AED `conformer_encoder`; streaming form of SPEC §2.
 from __future__ import annotations
 
 import dataclasses
-from typing import cast
+from typing import ClassVar, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -25,14 +25,9 @@ from nim4_jax.layers import (
     linear,
     rematerialise,
 )
-from nim4_jax.models.subsampling import (
-    Subsampling,
-    SubsamplingState,
-    init_subsampling,
-)
+from nim4_jax.models.subsampling import OVERLAP, STRIDE, Subsampling
 from nim4_jax.ops import activation, attention, conv, product, relative
 from nim4_jax.ops.relative import Chunking
-from nim4_jax.rates import FRAME_STRIDE as STRIDE
 from nim4_jax.types import Frames
 
 CONV_CONTEXTS = ("chunk", "causal")
@@ -71,6 +66,17 @@ class ConformerConfig:
     conv_context: str = "chunk"
     dropout: float = 0.0
 
+    frame_stride: ClassVar[int] = STRIDE
+    """Feature frames per encoder frame: 40 ms."""
+    frames_before: ClassVar[int] = 0
+    """Feature frames before its own that an encoder frame sees."""
+    frames_after: ClassVar[int] = OVERLAP
+    """Feature frames behind its own."""
+    products_per_pair: ClassVar[int] = 4
+    """Content, two distances' worth of positions, values."""
+    max_frames: ClassVar[None] = None
+    """Positions are relative: utterances may have any length."""
+
     def __post_init__(self):
         if self.width % self.num_heads or self.width % 2:
             raise ValueError(
@@ -105,6 +111,12 @@ class ConformerConfig:
         """Depthwise taps to the left of a frame: what a stream has to remember."""
         return self.conv_kernel - 1 - self.conv_right
 
+    def build(
+        self, policy: Policy, remat: str = "none", deterministic: bool = True
+    ) -> Conformer:
+        """The module, see `encoder.EncoderConfig`."""
+        return Conformer(self, policy, remat, deterministic)
+
 
 @struct.dataclass
 class BlockState:
@@ -127,14 +139,6 @@ class StackState:
 
     blocks: BlockState
     mask: Bool[Array, "B C"]
-
-
-@struct.dataclass
-class ConformerState:
-    """State of the whole encoder between two pieces of a stream."""
-
-    subsampling: SubsamplingState
-    stack: StackState
 
 
 @struct.dataclass
@@ -374,21 +378,12 @@ class ConformerStack(nn.Module):
 
 
 class Conformer(nn.Module):
-    """Subsampling by 4, then the stack of blocks.
-
-    A stream is fed in pieces of whole chunks (4·size feature frames). Its output lags
-    one encoder frame behind, because the subsampling looks 3 feature frames ahead: feed
-    `LATENCY` feature frames first (behind masked ones that fill the piece), so that
-    each later piece yields exactly one chunk.
-    """
+    """Subsampling by 4, then the stack of blocks; an `encoder.Encoder`."""
 
     config: ConformerConfig
     policy: Policy
     remat: str = "none"
     deterministic: bool = True
-
-    STRIDE = STRIDE
-    LATENCY = STRIDE
 
     def setup(self):
         self.subsampling = Subsampling(
@@ -402,57 +397,16 @@ class Conformer(nn.Module):
         )
 
     @nn.nowrap
-    def init_state(self, batch: int, cached: int) -> ConformerState:
+    def init_state(self, batch: int, cached: int) -> StackState:
         """State before the first frame; `cached` = left chunks × chunk size."""
-        stack = ConformerStack(self.config, self.policy)
-        return ConformerState(
-            init_subsampling(batch, self.config.num_mels),
-            stack.init_state(batch, cached),
-        )
+        return ConformerStack(self.config, self.policy).init_state(batch, cached)
 
     def __call__(self, features: Frames, chunking: Chunking) -> Frames:
-        """Encode whole utterances under a chunk mask.
-
-        Args:
-            features: normalised log-mel, Float [B, T, M].
-            chunking: how far frames see; `Chunking.full()` for no limit.
-
-        Returns:
-            Frames of Float [B, ⌈T/4⌉, D].
-        """
+        """Encode whole utterances, see `encoder.Encoder`."""
         return self.stack(self.subsampling(features), chunking)[0]
 
     def advance(
         self, features: Frames, state: StackState, chunking: Chunking
     ) -> tuple[Frames, StackState]:
-        """Encode the next chunk of each stream from a piece that overlaps the next one.
-
-        Nothing lags: a piece holds the feature frames of its chunk and the
-        `rates.FRAME_OVERLAP` after them, so it needs that much more audio.
-
-        Args:
-            features: Float [B, T, M], T = 4 · chunking.size + OVERLAP.
-            state: of the blocks, from `ConformerStack.init_state` or the last call.
-            chunking: the same at every call of a stream.
-
-        Returns:
-            Frames of Float [B, size, D], and the new state.
-        """
+        """Encode the next chunk of each stream, see `encoder.Encoder`."""
         return self.stack(self.subsampling.cut(features), chunking, state)
-
-    def step(
-        self, features: Frames, state: ConformerState, chunking: Chunking
-    ) -> tuple[Frames, ConformerState]:
-        """Encode the next piece of each stream.
-
-        Args:
-            features: Float [B, T, M], T a multiple of 4 · chunking.size.
-            state: from `init_state` or the last call.
-            chunking: the same at every call of a stream.
-
-        Returns:
-            Frames of Float [B, T/4, D], one encoder frame late, and the new state.
-        """
-        frames, subsampling = self.subsampling.step(features, state.subsampling)
-        frames, stack = self.stack(frames, chunking, state.stack)
-        return frames, ConformerState(subsampling, stack)

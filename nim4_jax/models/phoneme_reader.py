@@ -1,7 +1,7 @@
 """Phoneme reader: speech tokens made from phonemes, where there is no speech.
 
 A small LLM that has no pretrained weights is warmed up on text alone: its transcript is
-phonemised, the phonemes are spread over 40 ms frames as a CTC head would emit them, and
+phonemised, the phonemes are spread over frames as a CTC head would emit them, and
 this reader takes the place of encoder and adaptor. The LLM so learns to spell what it
 hears before it hears anything.
 
@@ -14,31 +14,33 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from nim4_jax.layers import Policy, linear
-from nim4_jax.rates import SPEECH_STRIDE as STRIDE
 from nim4_jax.types import Frames
 
 
 class PhonemeReader(nn.Module):
-    """Concatenate the phoneme weights of 4 frames and project them: one linear layer.
+    """One linear layer over the phoneme weights of `stride` frames.
 
     Attributes:
         num_phonemes: P, blank included.
         width: embedding width of the LLM.
+        stride: encoder frames per speech token.
     """
 
     num_phonemes: int
     width: int
+    stride: int
     policy: Policy
 
     @nn.compact
     def __call__(self, classes: Frames) -> Frames:
-        """Float [B, U, P] → Float [B, ⌈U/4⌉, width]; non-negative weights per class."""
+        """Float [B, U, P] → Float [B, ⌈U/stride⌉, width]; no weight is negative."""
+        stride = self.stride
         values = classes.masked().values
         batch, length, count = values.shape
-        values = jnp.pad(values, ((0, 0), (0, -length % STRIDE), (0, 0)))
-        groups = values.reshape(batch, -1, STRIDE * count)
+        values = jnp.pad(values, ((0, 0), (0, -length % stride), (0, 0)))
+        groups = values.reshape(batch, -1, stride * count)
         axes = (None, "embed")
         project = linear(
-            STRIDE * self.num_phonemes, self.width, axes, self.policy, name="project"
+            stride * self.num_phonemes, self.width, axes, self.policy, name="project"
         )
-        return Frames(project(groups), classes.mask[:, ::STRIDE]).masked()
+        return Frames(project(groups), classes.mask[:, ::stride]).masked()

@@ -7,29 +7,20 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from nim4_jax import struct
 from nim4_jax.layers import Policy, Projection, add_bias
 from nim4_jax.ops import strided
-from nim4_jax.rates import FRAME_OVERLAP as OVERLAP
-from nim4_jax.rates import FRAME_STRIDE as STRIDE
-from nim4_jax.rates import FRAME_WINDOW
 from nim4_jax.types import Frames
 
+STRIDE = 4
+"""Feature frames per encoder frame."""
 
-@struct.dataclass
-class SubsamplingState:
-    """The last `STRIDE` feature frames of each stream."""
+WINDOW = 7
+"""Feature frames under one encoder frame: encoder frame u covers 4·u … 4·u + 6."""
 
-    values: Float[Array, "B T M"]
-    mask: Bool[Array, "B T"]
-
-
-def init_subsampling(batch: int, num_mels: int) -> SubsamplingState:
-    """State before the first feature frame."""
-    shape = (batch, STRIDE)
-    return SubsamplingState(jnp.zeros((*shape, num_mels)), jnp.zeros(shape, bool))
+OVERLAP = WINDOW - STRIDE
+"""Feature frames that an encoder frame shares with the next."""
 
 
 class Conv2d(nn.Module):
@@ -88,7 +79,7 @@ class Subsampling(nn.Module):
 
     def __call__(self, features: Frames) -> Frames:
         """Float [B, T, M] → Float [B, ⌈T/4⌉, D]; valid where its first frame is."""
-        padding = ((0, 0), (0, FRAME_WINDOW - 1), (0, 0))
+        padding = ((0, 0), (0, WINDOW - 1), (0, 0))
         values = jnp.pad(features.masked().values, padding)
         return Frames(self._convolve(values), features.mask[:, ::STRIDE])
 
@@ -106,22 +97,3 @@ class Subsampling(nn.Module):
             )
         values = self._convolve(features.masked().values)
         return Frames(values, features.mask[:, :length:STRIDE])
-
-    def step(
-        self, features: Frames, state: SubsamplingState
-    ) -> tuple[Frames, SubsamplingState]:
-        """The next 4·n feature frames → n encoder frames, one frame late.
-
-        Raises:
-            ValueError: the number of feature frames is not a multiple of 4.
-        """
-        length = features.mask.shape[1]
-        if length % STRIDE:
-            raise ValueError(
-                f"a piece of {length} feature frames cannot be subsampled by {STRIDE}; "
-                f"feed multiples of {STRIDE}."
-            )
-        values = jnp.concatenate([state.values, features.masked().values], axis=1)
-        mask = jnp.concatenate([state.mask, features.mask], axis=1)
-        frames = Frames(self._convolve(values), mask[:, :length:STRIDE])
-        return frames, SubsamplingState(values[:, length:], mask[:, length:])

@@ -29,3 +29,9 @@ def swiglu(
 ) -> Float[Array, "*B F"]:
     """swish(gate) · values."""
     return jax.nn.swish(gate) * values
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+def gelu(inputs: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x · Φ(x), Φ the normal distribution's function, not its tanh approximation."""
+    return jax.nn.gelu(inputs, approximate=False)

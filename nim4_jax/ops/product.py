@@ -40,9 +40,9 @@ def _backward(subscripts, operands, gradient):
 einsum.defvjp(_forward, _backward)
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def multiply(
-    inputs: Float[Array, "*B I"], kernel: Float[Array, "I O"]
+    inputs: Float[Array, "*B I"], kernel: Float[Array, "I O"], operands: jnp.dtype
 ) -> Float[Array, "*B O"]:
     """x · kernel, with the kernel's gradient as xᵀ · gradient.
 
@@ -52,19 +52,26 @@ def multiply(
     Args:
         inputs: rows of any leading axes.
         kernel: of the same dtype.
+        operands: dtype that the factors of all three products are rounded to; sums and
+            results keep the inputs' dtype.
     """
-    return inputs @ kernel
+    return _multiply_forward(inputs, kernel, operands)[0]
 
 
-def _multiply_forward(inputs, kernel):
-    return multiply(inputs, kernel), (inputs, kernel)
+def _multiply_forward(inputs, kernel, operands):
+    rounded = inputs.astype(operands), kernel.astype(operands)
+    dims = (((inputs.ndim - 1,), (0,)), ((), ()))
+    outputs = jax.lax.dot_general(*rounded, dims, preferred_element_type=inputs.dtype)
+    return outputs, rounded
 
 
-def _multiply_backward(operands, gradient):
-    inputs, kernel = operands
+def _multiply_backward(operands, rounded, gradient):
+    inputs, kernel = rounded
+    dtype, gradient = gradient.dtype, gradient.astype(operands)
     last, rows = inputs.ndim - 1, tuple(range(inputs.ndim - 1))
-    inner = jax.lax.dot_general(gradient, kernel, (((last,), (1,)), ((), ())))
-    return inner, jax.lax.dot_general(inputs, gradient, ((rows, rows), ((), ())))
+    multiply_into = partial(jax.lax.dot_general, preferred_element_type=dtype)
+    inner = multiply_into(gradient, kernel, (((last,), (1,)), ((), ())))
+    return inner, multiply_into(inputs, gradient, ((rows, rows), ((), ())))
 
 
 multiply.defvjp(_multiply_forward, _multiply_backward)

@@ -29,7 +29,7 @@ from nim4_jax.rl import grpo, rollout
 from nim4_jax.rl.grpo import GrpoConfig
 from nim4_jax.rl.rollout import Rehearsed, Rollout
 from nim4_jax.train.flops import Lengths, Pass
-from nim4_jax.train.losses import DynamicChunks, Loss, key_rows
+from nim4_jax.train.losses import DynamicChunks, Loss, count_frames, key_rows
 from nim4_jax.train.state import REFERENCE
 from nim4_jax.types import AsrBatch, Frames, Labels
 
@@ -208,8 +208,8 @@ class Grpo:
     def _listen(self, model: Asr, batch: AsrBatch, rng: Array) -> Frames:
         """Speech tokens; the encoder's one pass."""
         features = model.extract(batch.audio)
-        length = -(-features.mask.shape[1] // 4)
-        return model.adapt(model.encode(features, self.chunks.draw(rng, length)))
+        chunking = self.chunks.draw(rng, count_frames(model, features))
+        return model.adapt(model.encode(features, chunking))
 
     def write(self, model: Asr, batch: AsrBatch, step: Int[Array, ""]) -> Generation:
         """The first attempt of `roll` before it is judged; needs no host."""

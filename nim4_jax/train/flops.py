@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 
 from nim4_jax.models.asr import AsrConfig, Prompt, param_shapes
-from nim4_jax.rates import FRAME_STRIDE, SPEECH_STRIDE
+from nim4_jax.rates import Rates
 from nim4_jax.train import optim
 
 Counts = np.ndarray
@@ -39,21 +39,24 @@ class Lengths:
         frames: U, encoder frames.
         answer: tokens of the transcript.
         suffix: tokens of a row's own suffix; None where it is the prompt's.
+        rates: of the model.
     """
 
     frames: Counts
     answer: Counts
     suffix: Counts | None = None
+    rates: Rates = Rates()
 
     @classmethod
-    def of(cls, samples: Counts, answer: Counts, suffix: Counts | None, hop: int):
-        """From audio samples of a row, `hop` of them to a feature frame."""
-        return cls(-(-(samples // hop) // FRAME_STRIDE), answer, suffix)
+    def of(cls, samples: Counts, answer: Counts, suffix: Counts | None, rates: Rates):
+        """From audio samples of a row."""
+        frames = -(-(samples // rates.hop) // rates.frame_stride)
+        return cls(frames, answer, suffix, rates)
 
     @property
     def speech(self) -> Counts:
         """Speech tokens."""
-        return -(-self.frames // SPEECH_STRIDE)
+        return -(-self.frames // self.rates.speech_stride)
 
     def prompt(self, around: Prompt) -> Counts:
         """Tokens before the answer: prefix, speech and suffix."""
@@ -164,6 +167,8 @@ def _uses_per_token(path: str, config: AsrConfig) -> float:
         return 2.0 * ((mels - 1) // 2)
     if path.endswith("subsampling/conv2/kernel"):
         return float(((mels - 1) // 2 - 1) // 2)
+    if path.endswith("stem/conv1/kernel"):
+        return float(config.encoder.frame_stride)
     return 1.0
 
 
@@ -171,7 +176,9 @@ def _cost_of_pair(config: AsrConfig) -> dict[str, float]:
     """Part → operations for one query and one key, all layers and heads together."""
     encoder, llm = config.encoder, config.llm
     return {
-        # content, two distances' worth of positions, values
-        "encoder": 2.0 * 4 * encoder.num_layers * encoder.width,
+        "encoder": 2.0
+        * encoder.products_per_pair
+        * encoder.num_layers
+        * encoder.width,
         "llm": 2.0 * 2 * llm.num_layers * llm.num_heads * llm.head_dim,
     }

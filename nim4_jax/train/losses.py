@@ -9,6 +9,7 @@ the row's number in the whole batch (`rows`), what is random of the batch on the
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,9 +67,15 @@ def key_rows(rng: Array, rows: Int[Array, " B"] | None, count: int) -> Array:
 class DynamicChunks:
     """WeNet's draw of a chunk size and of left chunks, once per batch.
 
-    Half of the batches (1 − `full_share`) get a chunk of 1 … `largest` frames with
-    0 … all, or with probability `unlimited_left` all, left chunks; the others see
+    Half of the batches (1 − `full_share`) get a chunk of `smallest` … `largest` frames
+    with 0 … all, or with probability `unlimited_left` all, left chunks; the others see
     everything.
+
+    Attributes:
+        full_share: share of the batches without a mask.
+        largest: largest chunk, encoder frames.
+        unlimited_left: of the batches with one, share that see all left chunks.
+        smallest: smallest chunk, encoder frames.
 
     Source: wenet `add_optional_chunk_mask`.
     """
@@ -76,12 +83,20 @@ class DynamicChunks:
     full_share: float = 0.5
     largest: int = 25
     unlimited_left: float = 0.5
+    smallest: int = 1
+
+    def __post_init__(self):
+        if not 1 <= self.smallest <= self.largest:
+            raise ValueError(
+                f"chunks of {self.smallest} to {self.largest} encoder frames; expected "
+                "1 ≤ smallest ≤ largest."
+            )
 
     def draw(self, rng: Array, length: int) -> Chunking:
         """A chunking for utterances padded to `length` encoder frames."""
         keys = jax.random.split(rng, 4)
         full = jax.random.bernoulli(keys[0], self.full_share)
-        size = jax.random.randint(keys[1], (), 1, self.largest + 1)
+        size = jax.random.randint(keys[1], (), self.smallest, self.largest + 1)
         most = (length - 1) // size
         share = jax.random.uniform(keys[2])
         left = jnp.floor(share * (most + 1).astype(jnp.float32)).astype(jnp.int32)
@@ -91,6 +106,24 @@ class DynamicChunks:
             jnp.where(full, endless, size).astype(jnp.int32),
             jnp.where(full | unlimited, endless, left),
         )
+
+
+def _beside(*parts: Any) -> Any:
+    """Rows of all parts, those of one number beside each other.
+
+    Behind each other they would be moved over a mesh whose devices hold blocks of rows.
+    """
+
+    def interleave(*leaves: Array) -> Array:
+        stacked = jnp.stack(leaves, axis=1)
+        return stacked.reshape(-1, *stacked.shape[2:])
+
+    return jax.tree.map(interleave, *parts)
+
+
+def count_frames(model: Asr, features: Frames) -> int:
+    """Encoder frames of a padded batch of features."""
+    return -(-features.mask.shape[1] // model.config.encoder.frame_stride)
 
 
 def _phoneme_errors(logits: Array, frames: Frames, labels: Labels) -> Ratio:
@@ -151,20 +184,20 @@ class CrCtc:
         views = [
             spec_augment.mask_features(key, features, self.augment) for key in keys[2:]
         ]
-        stacked = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *views)
-        labels = jax.tree.map(
-            lambda leaf: jnp.concatenate([leaf] * self.views), batch.phonemes
-        )
-        length = -(-stacked.mask.shape[1] // 4)
-        frames = model.encode(stacked, self.chunks.draw(rngs[1], length))
+        stacked = _beside(*views)
+        labels = _beside(*[batch.phonemes] * self.views)
+        chunking = self.chunks.draw(rngs[1], count_frames(model, stacked))
+        frames = model.encode(stacked, chunking)
         logits = model.score_phonemes(frames)
         losses = ctc.ctc_loss(logits, frames.mask, labels)
-        feasible = jnp.isfinite(losses) & labels.mask[:, 0]
+        # A row without audio is padding; one without phonemes is silence or noise, of
+        # which every frame is blank.
+        present = jnp.any(frames.mask, axis=1)
+        feasible = jnp.isfinite(losses) & present
         total = jnp.sum(jnp.where(feasible, losses, 0.0)) / self.views
-        valid = jnp.sum(frames.mask & feasible[:, None], dtype=jnp.float32)
-        weight = valid / self.views
-        present = jnp.any(batch.audio.mask, axis=1)
-        unusable = jnp.sum(present & ~feasible[: present.shape[0]])
+        usable = frames.mask & feasible[:, None]
+        weight = jnp.sum(usable, dtype=jnp.float32) / self.views
+        unusable = jnp.sum(present & ~feasible)
         metrics = {
             "ctc": (total, weight),
             "ctc_infeasible": tuple(
@@ -174,13 +207,13 @@ class CrCtc:
         }
         if self.flat_start:
             even = ctc.flat_start(logits, frames.mask, labels)
-            even = jnp.sum(jnp.where(feasible, even, 0.0)) / self.views
+            spoken = feasible & labels.mask[:, 0]
+            even = jnp.sum(jnp.where(spoken, even, 0.0)) / self.views
             share = jnp.clip(1.0 - step / self.flat_start, 0.0, 1.0).astype(jnp.float32)
             total = share * even + (1.0 - share) * total
         if self.views == 2:
-            pair = jnp.split(logits, 2)
-            mask = jnp.split(frames.mask, 2)[0]
-            agreement = jnp.sum(ctc.consistency(*pair, mask))
+            pair = [logits[view::2] for view in range(2)]
+            agreement = jnp.sum(ctc.consistency(*pair, usable[::2]))
             rise = jnp.clip(step / max(self.alpha_warmup, 1), 0.0, 1.0)
             total = total + self.alpha * rise.astype(jnp.float32) * agreement
             metrics["consistency"] = (agreement, weight)
@@ -251,8 +284,8 @@ class Transcribe:
         keys = [key_rows(rng, rows, len(batch.audio.mask)) for rng in rngs[:2]]
         features = spec_augment.warp_time(keys[0], features, self.augment.warp)
         features = spec_augment.mask_features(keys[1], features, self.augment)
-        length = -(-features.mask.shape[1] // 4)
-        frames = model.encode(features, self.chunks.draw(rngs[2], length))
+        chunking = self.chunks.draw(rngs[2], count_frames(model, features))
+        frames = model.encode(features, chunking)
         speech = model.adapt(frames)
         loss = _answer_loss(model, speech, self.prompt, batch, self.vocab_chunk)
         if not self.imitate:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from nim4_jax.rates import Rates
 from nim4_jax.train.flops import FlopCounter, Lengths
 
 Clock = Callable[[], float]
@@ -34,14 +35,14 @@ class Capacity:
 
     Attributes:
         counter: operations of a batch; None where nobody asks for MFU.
-        hop: audio samples to a feature frame.
+        rates: of the model.
         rate: audio samples a second.
         hosts: parts that a global batch is loaded in; this process sees one of them.
         peak: operations per second of all devices together; 0 where it is not known.
     """
 
     counter: FlopCounter | None = None
-    hop: int = 160
+    rates: Rates = Rates()
     rate: int = 16_000
     hosts: int = 1
     peak: float = 0.0
@@ -141,7 +142,7 @@ class Speedometer:
         if capacity.counter is not None:
             suffix = arrays.get("suffix_mask")
             suffix = None if suffix is None else np.sum(suffix, axis=1)
-            lengths = Lengths.of(samples, tokens, suffix, capacity.hop)
+            lengths = Lengths.of(samples, tokens, suffix, capacity.rates)
             cost = sum(capacity.counter.count(lengths).values())
             tally.operations += cost * capacity.hosts
 

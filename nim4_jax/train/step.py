@@ -59,7 +59,7 @@ def evaluate_loss(
 def _drop_by_row(rows: Int[Array, " B"]):
     """Dropout whose mask of a row depends on the row's number, not on its place.
 
-    Where views of all rows stand behind each other, the mask is of row and view.
+    Where the views of each row stand beside each other, the mask is of row and view.
     """
 
     def intercept(call, args, kwargs, context):
@@ -71,7 +71,8 @@ def _drop_by_row(rows: Int[Array, " B"]):
         values, kept = args[0], 1.0 - module.rate
         views = values.shape[0] // rows.shape[0]
         keys = jax.random.split(module.make_rng(module.rng_collection), views)
-        keys = jnp.concatenate([key_rows(key, rows, len(rows)) for key in keys])
+        keys = jnp.stack([key_rows(key, rows, len(rows)) for key in keys], axis=1)
+        keys = keys.reshape(-1)
         mask = jax.vmap(lambda key: jax.random.bernoulli(key, kept, values.shape[1:]))
         zero = jnp.zeros((), values.dtype)
         return jnp.where(mask(keys), values / jnp.asarray(kept, values.dtype), zero)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nim4_jax.layers import LoraConfig, Policy
-from nim4_jax.models.conformer import Conformer, ConformerConfig
+from nim4_jax.models.encoder import EncoderConfig
 from nim4_jax.models.qwen3 import LLMConfig, Qwen3
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.text.phonemes import INVENTORY_HASH
@@ -67,9 +67,9 @@ def llm_shapes(
     return _shapes_of("llm", initialise)
 
 
-def encoder_shapes(config: ConformerConfig) -> dict[str, tuple[int, ...]]:
+def encoder_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of our encoder's parameters by path, "encoder/…"."""
-    model = Conformer(config, Policy())
+    model = config.build(Policy())
 
     def initialise():
         values = jnp.zeros((1, 16, config.num_mels))

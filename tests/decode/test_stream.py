@@ -45,7 +45,7 @@ class Device:
 
     def __init__(self, recogniser: Recogniser, streams: int = STREAMS):
         self.recogniser, self.streams = recogniser, streams
-        self.window = CONFIG.window(recogniser.programs.features)
+        self.window = CONFIG.window
         self.end_id = recogniser.tokenizer.end_id
         self.state = recogniser.programs.start(CONFIG, streams)
 

@@ -121,7 +121,7 @@ def test_features_and_encoder_alone(live, bundled, stream_sizes):
     config, policy = stream_sizes, model.config.policy
     stack = ConformerStack(model.config.encoder, policy)
     state = stack.init_state(2, config.left * config.chunk)
-    window = config.window(programs.features)
+    window = config.window
     piece = Frames(audio.values[:, :window], audio.mask[:, :window])
 
     def encode(asr):
