@@ -7,6 +7,7 @@ between one tensor of theirs and one parameter (of one layer) of ours.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -53,6 +54,11 @@ CONV2D = Layout(  # [out, in, height, width] ↔ [height, width, in, out]
     lambda array, shape: array.transpose(2, 3, 1, 0).reshape(shape),
     lambda array: array.transpose(3, 2, 0, 1),
 )
+CONV1D = Layout(  # [out, in, taps] ↔ [taps, in, out]
+    "conv1d",
+    lambda array, shape: array.transpose(2, 1, 0).reshape(shape),
+    lambda array: array.transpose(2, 1, 0),
+)
 POINTWISE = Layout(  # Conv1d [out, in, 1] ↔ [in, out]
     "pointwise",
     lambda array, shape: array[..., 0].T.reshape(shape),
@@ -91,20 +97,39 @@ class Move:
     layout: Layout
     shape: tuple[int, ...]
 
+    def check(self, shape: tuple[int, ...], origin: str = "") -> None:
+        """Hold their tensor's shape against ours.
+
+        Args:
+            shape: of their tensor.
+            origin: file or folder, for the message.
+
+        Raises:
+            ValueError: it is another one.
+        """
+        expected = _turn_shape(self.layout, self.shape)
+        if tuple(shape) != expected:
+            where = f"{origin}: " if origin else ""
+            raise ValueError(
+                f"{where}{self.theirs} has shape {tuple(shape)}, expected {expected} "
+                f"for {self.ours} {self.shape} (layout {self.layout.name}); the config "
+                "describes a model of another size."
+            )
+
     def to_ours(self, array: np.ndarray) -> np.ndarray:
         """Their array in our layout.
 
         Raises:
             ValueError: its shape is another one.
         """
-        expected = self.layout.theirs(np.broadcast_to(np.int8(0), self.shape)).shape
-        if array.shape != expected:
-            raise ValueError(
-                f"{self.theirs} has shape {array.shape}, expected {expected} for "
-                f"{self.ours} {self.shape} (layout {self.layout.name}); the config "
-                "describes a model of another size."
-            )
+        self.check(array.shape)
         return self.layout.ours(array, self.shape)
+
+
+@functools.lru_cache(maxsize=256)
+def _turn_shape(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Their shape of our shape; once for all layers."""
+    return layout.theirs(np.broadcast_to(np.int8(0), shape)).shape
 
 
 def plan(rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]) -> list[Move]:
@@ -169,6 +194,23 @@ def check_names(
         raise ValueError(
             f"{origin} {' and '.join(problems)}. Is its config that of these weights?"
         )
+
+
+def check_shapes(
+    moves: Sequence[Move], given: Mapping[str, tuple[int, ...]], origin: str
+) -> None:
+    """Refuse tensors of another shape than the parameters that they fill.
+
+    Args:
+        moves: from `plan`.
+        given: as in `check_names`, which comes first.
+        origin: file or folder, for the message.
+
+    Raises:
+        ValueError: with the first.
+    """
+    for move in moves:
+        move.check(given[move.theirs], origin)
 
 
 def _list(names: list[str], most: int = 8) -> str:

@@ -136,6 +136,15 @@ def lose_shard(folder):
     (folder / tensor_file.INDEX).write_text(json.dumps(places))
 
 
+def spoil_index(places):
+    """Something else than names of files in the index of shards."""
+
+    def spoil(folder):
+        (folder / tensor_file.INDEX).write_text(json.dumps({"weight_map": places}))
+
+    return spoil
+
+
 def set_config(**values):
     def change(folder):
         config = json.loads((folder / "config.json").read_text())
@@ -152,6 +161,9 @@ def set_config(**values):
         (turn_tensor, r"up_proj.weight has shape \(16, 24\), expected \(24, 16\)"),
         (cut_file, "model.safetensors cannot be read"),
         (lose_shard, "b.safetensors"),
+        (spoil_index({"x": 5}), "no index of shards"),
+        (spoil_index({"x": ["a"]}), "no index of shards"),
+        (spoil_index(["a"]), "no index of shards"),
         (set_config(model_type="mamba"), "'mamba' is unknown"),
         (set_config(rope_scaling={"type": "yarn"}), "rope_scaling"),
         (set_config(hidden_act="gelu"), "hidden_act"),

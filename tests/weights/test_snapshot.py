@@ -51,6 +51,17 @@ def test_bfloat16_halves_matrices_only(tmp_path):
     np.testing.assert_array_equal(params["head"]["bias"], PARAMS["head"]["bias"])
 
 
+def test_halves_come_back_as_float32(tmp_path):
+    """Imported weights are stored as they came, and computed with in float32."""
+    path = str(tmp_path / "model.safetensors")
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        bias = PARAMS["head"]["bias"].astype(dtype)
+        snapshot.write(path, {"head": {"bias": bias}}, META)
+        params, _ = snapshot.read(path)
+        assert params["head"]["bias"].dtype == np.float32
+        np.testing.assert_array_equal(params["head"]["bias"], bias.astype(np.float32))
+
+
 def test_missing_cut_off_and_foreign_files_are_named(tmp_path):
     """Each error begins with the path."""
     missing = str(tmp_path / "none.safetensors")
