@@ -22,7 +22,7 @@ test-long: $(VENV)/.installed-test
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m long
 
 test-large: $(VENV)/.installed-test
-	$(PIP) -e '.[large]'
+	$(PIP) -e '.[large,eval-peers]'
 	$(BIN)/python -m pytest -m large tests/large tests/weights
 
 check: $(VENV)/.installed-check

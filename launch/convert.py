@@ -3,11 +3,13 @@
 nim4 convert --source=hf --path=Qwen3-1.7B --out=weights/qwen3
 nim4 convert --source=gguf --path=SmolLM2.gguf --out=weights/smollm2
 nim4 convert --source=firered --path=FireRedASR-AED-L --out=weights/firered
+nim4 convert --source=whisper --path=whisper-large-v3 --out=weights/whisper
 nim4 convert --to=hf --path=weights/qwen3 --out=qwen3-hf
 
 The first writes model.safetensors (it stands wherever a workdir can:
 --config.init_from=weights/qwen3/model.safetensors) and tokenizer.json
-(--config.tokenizer=weights/qwen3/tokenizer.json).
+(--config.tokenizer=weights/qwen3/tokenizer.json). Of firered and whisper only the
+encoder is read, and no tokenizer is written.
 """
 
 from __future__ import annotations
@@ -20,17 +22,24 @@ from tqdm import tqdm
 from nim4_jax.launch import runtime
 from nim4_jax.weights import conversion
 
+ENCODERS = {
+    "firered": conversion.import_firered,
+    "whisper": conversion.import_whisper,
+}
+
 
 def define_flags() -> None:
     """The command's flags."""
     flags.DEFINE_enum(
         "source",
         None,
-        ["hf", "gguf", "firered"],
+        ["hf", "gguf", "firered", "whisper"],
         "What is read: hf (a folder with config.json, safetensors and tokenizer.json "
         "of the Qwen3, Qwen2 or Llama family), gguf (a file of these families, "
-        "dequantised) or firered (a folder with model.pth.tar "
-        "and cmvn.ark; its encoder).",
+        "dequantised), firered (a folder with model.pth.tar and cmvn.ark; its encoder) "
+        "or whisper (any Whisper's encoder: a folder with config.json and safetensors, "
+        "or CTranslate2's model.bin, dequantised, whole or as model.bin.part1, .part2; "
+        "a folder or the file).",
     )
     flags.DEFINE_enum("to", None, ["hf"], "What is written from a converted model.")
     flags.DEFINE_string("path", None, "Folder or file to read.", required=True)
@@ -57,8 +66,8 @@ def main(_) -> None:
             conversion.export_llm(model, tokenizer, given.out, advance)
             print(f"{given.out}: written for transformers")
             return
-        if given.source == "firered":
-            count = conversion.import_firered(given.path, given.out, advance)
+        if given.source in ENCODERS:
+            count = ENCODERS[given.source](given.path, given.out, advance)
         else:
             opened = (
                 conversion.open_gguf if given.source == "gguf" else conversion.open_hf

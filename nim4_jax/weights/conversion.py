@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nim4_jax.features import WhisperFeatures
 from nim4_jax.layers import LoraConfig, Policy
 from nim4_jax.models.encoder import EncoderConfig
 from nim4_jax.models.qwen3 import LLMConfig, Qwen3
@@ -23,7 +24,7 @@ from nim4_jax.ops.relative import Chunking
 from nim4_jax.text.phonemes import INVENTORY_HASH
 from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.types import Frames
-from nim4_jax.weights import firered, hf, rules, snapshot
+from nim4_jax.weights import firered, hf, rules, snapshot, whisper
 from nim4_jax.weights.gguf_file import GgufFile
 from nim4_jax.weights.tensor_file import SINGLE, Reader, Spec, Writer
 
@@ -218,6 +219,49 @@ def import_firered(
     with new_folder(out) as place:
         path = os.path.join(place, MODEL)
         move_in(source, moves, shapes, path, meta, progress, extra)
+    return sum(int(np.prod(shape)) for shape in shapes.values())
+
+
+def import_whisper(
+    path: str, out: str, progress: Progress = lambda done, total: None
+) -> int:
+    """Write OUT/model.safetensors: the encoder of a Whisper, features not normalised.
+
+    Args:
+        path: folder or file, see `whisper.open_weights`.
+        out: folder to make.
+        progress: called with tensors done and all tensors.
+
+    Returns:
+        Number of the encoder's parameters.
+
+    Raises:
+        ValueError: a file is missing, damaged, or of another model.
+    """
+    source = whisper.open_weights(path)
+    config = source.config
+    shapes = encoder_shapes(config)
+    moves = rules.plan(whisper.RULES, shapes)
+    given = {name: shape for name, (shape, _) in source.specs.items()}
+    rules.check_names(moves, given, source.origin, source.is_ignored)
+    rules.check_shapes(moves, given, source.origin)
+    whisper.check_positions(source)
+    meta = {
+        "stage": "imported",
+        "model": {
+            "features": dataclasses.asdict(WhisperFeatures(num_mels=config.num_mels)),
+            "encoder": dataclasses.asdict(config),
+        },
+        "tokenizer": "",
+        "phonemes": INVENTORY_HASH,
+    }
+    extra = {
+        "cmvn/mean": np.zeros(config.num_mels, np.float32),
+        "cmvn/scale": np.ones(config.num_mels, np.float32),
+    }
+    with new_folder(out) as place:
+        file = os.path.join(place, MODEL)
+        move_in(source, moves, shapes, file, meta, progress, extra)
     return sum(int(np.prod(shape)) for shape in shapes.values())
 
 
