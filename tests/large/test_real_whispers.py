@@ -31,7 +31,7 @@ from nim4_jax.models import whisper_encoder
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.types import Frames
-from nim4_jax.weights import conversion, rules, whisper
+from nim4_jax.weights import conversion, rules, tensor_file, whisper
 
 pytestmark = pytest.mark.large
 
@@ -195,3 +195,24 @@ def test_the_rules_are_the_references_tensors(size):
     given = {f"encoder.{n}": tuple(t.shape) for n, t in module.state_dict().items()}
     rules.check_names(moves, given, size, whisper.HuggingFaceWeights.is_ignored)
     rules.check_shapes(moves, given, size)
+
+
+@pytest.mark.parametrize("kind", ["WhisperModel", "WhisperForConditionalGeneration"])
+@pytest.mark.parametrize("shard", ["10MB", "50KB"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_folders_that_transformers_writes_are_imported(tmp_path, kind, shard, dtype):
+    """With and without "model.", in one file and in many, in every dtype."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = make_config(WhisperEncoderConfig(2, 32, 4, max_frames=50))
+    config.vocab_size, config.pad_token_id, config.decoder_start_token_id = 9, 0, 1
+    config.decoder_attention_heads = 4
+    config.bos_token_id = config.eos_token_id = 2
+    model = getattr(transformers, kind)(config).to(getattr(torch, dtype))
+    model.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
+    assert (tmp_path / "theirs" / tensor_file.SINGLE).exists() == (shard == "10MB")
+    conversion.import_whisper(str(tmp_path / "theirs"), str(tmp_path / "ours"))
+    params, _ = assembly.load_model(str(tmp_path / "ours" / conversion.MODEL))
+    up = params["encoder"]["stack"]["blocks"]["ffn"]["up"]["kernel"][1]
+    layer = model.get_encoder().layers[1]
+    np.testing.assert_array_equal(up.T, layer.fc1.weight.detach().float().numpy())
