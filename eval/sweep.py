@@ -327,7 +327,7 @@ class _Runner:
 
     def _hears_phonemes(self, task: Task) -> bool:
         """Whether phonemes are scored: of models, where they are heard as a whole."""
-        bare = task.hotwords.name == "none" and not task.mode.chunk
+        bare = task.hotwords.name == "none" and not task.mode.chunk_ms
         return self._config.phonemes and bare and bool(task.model.origin)
 
     def _evaluate(self, task: Task, opened: Opened) -> Cell:
