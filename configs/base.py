@@ -191,6 +191,8 @@ def get_config(size: str = "") -> ConfigDict:
             "batch_size": (16, 10, 6) if tiny else (32, 20, 12, 8, 4),
             "bucket_seconds": (2.5, 5.0, 9.0) if tiny else (2.5, 4.0, 6.5, 15.0, 30.0),
             "speed_perturb": (0.9, 1.0, 1.1),
+            # Share of the speech at which these factors leave the pitch as it is.
+            "tempo_share": 0.0,
             # The paper's share; laptop sizes train and are measured on clean speech.
             "noise_share": 0.0 if tiny else 0.2,
             "noise_snr": (10.0, 5.0),
