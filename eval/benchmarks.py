@@ -225,7 +225,7 @@ _SNRS = (20, 15, 10, 5, 0)  # dB
 _CHANNELS = (
     ("commands-room", "in rooms", "room:0.5", ("rt60_s", 0.5)),
     ("commands-quiet", "20 dB quieter", "level:-20", ("level_db", -20)),
-    ("commands-loud", "10 dB louder, clipped", "level:10", ("level_db", 10)),
+    ("commands-loud", "20 dB louder, clipped", "level:20", ("level_db", 20)),
     ("commands-telephone", "over the telephone", "telephone:mulaw", ("line", "mulaw")),
 )
 _SILENT = (
