@@ -250,6 +250,8 @@ def get_config(size: str = "") -> ConfigDict:
             "batch_size": rows,
             "bucket_seconds": seconds,
             "speed_perturb": (0.9, 1.0, 1.1),
+            # Share of the speech at which these factors leave the pitch as it is.
+            "tempo_share": 0.0,
             # The paper's share; laptop sizes train and are measured on clean speech.
             "noise_share": 0.0 if tiny else 0.2,
             "noise_snr": (10.0, 5.0),

@@ -7,7 +7,6 @@ from ml_collections import ConfigDict
 
 from nim4_jax.configs import base
 
-
 _RATES = {"base": 1e-4}
 
 

@@ -72,7 +72,7 @@ class Batch:
         speeds: float64 [rows], speed factors.
         repeated: rows at the end that repeat examples of the same epoch to fill it.
         draws: noise of the rows; None without any.
-        channels: rooms, gains and telephone lines of the rows; None without any.
+        channels: tempo, rooms, gains and telephone lines of the rows; None without any.
     """
 
     epoch: int
@@ -153,8 +153,8 @@ class TrainPlan:
        keeps speed 1, at which the caller knows that it fits;
     3. with noise, one draw of it per drawn example (`noise.draw`), its silences cut to
        what the largest bucket has room for; they count as audio from here on;
-    4. with channels, one draw of them per drawn example (`channel.draw`): no length
-       changes;
+    4. with channels, one draw of them per drawn example (`channel.draw`); no length
+       hangs on it;
     5. a global shuffle; each example goes to the smallest bucket that holds it;
     6. each bucket is cut into batches; what is left over moves up into the next larger
        bucket in use, and the largest one's last batch is filled by repeating that
@@ -185,7 +185,8 @@ class TrainPlan:
             speeds: factors to draw from, all equally likely.
             seed: of everything random.
             distribution: of noise; None for none.
-            channels: distribution of rooms, gains and telephone lines; None for none.
+            channels: distribution of tempo, rooms, gains and telephone lines; None for
+                none.
             num_speech: examples from this index on hold no speech, and get no noise;
                 None: all do.
 

@@ -1,7 +1,8 @@
-"""What stands between a talker and the recogniser: room, level, telephone line.
+"""How an example is spoken and recorded: tempo, room, level, telephone line.
 
-A share of the examples is heard in a room, a share louder or quieter than it was
-recorded, a share over the telephone; one example may get all of it. Whatever is random
+A share of the examples is spoken faster or slower, a share is heard in a room, a share
+louder or quieter than it was recorded, a share over the telephone; one example may get
+all of it. Whatever is random
 about an example hangs on its `Draw`, which the plan makes from (seed, epoch): hosts,
 threads and a restart hear the same.
 
@@ -10,7 +11,7 @@ Source: SPEC §3, robustness, which has noise alone; rooms as Ko et al. 2017.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -27,15 +28,18 @@ class Distribution:
         gain_share: of all examples whose level is changed, in [0, 1].
         gain_db: least and most gain, dB; all between are equally likely.
         telephone_share: of all examples that go over a telephone line, in [0, 1].
+        tempo_share: of the speech whose speed factor leaves the pitch as it is.
     """
 
     room_share: float = 0.0
     gain_share: float = 0.0
     gain_db: tuple[float, float] = (-30.0, 10.0)
     telephone_share: float = 0.0
+    # Not in the text that fingerprints are made of: plans without it keep theirs.
+    tempo_share: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("room_share", "gain_share", "telephone_share"):
+        for name in ("room_share", "gain_share", "telephone_share", "tempo_share"):
             share = getattr(self, name)
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} {share}; expected 0 (off) to 1 (all)")
@@ -49,7 +53,12 @@ class Distribution:
     @property
     def is_off(self) -> bool:
         """Whether nothing is ever drawn."""
-        return not (self.room_share or self.gain_share or self.telephone_share)
+        return not (
+            self.room_share
+            or self.gain_share
+            or self.telephone_share
+            or self.tempo_share
+        )
 
 
 @dataclass(frozen=True)
@@ -60,11 +69,13 @@ class Draw:
         room: seed of the room, None for none.
         gain: dB, 0 for none.
         law: companding of the line, of `telephone.LAWS`; None for no telephone.
+        tempo: whether the speed factor changes the tempo alone, not the pitch.
     """
 
     room: int | None
     gain: float
     law: str | None
+    tempo: bool
 
 
 @dataclass(frozen=True)
@@ -75,11 +86,13 @@ class Draws:
         rooms: int64, seeds; -1 for no room.
         gains: float64, dB; 0 for none.
         laws: int8, index into `telephone.LAWS`; -1 for no telephone.
+        tempos: bool.
     """
 
     rooms: Int[np.ndarray, " N"]
     gains: Float[np.ndarray, " N"]
     laws: Int[np.ndarray, " N"]
+    tempos: Bool[np.ndarray, " N"]
 
     def __getitem__(self, row: int) -> Draw:
         """The draw of one example."""
@@ -88,11 +101,17 @@ class Draws:
             None if room < 0 else room,
             float(self.gains[row]),
             None if law < 0 else telephone.LAWS[law],
+            bool(self.tempos[row]),
         )
 
     def take(self, indices: np.ndarray) -> Draws:
         """The same for the examples `indices`."""
-        return Draws(self.rooms[indices], self.gains[indices], self.laws[indices])
+        return Draws(
+            self.rooms[indices],
+            self.gains[indices],
+            self.laws[indices],
+            self.tempos[indices],
+        )
 
 
 def draw(
@@ -103,8 +122,8 @@ def draw(
     Args:
         rng: consumed by the same amount whatever is drawn.
         speech: examples that hold speech. Those that do not get levels and telephone
-            lines as often, lest these tell that somebody speaks; a room does nothing
-            for noise.
+            lines as often, lest these tell that somebody speaks; a room and a tempo
+            do nothing for noise.
         source: the distribution.
     """
     count = len(speech)
@@ -114,10 +133,12 @@ def draw(
     seeds = rng.integers(2**63 - 1, size=count)
     gains = rng.uniform(*source.gain_db, size=count)
     laws = rng.integers(len(telephone.LAWS), size=count).astype(np.int8)
+    tempos = (rng.random(count) < source.tempo_share) & speech
     return Draws(
         np.where(in_room & speech, seeds, -1),
         np.where(gained, gains, 0.0),
         np.where(called, laws, np.int8(-1)),
+        tempos,
     )
 
 

@@ -1,13 +1,18 @@
-"""Sets made from other sets: the same utterances in noise, or joined to long audio.
+"""Sets made from other sets: the same utterances recorded otherwise, or joined.
 
 A specification of a condition stands before that of the set it changes,
 
-    noisy:SNR[+KIND…]:SOURCE     noisy:10:bundled:commands:test
-    joined:SECONDS:SOURCE        joined:60:bundled:commands:test
+    noisy:SNR[+KIND…][@NOISE]:SOURCE   noisy:10:bundled:commands:test
+    room:RT60[+DISTANCE]:SOURCE        room:0.5+2:bundled:commands:test
+    level:DB:SOURCE                    level:-20:bundled:commands:test
+    telephone:LAW:SOURCE               telephone:mulaw:bundled:commands:test
+    joined:SECONDS:SOURCE              joined:60:bundled:commands:test
 
-and conditions may be put before one another. What is drawn for an utterance hangs on
-its id alone, so that the same audio comes out whenever a set is opened, and all levels
-of noise have the same noise.
+and conditions may be put before one another; the one next to the source happens first:
+`telephone:alaw:level:-20:noisy:10:room:0.5:…` is heard in a room, in noise, quietly,
+over the telephone. What is drawn for an utterance hangs on its id alone, so that the
+same audio comes out whenever a set is opened, all levels of noise have the same noise,
+and all reverberation times the same rooms.
 """
 
 from __future__ import annotations
@@ -15,28 +20,49 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int16
 
-from nim4_jax.data import audio, noise, noise_synthesis, sources, transforms
+from nim4_jax.data import (
+    audio,
+    channel,
+    noise,
+    noise_synthesis,
+    rooms,
+    sources,
+    telephone,
+    transforms,
+)
 from nim4_jax.data.audio import SAMPLE_RATE
+from nim4_jax.data.noise_files import NoiseFiles
+from nim4_jax.data.skips import SkipReport
 from nim4_jax.data.sources import Record, Source
 
-CONDITIONS = ("noisy", "joined")
+CONDITIONS = ("noisy", "room", "level", "telephone", "joined")
 """What may stand before a source."""
 
 KINDS = ("babble", "vehicle", "music")
 """Kinds of noise of an evaluation: those that need no recordings of noise."""
+
+RECORDED = "recorded"
+"""The kind that does: pieces of the recordings that a condition names."""
 
 PAUSE = (0.3, 1.5)
 """Shortest and longest pause between joined utterances, s."""
 
 _HUSH = -70.0  # dB below full scale: the level of a pause
 _CACHE_MB = 256.0  # of audio that is made once and asked for again
-_NOISE, _PAUSES = 0x5E7, 0x10E6  # streams of random numbers
-_NOISY = re.compile(r"(-?\d+(?:\.\d+)?)((?:\+[a-z]+)*)")
-_SECONDS = re.compile(r"\d+(?:\.\d+)?")
+_NOISE, _PAUSES, _ROOM = 0x5E7, 0x10E6, 0x900  # streams of random numbers
+_NUMBER = r"\d+(?:\.\d+)?"
+_FORMS = {
+    "noisy": re.compile(rf"(-?{_NUMBER})((?:\+[a-z]+)*)(?:@(.+))?"),
+    "room": re.compile(rf"({_NUMBER})(?:\+({_NUMBER}))?"),
+    "level": re.compile(rf"([-+]?{_NUMBER})"),
+    "telephone": re.compile("|".join(telephone.LAWS)),
+    "joined": re.compile(rf"({_NUMBER})"),
+}
 
 
 def find_origin(spec: str) -> str:
@@ -46,78 +72,84 @@ def find_origin(spec: str) -> str:
     return spec
 
 
+def find_noise(spec: str) -> list[str]:
+    """Folders and manifests of recorded noise that a specification names."""
+    found = []
+    while spec.startswith(tuple(f"{name}:" for name in CONDITIONS)):
+        name, _, rest = spec.partition(":")
+        setting, _, spec = rest.partition(":")
+        if name == "noisy" and "@" in setting:
+            found.append(setting.partition("@")[2])
+    return found
+
+
 def open_condition(spec: str) -> Source:
     """The set that a condition makes of another.
 
     Raises:
-        ValueError: a setting that cannot be read, kinds that there are not, or whatever
-            `sources.open_source` says of the other set.
+        ValueError: a setting that cannot be read, kinds that there are not, no usable
+            recording of noise, or whatever `sources.open_source` says of the other set.
     """
     name, _, rest = spec.partition(":")
     setting, _, origin = rest.partition(":")
-    seconds, noisy = _SECONDS.fullmatch(setting), _NOISY.fullmatch(setting)
-    if name == "joined" and seconds and float(setting) > 0 and origin:
-        return Joined(sources.open_source(origin), float(setting))
-    if name == "noisy" and noisy and origin:
-        kinds = tuple(noisy[2].split("+")[1:]) or KINDS
-        return Noisy(sources.open_source(origin), float(noisy[1]), kinds)
-    raise ValueError(_describe_form(spec))
+    read = _FORMS[name].fullmatch(setting)
+    if not read or not origin:
+        raise ValueError(_describe_form(spec))
+    if name == "telephone":
+        return Telephone(sources.open_source(origin), setting)
+    number = float(read[1])
+    if name == "level":
+        return Level(sources.open_source(origin), number)
+    if name == "noisy":
+        kinds = tuple(read[2].split("+")[1:]) + ((RECORDED,) if read[3] else ())
+        return Noisy(sources.open_source(origin), number, kinds or KINDS, read[3])
+    distance = float(read[2]) if name == "room" and read[2] else None
+    if number <= 0 or distance == 0:
+        raise ValueError(_describe_form(spec))
+    if name == "room":
+        return Reverberant(sources.open_source(origin), number, distance)
+    return Joined(sources.open_source(origin), number)
 
 
 def _describe_form(spec: str) -> str:
     return (
-        f"cannot read the source {spec!r}; expected 'noisy:SNR[+KIND…]:SOURCE' with a "
-        f"ratio in dB and kinds of {', '.join(KINDS)}, or 'joined:SECONDS:SOURCE' with "
-        "seconds > 0"
+        f"cannot read the source {spec!r}; expected "
+        f"'noisy:SNR[+KIND…][@NOISE]:SOURCE' with a ratio in dB, kinds of "
+        f"{', '.join(KINDS)}, and a folder or a manifest of recordings without ':' in "
+        "its name; 'room:RT60[+DISTANCE]:SOURCE' with s and m > 0; 'level:DB:SOURCE'; "
+        f"'telephone:LAW:SOURCE' with {' or '.join(telephone.LAWS)}; or "
+        "'joined:SECONDS:SOURCE' with seconds > 0"
     )
 
 
-class Noisy:
-    """Every utterance of a source in noise, at one signal-to-noise ratio.
+class Changed:
+    """Every utterance of a source with other audio, as long as before.
 
-    The ratio is that of `noise.mix`: power over the speech's active part. Lengths stay.
-    Babble is other utterances of the source. What stays as it is: digital silence, a
-    record in which nothing is said (its text is empty), audio that cannot be read.
+    Audio that cannot be read stays as it is: whoever decodes it is told why.
     """
 
-    def __init__(self, source: Source, snr: float, kinds: Sequence[str] = KINDS):
-        """Nothing is made before a record is asked for.
-
-        Args:
-            source: the clean utterances.
-            snr: dB.
-            kinds: of `KINDS`; each is as likely as any other, but babble needs two
-                utterances.
-
-        Raises:
-            ValueError: unknown kinds.
-        """
-        unknown = sorted(set(kinds) - set(KINDS))
-        if unknown or not kinds:
-            raise ValueError(
-                f"noise of the kinds {list(kinds)}; choose from {', '.join(KINDS)}"
-            )
-        self._source, self._snr, self._kinds = source, snr, tuple(kinds)
+    def __init__(self, source: Source):
+        """Nothing is made before a record is asked for."""
+        self._source = source
         self._cache = transforms.SampleCache(_CACHE_MB)
 
     def __len__(self) -> int:
         return len(self._source)
 
     def describe(self, index: int) -> Record:
-        """The record with its clean audio, if any."""
+        """The record with its audio as it was, if any."""
         return sources.describe(self._source, index)
 
     def __getitem__(self, index: int) -> Record:
         """The record with audio of int16 at 16 kHz."""
         record = self._source[index]
-        if not record["text"].strip():
-            return record
         samples = self._cache.get(index)
         if samples is None:
             try:
-                samples = audio.to_int16(self._mix(record, index))
+                before = decode(record)
             except audio.AudioError:
-                return record  # whoever decodes it is told the same
+                return record
+            samples = audio.to_int16(self._change(before, record["id"], index))
             self._cache.put(index, samples)
         return {
             **record,
@@ -126,20 +158,126 @@ class Noisy:
             "duration": len(samples) / SAMPLE_RATE,
         }
 
-    def _mix(self, record: Record, index: int) -> Float[np.ndarray, " S"]:
-        speech = decode(record)
-        rng = np.random.default_rng((_NOISE, _hash(record["id"])))
+    def _change(
+        self, samples: Float[np.ndarray, " S"], name: str, index: int
+    ) -> Float[np.ndarray, " S"]:
+        """The audio of record `index`, whose id is `name`."""
+        raise NotImplementedError
+
+
+class Level(Changed):
+    """Every utterance with another gain, stored in 16 bits: it may clip, or lose bits.
+
+    `channel.amplify` says how.
+    """
+
+    def __init__(self, source: Source, gain: float):
+        """`gain` is in dB."""
+        super().__init__(source)
+        self._gain = gain
+
+    def _change(self, samples, name, index):
+        return channel.amplify(samples, self._gain)
+
+
+class Telephone(Changed):
+    """Every utterance over a telephone line."""
+
+    def __init__(self, source: Source, law: str):
+        """`law` is of `telephone.LAWS`."""
+        super().__init__(source)
+        self._law = law
+
+    def _change(self, samples, name, index):
+        return telephone.transmit(samples, self._law)
+
+
+class Reverberant(Changed):
+    """Every utterance in a room of its own, with one reverberation time for all."""
+
+    def __init__(self, source: Source, reverberation: float, distance: float | None):
+        """Prepare.
+
+        Args:
+            source: the utterances.
+            reverberation: RT60, s.
+            distance: of the talker, m (nearer where the room is too small); None draws
+                it, as training does.
+        """
+        super().__init__(source)
+        self._reverberation, self._distance = reverberation, distance
+
+    def _change(self, samples, name, index):
+        rng = np.random.default_rng((_ROOM, _hash(name)))
+        room = rooms.draw_room(rng, self._reverberation, self._distance)
+        response = rooms.make_response(rng, room)
+        return rooms.reverberate(samples, response, len(samples))
+
+
+class Noisy(Changed):
+    """Every utterance of a source in noise, at one signal-to-noise ratio.
+
+    The ratio is that of `noise.mix`: power over the speech's active part. Babble is
+    other utterances of the source. What stays as it is: digital silence, and a record
+    in which nothing is said (its text is empty).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        snr: float,
+        kinds: Sequence[str] = KINDS,
+        recordings: str | None = None,
+    ):
+        """Nothing is made before a record is asked for.
+
+        Args:
+            source: the clean utterances.
+            snr: dB.
+            kinds: of `KINDS` and "recorded"; each is as likely as any other, but babble
+                needs two utterances.
+            recordings: folder or manifest of the noise of kind "recorded"; its pieces
+                are drawn, and are the same whenever the same recordings lie there.
+
+        Raises:
+            ValueError: unknown kinds, no recording, or one that cannot be used.
+        """
+        known = KINDS if recordings is None else (*KINDS, RECORDED)
+        unknown = sorted(set(kinds) - set(known))
+        if unknown or not kinds:
+            raise ValueError(
+                f"noise of the kinds {list(kinds)}; choose from {', '.join(known)}"
+            )
+        super().__init__(source)
+        self._snr, self._kinds = snr, tuple(kinds)
+        self._files = _open_noise(recordings) if recordings else None
+
+    def __getitem__(self, index: int) -> Record:
+        """The record with audio of int16 at 16 kHz.
+
+        Raises:
+            AudioError: a recording of noise cannot be read.
+        """
+        record = self.describe(index)
+        said = record["text"].strip()
+        return super().__getitem__(index) if said else self._source[index]
+
+    def _change(self, samples, name, index):
+        rng = np.random.default_rng((_NOISE, _hash(name)))
         kinds = [kind for kind in self._kinds if kind != "babble" or len(self) > 1]
         # As much is drawn for one kind as for several: each sounds alike in both.
         share = rng.random()
         kind = kinds[int(share * len(kinds))] if kinds else "vehicle"
+        size = len(samples)
         if kind == "vehicle":
-            sound = noise_synthesis.make_vehicle(rng, len(speech))
+            sound = noise_synthesis.make_vehicle(rng, size)
         elif kind == "music":
-            sound = noise_synthesis.make_music(rng, len(speech))
+            sound = noise_synthesis.make_music(rng, size)
+        elif kind == RECORDED and self._files:
+            sound = self._files.read(rng, size)
         else:
-            sound = noise.mix_babble(rng, self._read_voices(rng, index), len(speech))
-        return noise.mix(speech, sound, self._snr)
+            sound = noise.mix_babble(rng, self._read_voices(rng, index), size)
+        return noise.mix(samples, sound, self._snr)
 
     def _read_voices(self, rng: np.random.Generator, index: int) -> list[np.ndarray]:
         """Other utterances, those that can be read."""
@@ -153,6 +291,26 @@ class Noisy:
             except audio.AudioError:
                 continue  # told where it is recognised itself
         return voices
+
+
+def _open_noise(recordings: str) -> NoiseFiles:
+    """Recordings of noise, all of which can be used: which piece is drawn hangs on it.
+
+    Raises:
+        ValueError: there is none, or one that cannot be used.
+    """
+    if not Path(recordings.partition("?")[0]).exists():
+        raise ValueError(
+            f"no noise at {recordings}; give a folder of recordings or a manifest"
+        )
+    report = SkipReport()
+    files = NoiseFiles((recordings,), report)
+    if report.counts:
+        raise ValueError(
+            f"noise of {recordings} that cannot be used:\n{report.summary()}\n"
+            "an evaluation draws from all of it: mend these, or take them out"
+        )
+    return files
 
 
 class Joined:

@@ -25,6 +25,8 @@ class DataConfig:
         max_phonemes: label width of each bucket; 16 a second if None.
         max_tokens: the same for tokens.
         speed_perturb: speed factors, drawn per example and epoch.
+        tempo_share: share of the speech whose speed factor leaves its pitch as it is
+            (tempo.py); 0 for none. It does nothing where all factors are 1.
         noise_share: share of the speech that gets silence around it and noise of one
             kind over both: babble of other utterances, a vehicle or music; 0 for none.
         noise_snr: mean and standard deviation of their signal-to-noise ratio, dB.
@@ -61,6 +63,7 @@ class DataConfig:
     max_phonemes: tuple[int, ...] | None = None
     max_tokens: tuple[int, ...] | None = None
     speed_perturb: tuple[float, ...] = (1.0,)
+    tempo_share: float = 0.0
     noise_share: float = 0.0
     noise_snr: tuple[float, float] = (10.0, 5.0)
     noise_sources: tuple[str, ...] = ()
@@ -83,13 +86,17 @@ class DataConfig:
 
 
 def make_channels(config: DataConfig) -> channel.Distribution | None:
-    """What rooms, gains and telephone lines are drawn from; None where all are off.
+    """What tempo, rooms, gains and lines are drawn from; None where all are off.
 
     Raises:
         ValueError: shares outside 0 to 1, or gains in the wrong order.
     """
     source = channel.Distribution(
-        config.room_share, config.gain_share, config.gain_db, config.telephone_share
+        config.room_share,
+        config.gain_share,
+        config.gain_db,
+        config.telephone_share,
+        config.tempo_share,
     )
     return None if source.is_off else source
 

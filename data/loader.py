@@ -1,7 +1,7 @@
 """One planned batch to arrays: decode, augment, label, pad.
 
 What the plan has drawn is done to a row in the order in which it happens to speech that
-is recorded: speed, room, silence and noise, gain, telephone line.
+is recorded: speed or tempo, room, silence and noise, gain, telephone line.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class BatchLoader:
         if index >= self.examples.num_speech:
             samples = self._make_nonspeech(batch.epoch, index, speed, bucket, skips)
         elif index >= 0:
-            samples = self._load_speech(index, speed, bucket, skips)
+            keep_pitch = bool(batch.channels and batch.channels[row].tempo)
+            samples = self._load_speech(index, speed, keep_pitch, bucket, skips)
         if samples is None:
             nothing = np.zeros(0, np.int32)
             return np.zeros(0, np.float32), nothing, nothing
@@ -103,11 +104,11 @@ class BatchLoader:
         return samples, phonemes, tokens
 
     def _load_speech(
-        self, index: int, speed: float, bucket: Bucket, skips: list
+        self, index: int, speed: float, keep_pitch: bool, bucket: Bucket, skips: list
     ) -> np.ndarray | None:
         """Clean samples of an example, None if it cannot be used."""
         try:
-            samples = self._read_clean(index, speed, bucket.seconds)
+            samples = self._read_clean(index, speed, bucket.seconds, keep_pitch)
         except audio.AudioError as error:
             skips.append((error.reason, index, str(error)))
             return None
@@ -121,13 +122,16 @@ class BatchLoader:
             return None
         return samples
 
-    def _read_clean(self, index: int, speed: float, max_seconds: float) -> np.ndarray:
+    def _read_clean(
+        self, index: int, speed: float, max_seconds: float, keep_pitch: bool = False
+    ) -> np.ndarray:
         """Clean samples, from the cache if it has them, and for it if it has room."""
         samples, kept = transforms.load_samples(
             self.examples.corpus[index],
             speed=speed,
             max_seconds=max_seconds,
             cached=self.cache.get(index),
+            keep_pitch=keep_pitch,
         )
         self.cache.put(index, kept)
         return samples

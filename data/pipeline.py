@@ -1,8 +1,8 @@
 """The input pipeline: sources → planned batches → fixed-shape arrays, through Grain.
 
     sources → plan (shuffle, speed, buckets, global batches) → Grain dataset over steps
-            → this host's rows of the batch → decode, resample, speed, room, noise,
-            gain, telephone → labels → padding
+            → this host's rows of the batch → decode, resample, speed or tempo,
+            room, noise, gain, telephone → labels → padding
 
 The plan (buckets.py) decides every global batch from (seed, epoch) and the examples'
 lengths before anything is read, so a step number alone says what a batch holds: hosts,
@@ -155,8 +155,8 @@ class TrainIterator(grain.DatasetIterator):
                 f"the saved data state belongs to plan {state['plan']}, this "
                 f"configuration makes {self._fingerprint}: sources, filters, batch "
                 "sizes, buckets, speeds, noise, hints, seed, rooms, gains, telephone "
-                "lines and tokenizer must be those of the saved run; to change them, "
-                "start the data afresh instead of restoring it"
+                "lines, tempo and tokenizer must be those of the saved run; to change "
+                "them, start the data afresh instead of restoring it"
             )
         self._stop_inner()
         self.step = int(state["step"])
@@ -246,6 +246,8 @@ def _hash_plan(
         digest.update(repr(plan.distribution).encode())
     if plan.channels:
         digest.update(repr(plan.channels).encode())
+        if plan.channels.tempo_share:
+            digest.update(repr(("tempo", plan.channels.tempo_share)).encode())
     if files:
         digest.update(files.seconds.tobytes())
     if hints:

@@ -225,9 +225,10 @@ def reverberate(
         speech before, unless its peaks would then clip: it is quieter in that case.
     """
     # scipy's transforms take half the time of numpy's.
-    length = fft.next_fast_len(len(speech) + len(response), real=True)
-    spectrum = fft.rfft(speech, length) * fft.rfft(response, length)
-    whole = fft.irfft(spectrum, length)
+    length = int(fft.next_fast_len(len(speech) + len(response), real=True))
+    spectrum = np.asarray(fft.rfft(speech, length))
+    spectrum *= np.asarray(fft.rfft(response, length))
+    whole = np.asarray(fft.irfft(spectrum, length))
     heard = np.pad(whole[:size], (0, max(0, size - length)))
     active = noise.find_active(speech)
     if not active.any():

@@ -54,9 +54,10 @@ def open_source(spec: str) -> Source:
     - `nonspeech:COUNT[?seed=S&kinds=silence|vehicle|music]`: synthetic audio without
       words, always the same, with the text "": a set to evaluate on. For training
       there is `DataConfig.nonspeech_share`.
-    - `noisy:SNR[+KIND…]:SOURCE`, `joined:SECONDS:SOURCE`: another source in noise of so
-      many dB, or its utterances joined to recordings of up to so many seconds
-      (conditions.py); sets to evaluate on.
+    - `noisy:SNR[+KIND…][@NOISE]:SOURCE`, `room:RT60[+DISTANCE]:SOURCE`,
+      `level:DB:SOURCE`, `telephone:LAW:SOURCE`, `joined:SECONDS:SOURCE`: another source
+      in noise, in rooms, louder or quieter, over the telephone, or its utterances
+      joined (conditions.py); sets to evaluate on.
 
     Raises:
         ValueError: unknown form, no such file, a bad line (named), nothing selected.
@@ -65,7 +66,7 @@ def open_source(spec: str) -> Source:
         return _open_tfds(spec)
     if spec.startswith("nonspeech:"):
         return _open_nonspeech(spec)
-    if spec.startswith(("noisy:", "joined:")):
+    if spec.startswith(("noisy:", "room:", "level:", "telephone:", "joined:")):
         # Imported on demand: conditions.py builds on this module.
         from nim4_jax.data import conditions
 
@@ -83,7 +84,8 @@ def open_source(spec: str) -> Source:
         raise ValueError(
             f"unknown source {spec!r}; expected 'manifest.jsonl[?key=value]', "
             "'tfds:name[/config]:split', 'bundled:name:split', 'nonspeech:COUNT', "
-            "'noisy:SNR:SOURCE' or 'joined:SECONDS:SOURCE'"
+            "'noisy:SNR:SOURCE', 'room:RT60:SOURCE', 'level:DB:SOURCE', "
+            "'telephone:LAW:SOURCE' or 'joined:SECONDS:SOURCE'"
         )
     return Manifest(path, query)
 

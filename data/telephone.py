@@ -53,13 +53,14 @@ def limit_band(samples: Float[np.ndarray, " S"]) -> Float[np.ndarray, " S"]:
 
     |H(f)|² = 1 / (1 + (300 / f)⁸) · 1 / (1 + (f / 3400)²⁴)
     """
-    length = fft.next_fast_len(len(samples) + _RINGING, real=True)
+    length = int(fft.next_fast_len(len(samples) + _RINGING, real=True))
     frequency = np.fft.rfftfreq(length, 1 / RATE)
     frequency[0] = 1e-3  # Hz; nothing is left of it, and nothing divides by zero
     low = 1 + (BAND[0] / frequency) ** (2 * _ORDERS[0])
     high = 1 + (frequency / BAND[1]) ** (2 * _ORDERS[1])
     gain = (1 / np.sqrt(low * high)).astype(np.float32)
-    return fft.irfft(fft.rfft(samples, length) * gain, length)[: len(samples)]
+    spectrum = np.asarray(fft.rfft(samples, length)) * gain
+    return np.asarray(fft.irfft(spectrum, length))[: len(samples)]
 
 
 def compand(samples: Int[np.ndarray, " S"], law: str) -> Int[np.ndarray, " S"]:

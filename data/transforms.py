@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from nim4_jax.data import audio
+from nim4_jax.data import audio, tempo
 from nim4_jax.data.sources import Record
 from nim4_jax.text import phonemes
 
@@ -122,7 +122,12 @@ class SampleCache:
 
 
 def load_samples(
-    record: Record, *, speed: float, max_seconds: float, cached: np.ndarray | None
+    record: Record,
+    *,
+    speed: float,
+    max_seconds: float,
+    cached: np.ndarray | None,
+    keep_pitch: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Samples of a record, decoded (or from the cache) and changed in speed.
 
@@ -134,6 +139,7 @@ def load_samples(
         speed: factor; the result is 1 / speed as long.
         max_seconds: longest result.
         cached: what the cache has.
+        keep_pitch: whether the speed changes the tempo alone.
 
     Returns:
         float32 [S] samples after the speed change, and int16 samples for the cache.
@@ -157,7 +163,8 @@ def load_samples(
         name, seconds = name_record(record), len(kept) / audio.SAMPLE_RATE
         detail = f"{seconds:.2f} s, the limit is {limit * speed:.2f} s"
         raise audio.AudioError("too long", name, detail)
-    samples = audio.change_speed(audio.to_float32(kept), speed)
+    change = tempo.change_tempo if keep_pitch else audio.change_speed
+    samples = change(audio.to_float32(kept), speed)
     size = round(max_seconds * audio.SAMPLE_RATE)
     return samples[:size], kept
 

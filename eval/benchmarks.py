@@ -1,10 +1,11 @@
 """Benchmarks as data: what a system is measured on, and what to place where.
 
-| group  | benchmarks                                                        |
-| paper  | NIM4-ASR's 15 public sets, which are not ours to ship             |
-| local  | everything that runs from a checkout, with nothing to be fetched  |
-| noisy  | the commands clean, and at 20, 15, 10, 5 and 0 dB                 |
-| silent | audio in which nobody speaks, of every kind and of each           |
+| group   | benchmarks                                                       |
+| paper   | NIM4-ASR's 15 public sets, which are not ours to ship            |
+| local   | everything that runs from a checkout, with nothing to be fetched |
+| noisy   | the commands clean, and at 20, 15, 10, 5 and 0 dB                |
+| channel | the commands clean, in rooms, quiet, too loud, by telephone      |
+| silent  | audio in which nobody speaks, of every kind and of each          |
 
 The paper's table has 15 rows, AISHELL-1 to M4Singer; a row of several parts (dev and
 test, meeting and net, conditions A, C and D) is as many benchmarks here, 25 in all.
@@ -221,6 +222,12 @@ _PAPER = (
 _COMMANDS = "bundled:commands:test"
 _ALLISON = "CC-BY-SA-3.0, Asterisk's prompts read by Allison Smith"
 _SNRS = (20, 15, 10, 5, 0)  # dB
+_CHANNELS = (
+    ("commands-room", "in rooms", "room:0.5", ("rt60_s", 0.5)),
+    ("commands-quiet", "20 dB quieter", "level:-20", ("level_db", -20)),
+    ("commands-loud", "20 dB louder, clipped", "level:20", ("level_db", 20)),
+    ("commands-telephone", "over the telephone", "telephone:mulaw", ("line", "mulaw")),
+)
 _SILENT = (
     ("nonspeech", "Silence, vehicle noise and music", "silence|vehicle|music", 300),
     ("nonspeech-silence", "Silence", "silence", 100),
@@ -255,6 +262,15 @@ _LOCAL = (
             conditions=(("snr_db", snr),),
         )
         for snr in _SNRS
+    ),
+    *(
+        Benchmark(
+            name,
+            f"Spoken commands {how}",
+            f"{condition}:{_COMMANDS}",
+            conditions=(setting,),
+        )
+        for name, how, condition, setting in _CHANNELS
     ),
     Benchmark(
         "long-form",
@@ -292,6 +308,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "paper": tuple(row[0] for row in _PAPER),
     "local": tuple(benchmark.name for benchmark in _LOCAL),
     "noisy": ("commands", *(f"commands-{snr}db" for snr in _SNRS)),
+    "channel": ("commands", *(row[0] for row in _CHANNELS)),
     "silent": tuple(row[0] for row in _SILENT),
 }
 """Names that stand for several benchmarks."""
@@ -366,6 +383,11 @@ def missing(benchmark: Benchmark) -> str | None:
     Args:
         benchmark: as `find` gives it.
     """
+    for noise in conditions.find_noise(benchmark.source):
+        if not Path(noise.partition("?")[0]).exists():
+            return (
+                f"there is no noise at {noise}: a folder or a manifest of recordings."
+            )
     source = conditions.find_origin(benchmark.source)
     if source.startswith("tfds:"):
         return _find_fault(source)

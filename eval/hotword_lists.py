@@ -50,19 +50,26 @@ class HotwordList:
         return cls(base, HotwordRetriever([Layer(base)]))
 
     def find(
-        self, log_probs: Float[np.ndarray, "U P"], tokenizer: Tokenizer
+        self,
+        log_probs: Float[np.ndarray, "U P"],
+        tokenizer: Tokenizer,
+        frame_seconds: float,
     ) -> tuple[str, ...]:
         """Names for the prompt of a recording, the best first.
 
         Args:
             log_probs: natural log of its phoneme posteriors.
             tokenizer: of the LLM.
+            frame_seconds: from one frame of the posteriors to the next.
         """
         if not len(log_probs):
             return ()
-        heard = Hypothesis.read(log_probs)
+        heard = Hypothesis.read(log_probs, frame_seconds)
         state, _ = self.retriever.scan(
-            StreamState(), heard.phonemes, heard.log_probs, heard.times
+            StreamState(frame_seconds=frame_seconds),
+            heard.phonemes,
+            heard.log_probs,
+            heard.times,
         )
         return select_hints(state.hits, tokenizer)
 
@@ -131,8 +138,9 @@ class FindingRecogniser:
         """Transcripts with the names that were found, behind those that are given."""
         heard = self.recogniser.score_phonemes(audio)
         given = hints or [()] * len(heard)
+        seconds = self.recogniser.programs.rates.frame_seconds
         prompted = [
-            tuple(dict.fromkeys((*own, *self.names.find(row, self.tokenizer))))
+            tuple(dict.fromkeys((*own, *self.names.find(row, self.tokenizer, seconds))))
             for own, row in zip(given, heard, strict=True)
         ]
         made = self.recogniser.transcribe(audio, hints=prompted, timings=timings)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from nim4_jax.data import conditions
 from nim4_jax.eval import (
     benchmarks,
     cells,
@@ -179,11 +180,18 @@ def plan(config: SweepConfig, identify: Identify) -> list[Task]:
 
 
 def _describe_data(benchmark: Benchmark) -> list[Any]:
-    """What scores hang on: how a set is scored, and its manifest."""
-    path = Path(benchmark.source.partition("?")[0].rpartition(":")[2])
+    """What scores hang on: how a set is scored, its manifest and its noise's."""
+    origin = conditions.find_origin(benchmark.source)
+    noise = conditions.find_noise(benchmark.source)
+    contents = [_hash_manifest(spec) for spec in (origin, *noise)]
+    return [dataclasses.asdict(benchmark), *contents]
+
+
+def _hash_manifest(spec: str) -> str:
+    """Hash of a manifest's content, "" of any other source."""
+    path = Path(spec.partition("?")[0])
     manifest = path.suffix in (".json", ".jsonl") and path.is_file()
-    content = hashlib.sha256(path.read_bytes()).hexdigest() if manifest else ""
-    return [dataclasses.asdict(benchmark), content]
+    return hashlib.sha256(path.read_bytes()).hexdigest() if manifest else ""
 
 
 def _hash(facts: Any) -> str:
@@ -327,7 +335,7 @@ class _Runner:
 
     def _hears_phonemes(self, task: Task) -> bool:
         """Whether phonemes are scored: of models, where they are heard as a whole."""
-        bare = task.hotwords.name == "none" and not task.mode.chunk
+        bare = task.hotwords.name == "none" and not task.mode.chunk_ms
         return self._config.phonemes and bare and bool(task.model.origin)
 
     def _evaluate(self, task: Task, opened: Opened) -> Cell:

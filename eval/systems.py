@@ -29,14 +29,14 @@ from nim4_jax.eval.streaming import StreamedRecogniser
 
 OFFLINE = "offline"
 _STREAM, _LIST = "stream:", "list:"
-_FRAME, _TOKEN = 40, 160  # ms of an encoder frame and of a speech token
+_TOKEN = 160  # ms of a speech token
 _PEER_SECONDS, _PEER_ROWS = (10.0, 30.0), (1, 1)
 
 
 class Load(Protocol):
     """Loads a model: `nim4_jax.launch.recognition.load`."""
 
-    def __call__(self, origin: str, *, chunk: int, left: int) -> Loaded:
+    def __call__(self, origin: str, *, chunk_ms: int, left: int) -> Loaded:
         """Load it, to hear in chunks of so many encoder frames, 0 for all at once."""
         ...
 
@@ -75,11 +75,11 @@ class Mode:
 
     Attributes:
         name: as it is asked for.
-        chunk: encoder frames of a stream's chunk, 0 offline.
+        chunk_ms: length of a stream's chunks, 0 offline.
     """
 
     name: str
-    chunk: int = 0
+    chunk_ms: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Mode:
@@ -97,7 +97,7 @@ class Mode:
                 f"mode {text!r}; expected {OFFLINE}, or {_STREAM}MS with chunks of a "
                 f"multiple of {_TOKEN} ms, such as {_STREAM}640."
             )
-        return cls(f"{_STREAM}{length}", length // _FRAME)
+        return cls(f"{_STREAM}{length}", length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ def refuse(model: Model, mode: Mode, hotwords: Hotwords, lang: str) -> str:
     if model.origin:
         return ""
     peer = PEERS[model.name]
-    if mode.chunk:
+    if mode.chunk_ms:
         return f"{peer.name} hears whole recordings only: there are no partial results."
     if hotwords.path:
         return f"{peer.name} has no phoneme head that would find names."
@@ -195,14 +195,14 @@ class Opened:
             self.bucket_seconds, self.rows = _PEER_SECONDS, _PEER_ROWS
             self._base: Recogniser | PeerRecogniser = PeerRecogniser.open(model.name)
             return
-        loaded = load(model.origin, chunk=mode.chunk, left=left)
+        loaded = load(model.origin, chunk_ms=mode.chunk_ms, left=left)
         self.bucket_seconds, self.rows = loaded.bucket_seconds, loaded.rows
         self._base = loaded.recogniser
-        if mode.chunk and self._base.writes:
+        if mode.chunk_ms and self._base.writes:
             self._listener = Listener(
                 self._base,
                 streams=max(self.rows),
-                config=StreamConfig.of(mode.chunk, left),
+                config=StreamConfig.of(mode.chunk_ms, left, self._base.programs.rates),
             )
             self._listener.warm_up()
 

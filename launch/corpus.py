@@ -38,7 +38,7 @@ class CorpusConfig:
         model: workdir or .safetensors file, at a path that all workers see.
         batch: most segments at once.
         vad: one of `transcribe.VADS`.
-        chunk: encoder frames per chunk, 0 for the full pass.
+        chunk_ms: length of chunks, 0 for the full pass.
         left: chunks seen to the left.
         segments: whether rows hold times and words.
         form: one of FORMATS.
@@ -48,7 +48,7 @@ class CorpusConfig:
     model: str
     batch: int = 8
     vad: str = "silero"
-    chunk: int = 0
+    chunk_ms: int = 0
     left: int = 4
     segments: bool = False
     form: str = "jsonl"
@@ -177,7 +177,7 @@ class Worker:
         runtime.prepare()
         self._out, self._config = out, config
         self._loaded = recognition.load(
-            config.model, chunk=config.chunk, left=config.left
+            config.model, chunk_ms=config.chunk_ms, left=config.left
         )
         self._loaded.recogniser.check_writes()
 

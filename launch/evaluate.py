@@ -47,9 +47,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("limit", 0, "Utterances per set, 0 for all.", lower_bound=0)
     flags.DEFINE_integer(
-        "chunk",
+        "chunk_ms",
         0,
-        "Encoder frames (40 ms) per chunk, 0 for the full pass (with --stream: 16).",
+        "Length of chunks, 0 for the full pass (with --stream: 640).",
     )
     flags.DEFINE_integer("left", 4, "Chunks seen to the left of a chunk's own.")
     flags.DEFINE_bool(
@@ -94,7 +94,7 @@ def run(
     phonemes: bool = False,
     shuffle_audio: bool = False,
     limit: int = 0,
-    chunk: int = 0,
+    chunk_ms: int = 0,
     left: int = 4,
     stream: bool = False,
     names: HintConfig | None = None,
@@ -109,7 +109,7 @@ def run(
         phonemes: whether the phoneme head is scored too.
         shuffle_audio: whether the control with other audio is scored too.
         limit: utterances per set, 0 for all.
-        chunk: encoder frames per chunk, 0 for the full pass.
+        chunk_ms: length of chunks, 0 for the full pass.
         left: chunks seen to the left.
         stream: whether every recording is heard as a stream.
         names: which names the prompts hold, and which count; None for no hints.
@@ -121,9 +121,11 @@ def run(
     Raises:
         ValueError: no model, no LLM to write with, a set of no use, or no hints for it.
     """
-    sizes = StreamConfig.of(chunk, left) if stream else None
-    chunk = sizes.chunk if sizes else chunk
-    loaded = recognition.load(model, chunk=chunk, left=left)
+    if stream:
+        chunk_ms = chunk_ms or StreamConfig.of().chunk_ms
+    loaded = recognition.load(model, chunk_ms=chunk_ms, left=left)
+    rates = loaded.recogniser.programs.rates
+    sizes = StreamConfig.of(chunk_ms, left, rates) if stream else None
     recogniser = loaded.recogniser
     if sizes:
         listener = Listener(recogniser, streams=max(loaded.rows), config=sizes)
@@ -190,7 +192,7 @@ def main(_) -> None:
         phonemes=given.phonemes,
         shuffle_audio=given.shuffle_audio,
         limit=given.limit,
-        chunk=given.chunk,
+        chunk_ms=given.chunk_ms,
         left=given.left,
         stream=given.stream,
         names=read_hints(given),

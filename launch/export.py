@@ -21,7 +21,6 @@ from nim4_jax.decode.model_programs import ModelPrograms
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.launch import assembly, recognition, runtime
 from nim4_jax.launch import snapshot as snapshots
-from nim4_jax.rates import SPEECH_STRIDE
 from nim4_jax.serving import export, manifest
 from nim4_jax.serving.manifest import BundleError, Manifest
 from nim4_jax.text.tokenizer import Tokenizer
@@ -29,7 +28,6 @@ from nim4_jax.weights import snapshot
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 COMPUTE = ("float32", "bfloat16")
-_FRAME_MS = 40
 
 
 def define_flags() -> None:
@@ -91,15 +89,16 @@ def run(
     Raises:
         ValueError: no usable model, or sizes and types that do not fit.
     """
-    streams = tuple(_make_stream(ms, left) for ms in dict.fromkeys(stream_ms))
     source = make_source(
         model,
         dtype=dtype,
         compute=compute,
         seconds=seconds,
-        streams=streams,
         licence=licence,
     )
+    rates = source.programs.rates
+    streams = [StreamConfig.of(ms, left, rates) for ms in dict.fromkeys(stream_ms)]
+    source = dataclasses.replace(source, streams=tuple(streams))
     with tqdm(unit="program", disable=None if show_progress else True) as bar:
 
         def advance(name: str) -> None:
@@ -169,17 +168,6 @@ def make_source(
         weights=dtype,
         licences={"weights": licence, "code": "see LICENSE"},
     )
-
-
-def _make_stream(ms: int, left: int) -> StreamConfig:
-    frames, rest = divmod(ms, _FRAME_MS)
-    if rest or frames < 1 or frames % SPEECH_STRIDE:
-        step = _FRAME_MS * SPEECH_STRIDE
-        raise BundleError(
-            f"--stream_ms={ms} is no whole number of speech tokens; use multiples of "
-            f"{step}, as 640."
-        )
-    return StreamConfig.of(frames, left)
 
 
 def _read_numbers(name: str, given: Sequence[str], kind: type) -> list[Any]:

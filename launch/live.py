@@ -161,13 +161,19 @@ def _feed(session: Session, packet: np.ndarray, warn: Warn) -> None:
 
 
 def load_listener(
-    model: str, config: StreamConfig, detector: str, hotwords: Sequence[str], warn: Warn
+    model: str,
+    chunk_ms: int,
+    left: int,
+    detector: str,
+    hotwords: Sequence[str],
+    warn: Warn,
 ) -> Listener:
     """A listener with one place.
 
     Args:
         model: workdir, .safetensors file or bundle.
-        config: sizes.
+        chunk_ms: length of chunks, 0 for the default.
+        left: chunks seen to the left.
         detector: one of DETECTORS.
         hotwords: names for every prompt.
         warn: told of those that no prompt has room for.
@@ -175,11 +181,15 @@ def load_listener(
     Raises:
         ValueError: nothing to load, or a model that does not write.
     """
-    loaded = recognition.load(model, chunk=config.chunk, left=config.left)
+    chunk_ms = chunk_ms or StreamConfig().chunk_ms
+    loaded = recognition.load(model, chunk_ms=chunk_ms, left=left)
+    rates = loaded.recogniser.programs.rates
+    config = StreamConfig.of(chunk_ms, left, rates)
+    blank = BlankDetector(frame=rates.frame_samples)
     listener = Listener(
         loaded.recogniser,
         config=config,
-        detector=Silero() if detector == "silero" else BlankDetector(),
+        detector=Silero() if detector == "silero" else blank,
     )
     tokenizer, size = loaded.recogniser.tokenizer, config.suffix_tokens
     fitting = prompt.fit_hints(tokenizer, hotwords, size)
@@ -198,7 +208,7 @@ def run(
     form: str = "text",
     pace: str = "fast",
     packet_ms: int = 100,
-    chunk: int = 0,
+    chunk_ms: int = 0,
     left: int = 4,
     detector: str = "silero",
     hotwords: Sequence[str] = (),
@@ -213,7 +223,7 @@ def run(
         form: one of FORMATS.
         pace: of a file, one of PACES.
         packet_ms: audio fed at once.
-        chunk: encoder frames per chunk, 0 for the default.
+        chunk_ms: length of chunks, 0 for the default.
         left: chunks seen to the left.
         detector: one of DETECTORS.
         hotwords: names for every prompt.
@@ -232,10 +242,9 @@ def run(
             raise ValueError(
                 f"--{name}={given} is not for streams; use one of {choices}."
             )
-    config = StreamConfig.of(chunk, left)
     live_source.check_source(recording)
     _report("loading…")
-    listener = load_listener(model, config, detector, hotwords, _warn)
+    listener = load_listener(model, chunk_ms, left, detector, hotwords, _warn)
     live = recording in (STDIN, MICROPHONE)
     if live or pace == "real":
         listener.warm_up()
@@ -273,7 +282,7 @@ def main(model: str, recordings: Sequence[str], given: Any) -> None:
         form=given.format,
         pace=given.pace,
         packet_ms=given.packet_ms,
-        chunk=given.chunk,
+        chunk_ms=given.chunk_ms,
         left=given.left,
         detector=given.detector,
         hotwords=tuple(name for name in names if name),

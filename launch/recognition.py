@@ -16,26 +16,27 @@ _BUCKETS = (2.5, 5.0, 9.0)
 _ROWS = (16, 10, 6)
 
 
-def load(origin: str, *, chunk: int = 0, left: int = 4) -> Loaded:
+def load(origin: str, *, chunk_ms: int = 0, left: int = 4) -> Loaded:
     """Load a workdir, a .safetensors file or an exported bundle.
 
     Args:
         origin: folder of a training run or of a bundle, file, or "package:FILE".
-        chunk: encoder frames (40 ms) per chunk, as in streaming; 0 for the full pass.
+        chunk_ms: length of chunks, as in streaming; 0 for the full pass.
         left: chunks that a chunk sees to its left.
 
     Raises:
         ValueError: nothing to load, or parts that do not fit each other.
     """
-    if chunk < 0 or left < 0:
-        raise ValueError(f"chunk {chunk} and left chunks {left} must be ≥ 0.")
+    if chunk_ms < 0 or left < 0:
+        raise ValueError(f"chunks of {chunk_ms} ms, {left} to the left, must be ≥ 0.")
     if manifest.is_bundle(origin):
-        return bundle.load(origin, chunk=chunk, left=left)
+        return bundle.load(origin, chunk_ms=chunk_ms, left=left)
     params, meta = assembly.load_model(origin)
     config = assembly.build_model_config(meta["model"])
     tokenizer = Tokenizer.from_file(assembly.find_tokenizer(meta["tokenizer"]))
     if "llm" in params:
         assembly.check_vocabulary(tokenizer, config)
+    chunk = config.rates.count_frames(chunk_ms) if chunk_ms else 0
     programs = ModelPrograms.create(
         config,
         params,

@@ -29,7 +29,7 @@ _SHARED = (
     "seen",
     "find_keywords",
 )
-_SINGLE = ("model", "sets", "chunk", "stream", "hints", "shuffle_audio")
+_SINGLE = ("model", "sets", "chunk_ms", "stream", "hints", "shuffle_audio")
 _BLOCK = 1 << 22
 
 

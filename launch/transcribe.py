@@ -49,9 +49,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("batch", 8, "Most segments at once.", lower_bound=1)
     flags.DEFINE_integer(
-        "chunk",
+        "chunk_ms",
         0,
-        "Encoder frames (40 ms) per chunk, 0 for the full pass (with --stream: 16).",
+        "Length of chunks, 0 for the full pass (with --stream: 640).",
     )
     flags.DEFINE_integer("left", 4, "Chunks seen to the left of a chunk's own.")
     live.define_flags()
@@ -330,7 +330,7 @@ def run(
     out: str | None = None,
     batch: int = 8,
     vad: str = "silero",
-    chunk: int = 0,
+    chunk_ms: int = 0,
     left: int = 4,
 ) -> list[Recording]:
     """Transcribe files and print or write what `form` asks for.
@@ -342,7 +342,7 @@ def run(
         out: folder; None prints.
         batch: most segments at once.
         vad: how long recordings are cut, one of VADS.
-        chunk: encoder frames per chunk, 0 for the full pass.
+        chunk_ms: length of chunks, 0 for the full pass.
         left: chunks seen to the left.
 
     Returns:
@@ -354,7 +354,7 @@ def run(
     if form not in FORMATS:
         raise ValueError(f"format {form!r} is unknown; use one of {FORMATS}.")
     targets = plan_outputs(paths, form, out)
-    loaded = recognition.load(model, chunk=chunk, left=left)
+    loaded = recognition.load(model, chunk_ms=chunk_ms, left=left)
     loaded.recogniser.check_writes()
     if out:
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -403,7 +403,7 @@ def main(argv: Sequence[str]) -> None:
         out=given.out,
         batch=given.batch,
         vad=given.vad,
-        chunk=given.chunk,
+        chunk_ms=given.chunk_ms,
         left=given.left,
     )
     if any(recording.error for recording in done):

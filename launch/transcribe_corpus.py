@@ -41,7 +41,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("vad", defaults.vad, transcribe.VADS, "How long audio is cut.")
     flags.DEFINE_integer("batch", defaults.batch, "Most segments at once.", 1)
     flags.DEFINE_integer("shard_files", defaults.shard_files, "Files of a shard.", 1)
-    flags.DEFINE_integer("chunk", defaults.chunk, "Encoder frames per chunk, 0: all.")
+    flags.DEFINE_integer("chunk_ms", defaults.chunk_ms, "Of chunks, 0: all at once.")
     flags.DEFINE_integer("left", defaults.left, "Chunks seen to the left.")
     flags.DEFINE_string(
         "address",
@@ -169,7 +169,7 @@ def main(_) -> None:
         model=os.path.abspath(given.model),
         batch=given.batch,
         vad=given.vad,
-        chunk=given.chunk,
+        chunk_ms=given.chunk_ms,
         left=given.left,
         segments=given.segments,
         form=given.format,

@@ -1,9 +1,9 @@
 """How samples, frames and tokens of a model follow each other in time.
 
-    samples   16 kHz
-    features  10 ms: `hop` samples apart, `window` long
-    encoder   40 ms (Conformer) or 20 ms (Whisper): `frame_stride` features apart
-    speech    160 ms: `speech_stride` encoder frames, a token for the LLM
+samples   16 kHz
+features  10 ms: `hop` samples apart, `window` long
+encoder   40 ms (Conformer) or 20 ms (Whisper): `frame_stride` features apart
+speech    160 ms: `speech_stride` encoder frames, a token for the LLM
 """
 
 from __future__ import annotations
@@ -47,6 +47,21 @@ class Rates:
     def frame_seconds(self) -> float:
         """Seconds from one encoder frame to the next."""
         return self.frame_samples / SAMPLE_RATE
+
+    def count_frames(self, ms: int) -> int:
+        """Encoder frames of a chunk of so many milliseconds.
+
+        Raises:
+            ValueError: it is no whole number of speech tokens.
+        """
+        frames, rest = divmod(ms * SAMPLE_RATE, 1000 * self.frame_samples)
+        if rest or frames < 1 or frames % self.speech_stride:
+            token = 1000 * self.frame_samples * self.speech_stride // SAMPLE_RATE
+            raise ValueError(
+                f"a chunk of {ms} ms is no whole number of speech tokens; use a "
+                f"multiple of {token} ms, as {max(1, round(640 / token)) * token}."
+            )
+        return frames
 
     @property
     def samples_before(self) -> int:

@@ -29,8 +29,9 @@ from nim4_jax.decode.programs import (
 )
 from nim4_jax.decode.recogniser import Loaded, Recogniser
 from nim4_jax.decode.stream_config import StreamConfig
-from nim4_jax.features import SAMPLE_RATE, FeatureConfig
+from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.ops.relative import Chunking
+from nim4_jax.rates import Rates
 from nim4_jax.serving import manifest
 from nim4_jax.serving.manifest import BundleError, Manifest
 from nim4_jax.text import phonemes
@@ -46,7 +47,9 @@ State = list[Array]
 """Leaves of a `StreamState`, in the order of the programs."""
 
 
-def load(folder: str, *, chunk: int = 0, left: int = 4, check: bool = True) -> Loaded:
+def load(
+    folder: str, *, chunk_ms: int = 0, left: int = 4, check: bool = True
+) -> Loaded:
     """A recogniser from a bundle. Programs are read when they are first needed.
 
     Args:
@@ -60,8 +63,8 @@ def load(folder: str, *, chunk: int = 0, left: int = 4, check: bool = True) -> L
         BundleError: no bundle, one of another schema or phoneme inventory, a corrupt
             file, or programs for other platforms than this one.
     """
-    if chunk < 0 or left < 0:
-        raise BundleError(f"chunk {chunk} and left chunks {left} must be ≥ 0.")
+    if chunk_ms < 0 or left < 0:
+        raise BundleError(f"chunks of {chunk_ms} ms, {left} to the left, must be ≥ 0.")
     facts = manifest.read(folder)
     check_platform(folder, facts)
     if facts.phonemes != phonemes.INVENTORY_HASH:
@@ -72,12 +75,11 @@ def load(folder: str, *, chunk: int = 0, left: int = 4, check: bool = True) -> L
         )
     if check:
         manifest.check_files(folder, facts)
-    programs = BundlePrograms(
-        folder,
-        facts,
-        _read_weights(folder, facts),
-        Chunking.of(chunk, left) if chunk else Chunking.full(),
-    )
+    rates = Rates(**facts.rates)
+    chunking = Chunking.full()
+    if chunk_ms:
+        chunking = Chunking.of(rates.count_frames(chunk_ms), left)
+    programs = BundlePrograms(folder, facts, _read_weights(folder, facts), chunking)
     tokenizer = Tokenizer.from_file(str(Path(folder, manifest.TOKENIZER)))
     return Loaded(Recogniser(programs, tokenizer), facts.bucket_seconds, facts.rows)
 
@@ -133,9 +135,17 @@ class BundlePrograms:
         return self.facts.parts
 
     @functools.cached_property
-    def features(self) -> FeatureConfig:
-        """The front end."""
-        return FeatureConfig(**self.facts.features)
+    def rates(self) -> Rates:
+        """How samples, frames and tokens follow each other."""
+        return Rates(**self.facts.rates)
+
+    @functools.cached_property
+    def streams(self) -> tuple[StreamConfig, ...]:
+        """Sizes of streams that there are programs for."""
+        return tuple(
+            StreamConfig(**{**sizes, "rates": self.rates})
+            for sizes in self.facts.streams
+        )
 
     @functools.cached_property
     def budget(self) -> Budget:
@@ -252,9 +262,9 @@ class BundlePrograms:
 
     def _find_stream(self, config: StreamConfig) -> str:
         """Name of the sizes of a stream."""
-        if dataclasses.asdict(config) in self.facts.streams:
+        if config in self.streams:
             return f"{round(1000 * config.seconds)}ms"
-        chunks = [StreamConfig(**sizes).seconds * 1000 for sizes in self.facts.streams]
+        chunks = [sizes.seconds * 1000 for sizes in self.streams]
         raise BundleError(
             f"streams with chunks of {1000 * config.seconds:g} ms and {config}: "
             f"{self.folder} has programs for chunks of {_list(chunks)} ms, with "

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the form of a bundle; a reader of another one refuses it."""
 
 FILE = "manifest.json"
@@ -80,6 +80,7 @@ class Manifest:
         compute: dtype of activations and products.
         parts: of the model.
         features: front end.
+        rates: how samples, frames and tokens follow each other.
         phonemes: SHA-256 of the inventory.
         budget: longest answers.
         bucket_seconds: lengths of whole recordings that there are programs for.
@@ -99,6 +100,7 @@ class Manifest:
     compute: str
     parts: tuple[str, ...]
     features: dict[str, Any]
+    rates: dict[str, Any]
     phonemes: str
     budget: dict[str, Any]
     bucket_seconds: tuple[float, ...]

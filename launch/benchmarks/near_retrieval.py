@@ -15,7 +15,6 @@ import numpy as np
 
 from nim4_jax.data import audio, sources
 from nim4_jax.decode.segments import Batcher
-from nim4_jax.decode.timing import FRAME_SECONDS
 from nim4_jax.eval import hypotheses
 from nim4_jax.eval.hypotheses import Hypothesis
 from nim4_jax.launch import recognition
@@ -66,7 +65,8 @@ def run(base: Database, folder: str, full: bool) -> list[measure.Row]:
             ),
             _plain(f"exact_recall_per{rate}", "", found["exact"], count),
         ]
-    minutes = sum(len(heard.log_probs) for _, heard in speech) * FRAME_SECONDS / 60
+    seconds = sum(len(heard.log_probs) * heard.frame_seconds for _, heard in speech)
+    minutes = seconds / 60
     false = {name: count_false(r, speech) / minutes for name, r in retrievers.items()}
     near, exact = false["ours"], false["exact"]
     return [
@@ -126,7 +126,7 @@ def hear_speech() -> list[Said]:
 
     The transcript stands for all names that it contains.
     """
-    recogniser = recognition.load(_MODEL, chunk=_STEP).recogniser
+    recogniser = recognition.load(_MODEL, chunk_ms=40 * _STEP).recogniser
     records = sources.open_source(_SPEECH)
     batcher = Batcher(*_SHAPES)
     heard: dict[int, Hypothesis] = {}

@@ -94,7 +94,9 @@ def run(full: bool, threads: int, settings: Settings) -> list[measure.Row]:
         ValueError: no model, or one that does not write.
     """
     config = StreamConfig()
-    loaded = recognition.load(settings.model, chunk=config.chunk, left=config.left)
+    loaded = recognition.load(
+        settings.model, chunk_ms=config.chunk_ms, left=config.left
+    )
     recogniser, speech = loaded.recogniser, load_speech()
     listener = Listener(recogniser, streams=settings.streams, config=config)
     listener.warm_up()

@@ -308,21 +308,22 @@ class BlankDetector:
     does not.
 
     Attributes:
-        frame: samples of an encoder frame, 40 ms.
+        frame: samples of an encoder frame.
         hold: frames that a peak lasts, its own included.
     """
 
-    frame = 640
-
-    def __init__(self, hold: float = 0.24):
+    def __init__(self, hold: float = 0.24, frame: int = 640):
         """A detector whose peaks last `hold` seconds, rounded to frames.
 
         Raises:
             ValueError: less than a frame, or not finite.
         """
-        if not self.frame / SAMPLE_RATE <= hold < math.inf:
-            raise ValueError(f"hold is {hold} s; expected at least a frame, 0.04 s.")
-        self.hold = round(hold * SAMPLE_RATE / self.frame)
+        seconds = frame / SAMPLE_RATE
+        if not seconds <= hold < math.inf:
+            raise ValueError(
+                f"hold is {hold} s; expected at least a frame, {seconds} s."
+            )
+        self.frame, self.hold = frame, round(hold / seconds)
 
     def start(self) -> BlankState:
         """State of a stream before its first frame."""

@@ -106,7 +106,7 @@ class Listener:
             ValueError: the model does not write, or the prompt has no room.
         """
         recogniser.check_writes()
-        self.config = config or StreamConfig()
+        self.config = config or StreamConfig.of(rates=recogniser.programs.rates)
         self.effort = Effort()
         self._recogniser = recogniser
         self._boundaries = boundaries or EndpointConfig()
@@ -151,7 +151,6 @@ class Listener:
             if seat is None:
                 session = Session(
                     self.config,
-                    self._window,
                     self._boundaries,
                     self._detector,
                     hints=tuple(hints),
@@ -301,8 +300,9 @@ class Listener:
         for row, seat in enumerate(seats):
             piece = seat.piece
             assert piece is not None
-            audio[row, : len(piece.samples)] = piece.samples
-            mask[row, : len(piece.samples)] = True
+            place = slice(piece.missing, piece.missing + len(piece.samples))
+            audio[row, place] = piece.samples
+            mask[row, place] = True
             fresh[row] = piece.fresh
             hints[row] = self._choose_hints(seat, piece.utterance)
             # The second pass follows the last chunk at once, and writes the same.
@@ -382,33 +382,37 @@ class Listener:
             assert utterance is not None
             text = self._read(written.tokens[row][: written.length[row]])
             score, ended = float(written.log_prob[row]), bool(written.finished[row])
-            final = _make_final(utterance, text, score, ended, hints[row])
+            final = self._make_final(utterance, text, score, ended, hints[row])
             told.append((seat.session, final))
 
-
-def _make_final(
-    utterance: Utterance,
-    text: str,
-    log_prob: float,
-    finished: bool,
-    hints: tuple[str, ...],
-) -> Final:
-    assert utterance.end is not None
-    start, end = utterance.start / SAMPLE_RATE, utterance.end / SAMPLE_RATE
-    log_probs = np.concatenate(utterance.log_probs)
-    words = timing.time_words(text, log_probs, end - start)
-    return Final(
-        utterance=utterance.number,
-        text=text,
-        words=tuple(
-            dataclasses.replace(word, start=word.start + start, end=word.end + start)
-            for word in words
-        ),
-        start=start,
-        end=end,
-        reason=utterance.reason,
-        hotwords=hints,
-        log_prob=log_prob,
-        finished=finished,
-        heard=utterance.known / SAMPLE_RATE,
-    )
+    def _make_final(
+        self,
+        utterance: Utterance,
+        text: str,
+        log_prob: float,
+        finished: bool,
+        hints: tuple[str, ...],
+    ) -> Final:
+        assert utterance.end is not None
+        start, end = utterance.start / SAMPLE_RATE, utterance.end / SAMPLE_RATE
+        log_probs = np.concatenate(utterance.log_probs)
+        words = timing.time_words(
+            text, log_probs, end - start, self.config.rates.frame_seconds
+        )
+        return Final(
+            utterance=utterance.number,
+            text=text,
+            words=tuple(
+                dataclasses.replace(
+                    word, start=word.start + start, end=word.end + start
+                )
+                for word in words
+            ),
+            start=start,
+            end=end,
+            reason=utterance.reason,
+            hotwords=hints,
+            log_prob=log_prob,
+            finished=finished,
+            heard=utterance.known / SAMPLE_RATE,
+        )

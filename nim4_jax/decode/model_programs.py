@@ -23,12 +23,13 @@ from nim4_jax.decode.programs import (
 )
 from nim4_jax.decode.stream import StreamState
 from nim4_jax.decode.stream_config import StreamConfig
-from nim4_jax.features import SAMPLE_RATE, FeatureConfig
+from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.models import lora, qwen3
 from nim4_jax.models.asr import Asr, AsrConfig, Prompt
 from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.ops import ctc
 from nim4_jax.ops.relative import Chunking
+from nim4_jax.rates import Rates
 from nim4_jax.types import Frames, Labels, Params
 
 SILENCE_PEAK = 3e-4
@@ -180,9 +181,9 @@ class ModelPrograms:
         return tuple(self.params)
 
     @property
-    def features(self) -> FeatureConfig:
-        """The front end."""
-        return self.model.config.features
+    def rates(self) -> Rates:
+        """How samples, frames and tokens follow each other."""
+        return self.model.config.rates
 
     def hear(self, audio: Frames) -> Heard:
         """See `Programs.hear`."""

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nim4_jax import struct
 from nim4_jax.decode.stream_config import StreamConfig
-from nim4_jax.features import FeatureConfig
+from nim4_jax.rates import Rates
 from nim4_jax.types import Frames, Labels
 
 HEARS = ("cmvn", "encoder", "ctc_head")
@@ -84,7 +84,8 @@ class Arrival:
 
     Attributes:
         slots: Int[Array, "B"], the stream; one that does not exist fills a batch up.
-        audio: Frames of [B, window] samples, from the chunk's first on.
+        audio: Frames of [B, window] samples: `rates.samples_before` the chunk, the
+            chunk, and `rates.samples_after`.
         fresh: Bool[Array, "B"], whether this chunk begins an utterance.
         limits: Int[Array, "B"], tokens that the text may have; 0 for no text yet.
         suffix: Labels [B, suffix_tokens], instruction and hotwords.
@@ -126,7 +127,7 @@ class Programs(Protocol):
 
     Attributes:
         parts: of the model, see HEARS and WRITES.
-        features: the front end.
+        rates: how samples, frames and tokens follow each other.
         budget: longest answers.
     """
 
@@ -134,7 +135,7 @@ class Programs(Protocol):
     def parts(self) -> tuple[str, ...]: ...
 
     @property
-    def features(self) -> FeatureConfig: ...
+    def rates(self) -> Rates: ...
 
     @property
     def budget(self) -> Budget: ...

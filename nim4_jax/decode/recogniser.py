@@ -133,7 +133,10 @@ class Recogniser:
         timed = []
         for row, transcript in enumerate(transcripts):
             words = timing.time_words(
-                transcript.text, scores[row][frames[row]], transcript.duration
+                transcript.text,
+                scores[row][frames[row]],
+                transcript.duration,
+                self.programs.rates.frame_seconds,
             )
             timed.append(dataclasses.replace(transcript, words=words))
         return timed

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from nim4_jax.decode import endpoint, events, timing
+from nim4_jax.decode import endpoint, events
 from nim4_jax.decode.endpoint import BlankDetector, Boundary, EndpointConfig, Silero
 from nim4_jax.decode.events import Event, SpeechStarted, SpeechStopped
 from nim4_jax.decode.stream_config import StreamConfig
@@ -70,17 +70,19 @@ class Utterance:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A chunk of an utterance, and the samples that its last frame looks ahead.
+    """A chunk of an utterance, and the samples that its frames see around it.
 
     Attributes:
         utterance: to which it belongs.
-        samples: float32, at most a window of the device.
+        missing: samples of a window of the device before the utterance's first.
+        samples: float32, the window's next, at most as many as it has left.
         until: one past the chunk's last sample, in the stream.
         heard: samples of the stream that were needed.
         last: whether the utterance is known to end with it.
     """
 
     utterance: Utterance
+    missing: int
     samples: Float[np.ndarray, " S"]
     until: int
     heard: int
@@ -115,7 +117,6 @@ class Session:
     def __init__(
         self,
         config: StreamConfig,
-        window: int,
         boundaries: EndpointConfig,
         detector: Silero | BlankDetector,
         *,
@@ -126,7 +127,6 @@ class Session:
 
         Args:
             config: sizes.
-            window: samples of a piece, see `StreamConfig.window`.
             boundaries: when speech begins and ends.
             detector: of speech. Silero judges audio before the recogniser hears it;
                 a BlankDetector judges what the recogniser heard.
@@ -134,7 +134,9 @@ class Session:
             retriever: see the attribute.
         """
         self.hints, self.retriever = tuple(hints), retriever
-        self._config, self._window, self._boundaries = config, window, boundaries
+        self._config, self._boundaries = config, boundaries
+        # From where a chunk begins to the end of what it sees.
+        self._reach = config.hop + config.rates.samples_after
         self.utterance: Utterance | None = None
         self._detector: Any = detector
         self._packets: list[np.ndarray] = []
@@ -225,13 +227,14 @@ class Session:
         """
         utterance = piece.utterance
         if self.retriever is not None:
+            frame_seconds = self._config.rates.frame_seconds
             begin = utterance.chunks * self._config.chunk + frames
-            begin = begin * timing.FRAME_SECONDS
+            begin = begin * frame_seconds
             utterance.hearing, _ = self.retriever.scan(
                 utterance.hearing,
                 phonemes,
                 log_probs,
-                np.stack([begin, begin + timing.FRAME_SECONDS], axis=1),
+                np.stack([begin, begin + frame_seconds], axis=1),
             )
         utterance.log_probs.append(log_probs)
         full = full or utterance.chunks == self._config.chunks
@@ -246,7 +249,7 @@ class Session:
                 start = yield from self._find_speech()
             if start is None:
                 return
-            self.utterance = Utterance(self._count, start)
+            self.utterance = self._open(start)
             yield self._tell_start(self.utterance)
             start = yield from self._follow(self.utterance)
 
@@ -262,14 +265,14 @@ class Session:
     def _follow(self, utterance: Utterance) -> Generator[Step, None, int | None]:
         """Pieces of an utterance until its end; where the next begins if it is full."""
         while utterance.end is None or self._place(utterance) < utterance.end:
-            until = self._place(utterance) + self._window
+            until = self._place(utterance) + self._reach
             while utterance.end is None and self._judged < until:
                 if not (yield from self._await_window()):
                     utterance.finish(self._fed, events.STREAM_ENDED, self._fed)
                 elif (found := self._judge_window()) and found.kind == endpoint.END:
                     utterance.finish(found.at, events.SPEECH_ENDED, found.known)
             yield self._cut(utterance, self._judged)
-            self._forget(self._place(utterance))
+            self._forget(self._first_seen(utterance))
         yield from self._tell_end(utterance)
         return utterance.end if utterance.reason == events.FULL else None
 
@@ -297,7 +300,7 @@ class Session:
         """Everything is heard; what has no speech in it is forgotten again."""
         start = 0
         while start is not None:
-            self.utterance = Utterance(self._count, start, begun=False)
+            self.utterance = self._open(start, begun=False)
             start = yield from self._overhear(self.utterance)
 
     def _overhear(self, utterance: Utterance) -> Generator[Step, None, int | None]:
@@ -305,12 +308,12 @@ class Session:
         following = None
         while utterance.end is None:
             place = self._place(utterance)
-            while self._fed < place + self._window and not self._closed:
+            while self._fed < place + self._reach and not self._closed:
                 yield None
             if self._closed and self._fed <= place + self._config.hop:
                 utterance.finish(self._fed, events.STREAM_ENDED, self._fed)
             if self._fed > place:
-                yield self._cut(utterance, min(self._fed, place + self._window))
+                yield self._cut(utterance, min(self._fed, place + self._reach))
             following, begins = self._judge_heard(utterance, place)
             if begins:
                 yield self._tell_start(utterance)
@@ -319,7 +322,7 @@ class Session:
             idle = not utterance.begun and utterance.chunks >= _IDLE_CHUNKS
             if utterance.end is None and idle:
                 return place
-            self._forget(place)
+            self._forget(min(place, self._first_seen(utterance)))
         if utterance.begun:
             yield from self._tell_end(utterance)
         return None if utterance.reason == events.STREAM_ENDED else following
@@ -346,17 +349,29 @@ class Session:
             utterance.finish(end.at, events.SPEECH_ENDED, min(self._fed, until))
         return (end.at if end else None), begins
 
+    def _open(self, start: int, begun: bool = True) -> Utterance:
+        """The next utterance, from that sample of the stream on."""
+        hearing = Hearing(frame_seconds=self._config.rates.frame_seconds)
+        return Utterance(self._count, start, begun=begun, hearing=hearing)
+
     def _place(self, utterance: Utterance) -> int:
         """Where the next chunk begins."""
         return utterance.start + utterance.chunks * self._config.hop
 
+    def _first_seen(self, utterance: Utterance) -> int:
+        """First sample of the utterance that its next chunk sees."""
+        before = self._config.rates.samples_before
+        return max(utterance.start, self._place(utterance) - before)
+
     def _cut(self, utterance: Utterance, heard: int) -> Piece:
-        begin = self._place(utterance)
+        place, begin = self._place(utterance), self._first_seen(utterance)
         stop = self._fed if utterance.end is None else utterance.end
-        stop = min(stop, begin + self._window)
-        until = min(begin + self._config.hop, stop)
+        stop = min(stop, place + self._reach)
+        until = min(place + self._config.hop, stop)
         last = utterance.end is not None and utterance.end <= until
-        return Piece(utterance, self._read(begin, stop), until, heard, last)
+        missing = self._config.rates.samples_before - (place - begin)
+        samples = self._read(begin, stop)
+        return Piece(utterance, missing, samples, until, heard, last)
 
     def _tell_start(self, utterance: Utterance) -> SpeechStarted:
         self._count += 1

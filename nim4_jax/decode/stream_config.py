@@ -7,8 +7,6 @@ import dataclasses
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.rates import SAMPLE_RATE, Rates
 
-
-_CHUNK_SECONDS = 0.64
 _UTTERANCE_SECONDS = 30.72
 
 
@@ -42,11 +40,13 @@ class StreamConfig:
     rates: Rates = Rates()
 
     @classmethod
-    def of(cls, chunk: int = 0, left: int = 4, rates: Rates | None = None):
+    def of(
+        cls, chunk_ms: int = 640, left: int = 4, rates: Rates | None = None
+    ) -> StreamConfig:
         """Sizes for another chunk or model; utterances may last as long with any.
 
         Args:
-            chunk: encoder frames, 0 for 640 ms.
+            chunk_ms: length of a chunk.
             left: chunks.
             rates: of the model; None for the defaults. Utterances are no longer than
                 its encoder allows.
@@ -55,11 +55,10 @@ class StreamConfig:
             ValueError: see above.
         """
         rates = rates or Rates()
-        chunk = chunk or round(_CHUNK_SECONDS / rates.frame_seconds)
+        chunk = rates.count_frames(chunk_ms)
         frames = round(_UTTERANCE_SECONDS / rates.frame_seconds)
         frames = min(frames, rates.max_frames or frames)
-        chunks = max(1, frames // abs(chunk))
-        return cls(chunk=chunk, left=left, chunks=chunks, rates=rates)
+        return cls(chunk=chunk, left=left, chunks=max(1, frames // chunk), rates=rates)
 
     def __post_init__(self):
         rates = self.rates
@@ -67,7 +66,7 @@ class StreamConfig:
             raise ValueError(
                 f"a chunk of {self.chunk} encoder frames is no whole number of speech "
                 f"tokens; use a multiple of {rates.speech_stride} "
-                f"({round(_CHUNK_SECONDS / rates.frame_seconds)} for 640 ms)."
+                f"({rates.count_frames(640)} for 640 ms)."
             )
         if rates.max_frames and self.chunk * self.chunks > rates.max_frames:
             raise ValueError(
@@ -88,6 +87,11 @@ class StreamConfig:
     def hop(self) -> int:
         """Samples from one chunk's beginning to the next's."""
         return self.chunk * self.rates.frame_samples
+
+    @property
+    def chunk_ms(self) -> int:
+        """Duration of a chunk in milliseconds."""
+        return 1000 * self.hop // SAMPLE_RATE
 
     @property
     def seconds(self) -> float:

@@ -18,9 +18,6 @@ from jaxtyping import Float
 from nim4_jax.ops import alignment
 from nim4_jax.text import phonemes
 
-FRAME_SECONDS = 0.04
-"""Seconds of an encoder frame."""
-
 _HAN = "\u3007\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
 # A Chinese character with the marks behind it, or what stands between spaces.
 _WORD = re.compile(rf"[{_HAN}][^\w\s]*|[^\s{_HAN}]+")
@@ -68,7 +65,10 @@ def spell_words(text: str) -> list[tuple[str, list[int]]]:
 
 
 def time_words(
-    text: str, log_probs: Float[np.ndarray, "U P"], duration: float
+    text: str,
+    log_probs: Float[np.ndarray, "U P"],
+    duration: float,
+    frame_seconds: float,
 ) -> tuple[Word, ...]:
     """Words of a transcript with times from the forced alignment of their phonemes.
 
@@ -79,11 +79,12 @@ def time_words(
         text: transcript.
         log_probs: log posteriors of the phoneme head over the valid frames.
         duration: seconds of audio; no word ends later.
+        frame_seconds: from one frame of the posteriors to the next.
     """
     words = spell_words(text)
     if not words:
         return ()
-    spans = _align_words([ids for _, ids in words], log_probs)
+    spans = _align_words([ids for _, ids in words], log_probs, frame_seconds)
     times = _fill_gaps([span[:2] if span else None for span in spans], duration)
     return tuple(
         Word(word, start, end, span[2] if span else 0.0)
@@ -92,7 +93,7 @@ def time_words(
 
 
 def _align_words(
-    spoken: list[list[int]], log_probs: np.ndarray
+    spoken: list[list[int]], log_probs: np.ndarray, frame_seconds: float
 ) -> list[tuple[float, float, float] | None]:
     """(start s, end s, confidence) of each word with sounds, None for the others."""
     labels = [label for ids in spoken for label in ids]
@@ -110,7 +111,7 @@ def _align_words(
             spans.append(None)
             continue
         confidence = float(np.clip(np.exp(scores[frames].mean()), 0.0, 1.0))
-        begin, end = frames[0] * FRAME_SECONDS, (frames[-1] + 1) * FRAME_SECONDS
+        begin, end = frames[0] * frame_seconds, (frames[-1] + 1) * frame_seconds
         spans.append((float(begin), float(end), confidence))
     return spans
 

@@ -32,8 +32,6 @@ class EncoderState(Protocol):
     blocks: Any
     mask: Bool[Array, "B C"]
 
-    def replace(self, **changes: Any) -> EncoderState: ...
-
 
 class Encoder(Protocol):
     """A Linen module that turns feature frames into encoder frames."""

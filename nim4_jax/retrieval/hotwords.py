@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from nim4_jax.decode.timing import FRAME_SECONDS
 from nim4_jax.retrieval import automaton, rules, verification
 from nim4_jax.retrieval.automaton import Matches
 from nim4_jax.retrieval.database import Database
@@ -95,6 +94,7 @@ class StreamState:
         found: names heard so far, by their ends, none of which gives way to another.
         cursors: where the stream stands in each part that it sees.
         acoustics: the last frames.
+        frame_seconds: from one frame of the posteriors to the next.
     """
 
     position: int = 0
@@ -105,6 +105,7 @@ class StreamState:
     found: tuple[_Found, ...] = ()
     cursors: tuple[_Cursor, ...] = ()
     acoustics: Acoustics = dataclasses.field(default_factory=_nothing_heard)
+    frame_seconds: float = 0.04
 
     @property
     def hits(self) -> tuple[Hit, ...]:
@@ -132,8 +133,8 @@ class HotwordRetriever:
             state: `StreamState()` for a new stream, then what the last call returned.
             phonemes: uint8 ids as the phoneme head heard them.
             posteriors: natural log of the class posteriors of the stream's next frames
-                (FRAME_SECONDS each), in which these phonemes begin; None for exact
-                matches only. All calls of a stream have them or none has.
+                (`state.frame_seconds` each), in which these phonemes begin; None for
+                exact matches only. All calls of a stream have them or none has.
             times: when each phoneme began and ended, seconds from the stream's
                 beginning.
 
@@ -158,7 +159,7 @@ class HotwordRetriever:
             return self._scan(state, phonemes, posteriors, times)
         fresh: list[Hit] = []
         first = state.acoustics.begin + len(state.acoustics.ratios)
-        frames = _find_frames(times)
+        frames = _find_frames(times, state.frame_seconds)
         for begin in range(0, len(posteriors), _PIECE):
             last = begin + _PIECE >= len(posteriors)
             inside = (frames >= first + begin) | (begin == 0)
@@ -179,7 +180,8 @@ class HotwordRetriever:
         """`scan` of a piece that is not too long to be kept."""
         acoustics = state.acoustics
         if posteriors is not None:
-            acoustics = acoustics.extend(posteriors, _find_frames(times), phonemes)
+            frames = _find_frames(times, state.frame_seconds)
+            acoustics = acoustics.extend(posteriors, frames, phonemes)
         known = {id(cursor.part): cursor for cursor in state.cursors}
         clock = np.concatenate([state.times, times])
         first = state.position - len(state.recent)
@@ -208,7 +210,9 @@ class HotwordRetriever:
                         acoustics,
                         part.demand,
                     )
-                    found += _name_near(part.database, verified, gone)
+                    found += _name_near(
+                        part.database, verified, gone, state.frame_seconds
+                    )
                 cursors.append(_Cursor(part, place, waiting))
         recent = (state.recent + phonemes.tobytes())[-LONGEST:]
         after = dataclasses.replace(
@@ -226,9 +230,11 @@ class HotwordRetriever:
         return after, [hit for hit in after.hits if hit not in old]
 
 
-def _find_frames(times: Float[np.ndarray, "N 2"]) -> Int[np.ndarray, " N"]:
+def _find_frames(
+    times: Float[np.ndarray, "N 2"], frame_seconds: float
+) -> Int[np.ndarray, " N"]:
     """Frame of the stream at which each phoneme begins."""
-    return np.rint(times[:, 0] / FRAME_SECONDS).astype(np.int64)
+    return np.rint(times[:, 0] / frame_seconds).astype(np.int64)
 
 
 def _join(part: Part, state: StreamState) -> _Cursor:
@@ -260,7 +266,7 @@ def _name_exact(
 
 
 def _name_near(
-    base: Database, verified: Verified, gone: frozenset[str]
+    base: Database, verified: Verified, gone: frozenset[str], frame_seconds: float
 ) -> list[_Found]:
     """Keys that fit the acoustics → hits of all names that sound so."""
     if not gone:
@@ -269,7 +275,7 @@ def _name_near(
     for index, key in enumerate(verified.keys.tolist()):
         length = int(base.machine.lengths[key])
         alike = length * float(np.exp(verified.scores[index] / length))
-        begin, until = (verified.frames[index] * FRAME_SECONDS).tolist()
+        begin, until = (verified.frames[index] * frame_seconds).tolist()
         start, end = verified.spans[index].tolist()
         evidence = float(verified.evidence[index])
         for name in base.names_of(key):

@@ -176,9 +176,6 @@ def _cost_of_pair(config: AsrConfig) -> dict[str, float]:
     """Part → operations for one query and one key, all layers and heads together."""
     encoder, llm = config.encoder, config.llm
     return {
-        "encoder": 2.0
-        * encoder.products_per_pair
-        * encoder.num_layers
-        * encoder.width,
+        "encoder": 2.0 * encoder.products_per_pair * encoder.num_layers * encoder.width,
         "llm": 2.0 * 2 * llm.num_layers * llm.num_heads * llm.head_dim,
     }

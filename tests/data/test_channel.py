@@ -1,4 +1,4 @@
-"""Rooms, gains, telephone lines in training batches: their laws, their absence."""
+"""Tempo, rooms, gains, telephone lines in training: their laws, their absence."""
 
 from dataclasses import replace
 
@@ -8,7 +8,15 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.data import audio, channel, noise, pipeline, rooms, telephone
+from nim4_jax.data import (
+    audio,
+    channel,
+    noise,
+    pipeline,
+    rooms,
+    telephone,
+    tempo,
+)
 from nim4_jax.data.buckets import Bucket, Lengths, TrainPlan
 from nim4_jax.data.channel import Distribution
 from nim4_jax.data.pipeline import DataConfig
@@ -16,7 +24,12 @@ from nim4_jax.data.pipeline import DataConfig
 STEPS = 12
 COUNT = 10_000
 SHAPES = (Bucket(2.0, 4, 20, 30), Bucket(4.0, 3, 40, 60), Bucket(8.0, 2, 80, 120))
-ON = {"room_share": 0.6, "gain_share": 0.5, "telephone_share": 0.4}
+ON = {
+    "room_share": 0.6,
+    "gain_share": 0.5,
+    "telephone_share": 0.4,
+    "tempo_share": 0.5,
+}
 shares = st.floats(0, 1)
 
 
@@ -100,11 +113,12 @@ def test_shares_are_met_and_independent(room, gain, line):
 def test_an_example_keeps_its_draw_whatever_the_shares_are(room, gain, line, seed):
     speech = np.ones(200, bool)
     some = draw(speech, seed, room_share=room, gain_share=gain, telephone_share=line)
-    every = draw(speech, seed, room_share=1.0, gain_share=1.0, telephone_share=1.0)
+    every = draw(speech, seed, **dict.fromkeys(ON, 1.0))
     for row in range(200):
         assert some[row].room in (None, every[row].room)
         assert some[row].gain in (0.0, every[row].gain)
         assert some[row].law in (None, every[row].law)
+        assert every[row].tempo and every[row].room is not None
     rows = np.arange(5, 15)
     assert [every.take(rows)[n] for n in range(10)] == [every[n] for n in range(5, 15)]
 
@@ -113,6 +127,8 @@ def test_gains_are_even_between_their_ends():
     gains = draw(np.ones(COUNT, bool), gain_share=1.0, gain_db=(-30.0, 10.0)).gains
     assert gains.min() >= -30 and gains.max() <= 10
     assert abs(gains.mean() + 10) < 0.5 and abs(gains.std() - 40 / np.sqrt(12)) < 0.3
+    tempos = draw(np.arange(COUNT) % 2 > 0, tempo_share=0.4).tempos
+    assert not tempos[::2].any() and abs(tempos[1::2].mean() - 0.4) < 0.04
     laws = draw(np.ones(COUNT, bool), telephone_share=1.0).laws
     assert abs((laws == 0).mean() - 0.5) < 0.02
 
@@ -123,6 +139,7 @@ def test_gains_are_even_between_their_ends():
         ({"room_share": 1.1}, r"room_share 1.1; expected 0 \(off\) to 1 \(all\)"),
         ({"gain_share": -0.1}, "gain_share -0.1"),
         ({"telephone_share": float("nan")}, "telephone_share nan"),
+        ({"tempo_share": 2.0}, "tempo_share 2.0"),
         ({"gain_db": (10.0, -30.0)}, "gain_db.*the least and the most, dB"),
         ({"gain_db": (float("-inf"), 0.0)}, "gain_db"),
     ],
@@ -232,6 +249,7 @@ def test_law_2_a_restart_hears_the_same(config, straight, step):
         {"gain_share": 0.0},
         {"gain_db": (-20.0, 10.0)},
         {"telephone_share": 0.1},
+        {"tempo_share": 0.4},
     ],
 )
 def test_a_state_of_other_channels_is_refused(config, change):
@@ -257,17 +275,18 @@ def read_rows(config, steps: int):
             yield index, samples, planned.speeds[row], draws, path, size
 
 
-def read_clean(config, index: int, speed: float) -> np.ndarray:
+def read_clean(config, index: int, speed: float, path: channel.Draw) -> np.ndarray:
     record = pipeline.open_corpus(config)[index]
     clean = audio.to_float32(audio.to_int16(audio.decode(record["audio"])))
-    return audio.change_speed(clean, speed)
+    change = tempo.change_tempo if path.tempo else audio.change_speed
+    return change(clean, speed)
 
 
 def test_rows_hold_what_was_drawn(config):
     quiet = replace(config, noise_share=0.0, nonspeech_share=0.0)
     seen = set()
     for index, samples, speed, _, path, _ in read_rows(quiet, 24):
-        expected = read_clean(quiet, index, speed)
+        expected = read_clean(quiet, index, speed, path)
         if path.room is not None:
             rng = np.random.default_rng(path.room)
             response = rooms.make_response(rng, rooms.draw_room(rng))
@@ -287,8 +306,8 @@ def test_noise_lies_over_the_room_and_under_gain_and_telephone(config):
     alone = replace(config, noise_share=1.0, nonspeech_share=0.0, telephone_share=0.0)
     alone = replace(alone, gain_share=0.0, room_share=1.0, noise_snr=(60.0, 0.0))
     heard = 0
-    for index, samples, speed, draws, _, size in read_rows(alone, 6):
-        clean = read_clean(alone, index, speed)
+    for index, samples, speed, draws, path, size in read_rows(alone, 6):
+        clean = read_clean(alone, index, speed, path)
         padded = noise.pad_silence(clean, draws.lead, draws.tail, size)
         assert abs(len(samples) - len(padded)) <= 1  # whole samples of both silences
         assert len(samples) <= size

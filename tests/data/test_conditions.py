@@ -132,6 +132,81 @@ def test_joined_audio_is_the_utterances_with_pauses_between():
     assert 0.0 < np.abs(pause).max() < 0.01
 
 
+@given(
+    spec=st.sampled_from(
+        ["room:0.4", "room:0.7+3", "level:-20", "level:+12.5", "telephone:mulaw"]
+    ),
+    place=PLACES,
+)
+def test_a_channel_changes_the_audio_alone_and_always_alike(spec, place):
+    source = sources.open_source(f"{spec}:{CLEAN}")
+    clean, changed = sources.open_source(CLEAN)[place], source[place]
+    again = sources.open_source(f"{spec}:{CLEAN}")[place]
+    np.testing.assert_array_equal(changed["audio"], again["audio"])
+    for key in ("text", "lang", "id", "keywords", "origin"):
+        assert clean[key] == changed[key]
+    samples = audio.decode(clean["audio"])
+    assert len(read(changed)) == len(samples) == round(changed["duration"] * 16_000)
+    assert not np.array_equal(read(changed), samples)
+    assert sources.describe(source, place) == clean and len(source) == 170
+
+
+def test_levels_are_gains_that_clip(quiet):
+    clean = read(sources.open_source(quiet)[1])
+    changed = read(sources.open_source(f"level:-20:{quiet}")[1])
+    np.testing.assert_allclose(changed, clean / 10, atol=1 / 32_768)
+    loud = read(sources.open_source(f"level:60:{quiet}")[1])
+    assert loud.max() == 32_767 / 32_768 and loud.min() == -1
+    hum = read(sources.open_source("nonspeech:1?kinds=music")[0])
+    faint = read(sources.open_source("level:-10:nonspeech:1?kinds=music")[0])
+    assert noise.measure_power(faint) < noise.measure_power(hum)
+
+
+def test_all_reverberation_times_have_the_same_rooms(quiet):
+    clean = read(sources.open_source(quiet)[1])
+    heard = [
+        read(sources.open_source(f"room:{time}:{quiet}")[1]) for time in (0.3, 0.31, 1)
+    ]
+    near, _, far = ((other - clean).std() for other in heard)
+    assert np.corrcoef(heard[0] - clean, heard[1] - clean)[0, 1] > 0.9
+    assert far > near
+
+
+@pytest.mark.parametrize("form", ["noise", "noise/all.jsonl", "noise/all.jsonl?k=1"])
+def test_noise_of_recordings(quiet, tmp_path, make_tone, write_manifest, form):
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    soundfile.write(folder / "tone.wav", make_tone(9.0, pitch=1000.0), 16_000)
+    rows = [{"audio": "tone.wav", "text": "", "k": 1}]
+    write_manifest(folder / "all.jsonl", rows)
+    spec = f"noisy:0@{tmp_path}/{form}:{quiet}"
+    clean, noisy = read(sources.open_source(quiet)[3]), sources.open_source(spec)[3]
+    added = read(noisy) - clean
+    power = np.abs(np.fft.rfft(added)) ** 2
+    pitch = np.argmax(power) * 16_000 / len(added)
+    assert pitch == pytest.approx(1000, abs=5)
+    np.testing.assert_array_equal(noisy["audio"], sources.open_source(spec)[3]["audio"])
+    assert conditions.find_noise(f"level:3:{spec}") == [f"{tmp_path}/{form}"]
+    both = sources.open_source(f"noisy:0+babble@{tmp_path}/{form}:{quiet}")
+    equal = [
+        np.array_equal(both[n]["audio"], sources.open_source(spec)[n]["audio"])
+        for n in range(6)
+    ]
+    assert any(equal) and not all(equal)
+    (folder / "tone.wav").write_bytes(b"")
+    with pytest.raises(ValueError, match="noise"):
+        sources.open_source(spec)
+
+
+def test_noise_that_is_not_there_or_broken_is_told(quiet, tmp_path, make_tone):
+    with pytest.raises(ValueError, match="no noise at /none; give a folder"):
+        sources.open_source(f"noisy:0@/none:{quiet}")
+    soundfile.write(tmp_path / "a.wav", make_tone(1.0), 16_000)
+    (tmp_path / "b.wav").touch()
+    with pytest.raises(ValueError, match=r"(?s)cannot be used.*b\.wav.*take them out"):
+        sources.open_source(f"noisy:0@{tmp_path}:{quiet}")
+
+
 def test_conditions_of_conditions():
     source = sources.open_source(f"noisy:10+vehicle:joined:30:{CLEAN}")
     assert source[0]["duration"] > 20.0
@@ -149,10 +224,17 @@ def test_conditions_of_conditions():
         "joined:0:bundled:commands:test",
         "joined:-3:bundled:commands:test",
         "joined::a.jsonl",
+        "noisy:5@:a.jsonl",
+        "room:0:a.jsonl",
+        "room:0.5+0:a.jsonl",
+        "room:0.5m:a.jsonl",
+        "level:quiet:a.jsonl",
+        "level:-20",
+        "telephone:gsm:a.jsonl",
     ],
 )
 def test_a_misspelt_condition_shows_the_form(spec):
-    with pytest.raises(ValueError, match=r"'noisy:SNR\[\+KIND…\]:SOURCE'"):
+    with pytest.raises(ValueError, match=r"'noisy:SNR\[\+KIND…\]\[@NOISE\]:SOURCE'"):
         sources.open_source(spec)
 
 

@@ -37,7 +37,7 @@ DETECTOR = Silero()
 
 @pytest.fixture(scope="module")
 def whole(model_files) -> Recogniser:
-    loaded = recognition.load(model_files[0], chunk=CONFIG.chunk, left=CONFIG.left)
+    loaded = recognition.load(model_files[0], chunk_ms=CONFIG.chunk_ms, left=CONFIG.left)
     return loaded.recogniser
 
 

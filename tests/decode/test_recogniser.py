@@ -127,7 +127,7 @@ def test_shapes_come_with_the_model(model_files, tiny_model):
 @pytest.mark.parametrize(("chunk", "left"), [(-1, 4), (4, -1)])
 def test_bad_chunks_are_refused(model_files, chunk, left):
     with pytest.raises(ValueError, match="must be ≥ 0"):
-        recognition.load(model_files[0], chunk=chunk, left=left)
+        recognition.load(model_files[0], chunk_ms=chunk, left=left)
 
 
 def test_hints_stand_in_the_prompt_of_their_own_row(whole):

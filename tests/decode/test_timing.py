@@ -30,7 +30,7 @@ def say(units: list[tuple[str, int]], sure: float = 0.9) -> np.ndarray:
 
 def test_words_are_where_they_were_said():
     log_probs = say([("open", 10), ("windows", 5)])
-    words = timing.time_words("Open windows.", log_probs, 4.0)
+    words = timing.time_words("Open windows.", log_probs, 4.0, 0.04)
     assert [word.text for word in words] == ["Open", "windows."]
     length = 2 * len(phonemes.encode_phonemes("open"))
     assert words[0].start == pytest.approx(0.4)
@@ -41,7 +41,7 @@ def test_words_are_where_they_were_said():
 
 def test_characters_and_words_of_a_mixed_text():
     log_probs = say([("播", 3), ("放", 0), ("yesterday", 4)])
-    words = timing.time_words("播放，Yesterday！", log_probs, 9.0)
+    words = timing.time_words("播放，Yesterday！", log_probs, 9.0, 0.04)
     assert [word.text for word in words] == ["播", "放，", "Yesterday！"]
     assert [round(word.start / 0.04) for word in words[:1]] == [3]
     assert all(word.confidence > 0.8 for word in words)
@@ -49,19 +49,19 @@ def test_characters_and_words_of_a_mixed_text():
 
 def test_a_word_that_was_not_said_has_low_confidence():
     heard = say([("open", 4), ("windows", 4)])
-    said, made_up = timing.time_words("open mountain", heard, 3.0)
+    said, made_up = timing.time_words("open mountain", heard, 3.0, 0.04)
     assert said.confidence > 0.8 > 0.3 > made_up.confidence
 
 
 def test_a_word_without_sound_fills_the_gap():
     log_probs = say([("open", 0), ("windows", 10)])
-    words = timing.time_words("open — windows", log_probs, 5.0)
+    words = timing.time_words("open — windows", log_probs, 5.0, 0.04)
     assert words[1].text == "—" and words[1].confidence == 0.0
     assert (words[1].start, words[1].end) == (words[0].end, words[2].start)
 
 
 def test_too_little_audio_spreads_the_words():
-    words = timing.time_words("open the windows", say([("a", 0)]), 0.3)
+    words = timing.time_words("open the windows", say([("a", 0)]), 0.3, 0.04)
     times = [time for word in words for time in (word.start, word.end)]
     assert times == pytest.approx([0.0, 0.1, 0.1, 0.2, 0.2, 0.3])
     assert {word.confidence for word in words} == {0.0}
@@ -69,7 +69,7 @@ def test_too_little_audio_spreads_the_words():
 
 @pytest.mark.parametrize("text", ["", "  "])
 def test_no_text_has_no_words(text):
-    assert timing.time_words(text, np.zeros((0, CLASSES)), 0.0) == ()
+    assert timing.time_words(text, np.zeros((0, CLASSES)), 0.0) == (, 0.04)
 
 
 @given(
@@ -81,7 +81,7 @@ def test_times_are_monotone_and_inside_the_audio(text, frames, seed):
     logits = np.random.default_rng(seed).normal(0, 1, (frames, CLASSES))
     log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     duration = frames * 0.04 * 0.97
-    words = timing.time_words(text, log_probs, duration)
+    words = timing.time_words(text, log_probs, duration, 0.04)
     times = [time for word in words for time in (word.start, word.end)]
     assert times == sorted(times)
     assert all(0.0 <= time <= duration for time in times)

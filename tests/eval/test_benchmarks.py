@@ -112,6 +112,8 @@ def test_unknown_names_are_told_what_there_is(names, match):
         ("noisy:5:none.jsonl", r"no file none\.jsonl"),
         ("tfds:none:test", "no prepared TFDS data set 'none'"),
         ("joined:9:tfds:none:test", "no prepared TFDS data set 'none'"),
+        ("level:-9:room:1:none.jsonl", r"no file none\.jsonl"),
+        ("level:3:noisy:5@hum:bundled:commands:test", "no noise at hum: a folder or"),
     ],
 )
 def test_a_source_that_is_absent_says_so(spec, why):
@@ -135,5 +137,6 @@ def test_an_entry_is_frozen_and_conditions_are_those_of_its_source():
             known.name = "x"  # pyright: ignore[reportAttributeAccessIssue]
         derived = conditions.find_origin(known.source) != known.source
         settings = dict(known.conditions)
-        assert derived == bool({"snr_db", "joined_s"} & set(settings))
+        made = {"snr_db", "joined_s", "rt60_s", "level_db", "line"}
+        assert derived == bool(made & set(settings))
     assert Benchmark("a", "A", "a.jsonl").metric == "by language"

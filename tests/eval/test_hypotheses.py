@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.decode.timing import FRAME_SECONDS
+FRAME_SECONDS = 0.04
 from nim4_jax.eval import hypotheses, metrics
 from nim4_jax.text import articulation
 from nim4_jax.text.phonemes import INVENTORY

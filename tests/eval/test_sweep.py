@@ -57,9 +57,9 @@ def load():
     loaded = []
     kept = functools.cache(recognition.load)
 
-    def noting(origin, *, chunk, left):
-        loaded.append((origin, chunk))
-        return kept(origin, chunk=chunk, left=left)
+    def noting(origin, *, chunk_ms, left):
+        loaded.append((origin, chunk_ms))
+        return kept(origin, chunk_ms=chunk_ms, left=left)
 
     noting.loaded = loaded
     return noting

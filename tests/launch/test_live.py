@@ -30,7 +30,7 @@ CONFIG = StreamConfig(chunk=4, left=4, chunks=40, text_tokens=64, suffix_tokens=
 
 @pytest.fixture(scope="module")
 def listener(model_files) -> Listener:
-    loaded = recognition.load(model_files[0], chunk=CONFIG.chunk, left=CONFIG.left)
+    loaded = recognition.load(model_files[0], chunk_ms=CONFIG.chunk_ms, left=CONFIG.left)
     return Listener(loaded.recogniser, config=CONFIG)
 
 
@@ -57,8 +57,8 @@ def run_program(monkeypatch, listener, tmp_path):
     """`transcribe --stream`: (recordings, stdin's bytes or file, **flags) → code."""
     made = []
 
-    def load(model, config, detector, hotwords, warn):
-        made.append((model, config, detector, hotwords))
+    def load(model, chunk_ms, left, detector, hotwords, warn):
+        made.append((model, chunk_ms, left, detector, hotwords))
         return listener
 
     monkeypatch.setattr(live, "load_listener", load)
@@ -71,7 +71,7 @@ def run_program(monkeypatch, listener, tmp_path):
             "format": "text",
             "out": None,
         }
-        values |= {"chunk": 0, "left": 4, "pace": "fast", "packet_ms": 100}
+        values |= {"chunk_ms": 0, "left": 4, "pace": "fast", "packet_ms": 100}
         values |= {"detector": "silero", "hotwords": "", "rate": RATE, "channels": 1}
         values |= flags
         fake = SimpleNamespace(FLAGS=SimpleNamespace(**values))
@@ -269,23 +269,23 @@ def test_one_recording_that_exists_is_wanted(run_program, recording, monkeypatch
 
 
 def test_flags_reach_the_listener(run_program, recording):
-    flags = {"chunk": 8, "left": 2, "detector": "blank", "hotwords": "Ann, 小明，Bo,"}
+    flags = {"chunk_ms": 320, "left": 2, "detector": "blank", "hotwords": "Ann, 小明，Bo,"}
     assert run_program([recording], **flags) == 0
-    ((model, config, detector, hotwords),) = run_program.made
-    assert (model, detector, hotwords) == ("M", "blank", ("Ann", "小明", "Bo"))
+    assert run_program.made == [("M", 320, 2, "blank", ("Ann", "小明", "Bo"))]
+    config = StreamConfig.of(320, 2)
     assert (config.chunk, config.left, config.chunks) == (8, 2, 96)
-    assert StreamConfig.of(0, 4) == StreamConfig()
+    assert StreamConfig.of() == StreamConfig()
 
 
 def test_hotwords_without_room_are_named(model_files):
     warned = []
     names = ["Ann", "extraordinarily long names " * 20]
-    made = live.load_listener(model_files[0], CONFIG, "blank", names, warned.append)
-    assert made.config == CONFIG
+    made = live.load_listener(model_files[0], 160, 4, "blank", names, warned.append)
+    assert made.config == StreamConfig.of(160, 4)
     (warning,) = warned
     assert "1 of 2 hotwords" in warning and "Ann" not in warning
     with pytest.raises(ValueError, match="no LLM"):
-        live.load_listener(model_files[1], CONFIG, "blank", (), warned.append)
+        live.load_listener(model_files[1], 160, 4, "blank", (), warned.append)
 
 
 # --- sources

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.decode.timing import FRAME_SECONDS
+FRAME_SECONDS = 0.04
 from nim4_jax.eval import hypotheses
 from nim4_jax.launch import assembly
 from nim4_jax.retrieval import database, hints
