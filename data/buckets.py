@@ -8,11 +8,12 @@ whole state of the input pipeline is one integer, the step (law 2).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nim4_jax.data import channel, noise
+from nim4_jax.rates import Rates
 
 # Streams of random numbers.
 _SPEED, _ORDER, _BATCHES, _SOURCE, _NOISE, _CHANNEL = range(6)
@@ -44,12 +45,14 @@ class Lengths:
         phonemes: int64, number of phoneme labels.
         repeats: int64, neighbouring equal phonemes (each costs CTC one more frame).
         tokens: int64, number of token labels.
+        rates: of the model that shall hear them.
     """
 
     seconds: np.ndarray
     phonemes: np.ndarray
     repeats: np.ndarray
     tokens: np.ndarray
+    rates: Rates = Rates()
 
     def take(self, indices: np.ndarray) -> Lengths:
         """The same for the examples `indices`."""
@@ -58,6 +61,7 @@ class Lengths:
             self.phonemes[indices],
             self.repeats[indices],
             self.tokens[indices],
+            self.rates,
         )
 
 
@@ -103,12 +107,6 @@ class _Rows:
         )
 
 
-def count_encoder_frames(samples: np.ndarray | int) -> np.ndarray:
-    """Encoder frames (40 ms) of S samples: ⌈T / 4⌉, T = 1 + ⌊(S − 400) / 160⌋."""
-    frames = np.maximum(0, 1 + (np.asarray(samples) - 400) // 160)
-    return -(-frames // 4)
-
-
 def assign_buckets(lengths: Lengths, buckets: tuple[Bucket, ...]) -> np.ndarray:
     """Smallest bucket whose shape holds each example; len(buckets) where none does.
 
@@ -138,7 +136,8 @@ def is_ctc_feasible(lengths: Lengths) -> np.ndarray:
         bool [examples].
     """
     samples = np.floor(lengths.seconds * 16000).astype(np.int64)
-    return count_encoder_frames(samples) >= lengths.phonemes + lengths.repeats
+    frames = lengths.rates.count_encoder_frames(samples)
+    return frames >= lengths.phonemes + lengths.repeats
 
 
 class TrainPlan:
@@ -269,9 +268,7 @@ class TrainPlan:
         lengths = self.lengths.take(drawn)
         random = self._random(_SPEED, epoch)
         speeds = self.speeds[random.integers(len(self.speeds), size=len(drawn))]
-        fast = Lengths(
-            lengths.seconds / speeds, lengths.phonemes, lengths.repeats, lengths.tokens
-        )
+        fast = replace(lengths, seconds=lengths.seconds / speeds)
         buckets = assign_buckets(fast, self.buckets)
         unfit = (buckets == len(self.buckets)) | ~is_ctc_feasible(fast)
         speeds = np.where(unfit, 1.0, speeds)
@@ -300,7 +297,7 @@ class TrainPlan:
         draws = noise.draw(random, allowed, self.distribution).fit(largest - seconds)
         # The minimum takes away what rounding may have put on top.
         seconds = np.minimum(seconds + draws.lead + draws.tail, largest)
-        longer = Lengths(seconds, lengths.phonemes, lengths.repeats, lengths.tokens)
+        longer = replace(lengths, seconds=seconds)
         return draws, assign_buckets(longer, self.buckets)
 
     def _cut(self, epoch: int, drawn: _Rows, buckets: np.ndarray) -> list[Batch]:

@@ -9,6 +9,7 @@ import numpy as np
 from nim4_jax.data import channel, noise
 from nim4_jax.data.buckets import Bucket
 from nim4_jax.data.hints import HintData
+from nim4_jax.rates import Rates
 
 _LABELS_PER_SECOND = 16  # default label width; fast English is 14 phonemes a second
 
@@ -50,6 +51,7 @@ class DataConfig:
         needs: of "phonemes" and "tokens": labels without which an example is skipped;
             the others are delivered one wide and masked.
         tokenizer: path to a tokenizer.json; None delivers no tokens.
+        rates: of the model, which says what CTC can align.
         threads: decoding threads of this process; 0 decodes in `next`.
         workers: decoding processes (each with `threads`); 0 stays in this process. More
             than 0 needs parsed absl flags and a guarded main module.
@@ -79,6 +81,7 @@ class DataConfig:
     epochs: int | None = None
     needs: tuple[str, ...] = ("phonemes", "tokens")
     tokenizer: str | None = None
+    rates: Rates = Rates()
     threads: int = 2
     workers: int = 0
     prefetch: int = 4

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nim4_jax.data import audio, buckets, channel, noise, transforms
+from nim4_jax.data import audio, channel, noise, transforms
 from nim4_jax.data.augment import Augmenter
 from nim4_jax.data.buckets import Batch, Bucket
 from nim4_jax.data.hints import HintDrawer
@@ -114,7 +114,7 @@ class BatchLoader:
             return None
         lengths = self.examples.lengths
         # The plan used the stated duration; the decoded one decides.
-        frames = int(buckets.count_encoder_frames(len(samples)))
+        frames = int(lengths.rates.count_encoder_frames(len(samples)))
         need = int(lengths.phonemes[index] + lengths.repeats[index])
         if self.check_ctc and frames < need:
             detail = f"{frames} encoder frames, its labels need {need}"

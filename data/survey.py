@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -91,7 +91,13 @@ def survey(
             usable[index] = False
             report.add(error.reason, index, record["origin"], str(error))
     spoken, written = transforms.encode_text(texts, config.needs, config.tokenizer)
-    lengths = Lengths(seconds, spoken.lengths, spoken.count_repeats(), written.lengths)
+    lengths = Lengths(
+        seconds,
+        spoken.lengths,
+        spoken.count_repeats(),
+        written.lengths,
+        config.rates,
+    )
     misfits = _find_misfits(config, texts, lengths, shapes)
     for reason, found in misfits.items():
         for index in np.flatnonzero(found & usable):
@@ -131,6 +137,7 @@ def _append_nonspeech(config: DataConfig, speech: Examples) -> Examples:
         np.concatenate([speech.lengths.phonemes, spoken.lengths]),
         np.concatenate([speech.lengths.repeats, spoken.count_repeats()]),
         np.concatenate([speech.lengths.tokens, written.lengths]),
+        config.rates,
     )
     return Examples(
         corpus,
@@ -190,9 +197,9 @@ def _find_misfits(
 def _leave_out(lengths: Lengths, rows: np.ndarray) -> Lengths:
     """The same lengths without the labels of `rows` (bool [examples])."""
     kept = ~rows
-    return Lengths(
-        lengths.seconds,
-        lengths.phonemes * kept,
-        lengths.repeats * kept,
-        lengths.tokens * kept,
+    return replace(
+        lengths,
+        phonemes=lengths.phonemes * kept,
+        repeats=lengths.repeats * kept,
+        tokens=lengths.tokens * kept,
     )

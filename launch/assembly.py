@@ -132,7 +132,9 @@ def _build_loss(
     return settings.build(cls, values, "config.loss")
 
 
-def _build_data(values: dict[str, Any], tokenizer: str) -> DataConfig | TextConfig:
+def _build_data(
+    values: dict[str, Any], tokenizer: str, model: AsrConfig
+) -> DataConfig | TextConfig:
     kind = values.pop("kind", "speech")
     if kind not in DATA_KINDS:
         raise ValueError(
@@ -140,6 +142,8 @@ def _build_data(values: dict[str, Any], tokenizer: str) -> DataConfig | TextConf
         )
     if "tokens" in values.get("needs", ("tokens",)):
         values["tokenizer"] = tokenizer
+    if kind == "speech":
+        values["rates"] = model.rates
     return settings.build(DATA_KINDS[kind], values, "config.data")
 
 
@@ -189,7 +193,7 @@ def build_settings(config: ConfigDict) -> TrainSettings:
         stage=values["stage"],
         model=model,
         recipe=recipe,
-        data=_build_data(dict(values["data"]), tokenizer),
+        data=_build_data(dict(values["data"]), tokenizer, model),
         init_from=tuple(filter(None, origins.split(","))),
         cmvn=values["cmvn"],
         mesh=tuple(values["mesh"]),

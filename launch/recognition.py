@@ -36,7 +36,7 @@ def load(origin: str, *, chunk_ms: int = 0, left: int = 4) -> Loaded:
     tokenizer = Tokenizer.from_file(assembly.find_tokenizer(meta["tokenizer"]))
     if "llm" in params:
         assembly.check_vocabulary(tokenizer, config)
-    chunk = config.rates.count_frames(chunk_ms) if chunk_ms else 0
+    chunk = config.rates.frames_of_chunk(chunk_ms) if chunk_ms else 0
     programs = ModelPrograms.create(
         config,
         params,

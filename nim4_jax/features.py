@@ -246,9 +246,10 @@ def log_mel_piece(audio: Frames, config: Features, before: int) -> Frames:
     Args:
         audio: Float [B, S]; the piece's first frame begins with its first sample.
         config: the kind of features.
-        before: frames of the piece before the place where an utterance may begin: that
-            is sample `before · hop + lead`, and what is masked before it is the time
-            before the utterance, which Whisper mirrors.
+        before: frames of the piece before its own. An utterance may begin with the
+            first of its own, at sample `before · hop + lead`: what is masked before it
+            is the time before the utterance, which Whisper mirrors. Nothing may be
+            masked there in the utterance's later pieces.
 
     Returns:
         Frames of Float [B, 1 + (S − window) // hop, M].

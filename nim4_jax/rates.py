@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
+Array = np.ndarray | int
+
 SAMPLE_RATE = 16_000
 """Hz; the only rate below the data border."""
 
@@ -22,6 +26,7 @@ class Rates:
         hop: samples between feature frames.
         window: samples of a feature frame.
         lead: samples of feature frame t before sample hop · t.
+        tail: samples beyond the end of the audio that its last frame may cover.
         frame_stride: feature frames per encoder frame.
         frames_before: feature frames before its own that an encoder frame sees.
         frames_after: feature frames behind its own.
@@ -32,6 +37,7 @@ class Rates:
     hop: int = 160
     window: int = 400
     lead: int = 0
+    tail: int = 0
     frame_stride: int = 4
     frames_before: int = 0
     frames_after: int = 3
@@ -48,7 +54,17 @@ class Rates:
         """Seconds from one encoder frame to the next."""
         return self.frame_samples / SAMPLE_RATE
 
-    def count_frames(self, ms: int) -> int:
+    def count_encoder_frames(self, samples: Array) -> Array:
+        """Encoder frames of audio: ⌈T / frame_stride⌉ of its T feature frames.
+
+        Args:
+            samples: int [...], lengths.
+        """
+        covered = np.asarray(samples) + self.lead + self.tail
+        features = np.maximum(0, 1 + (covered - self.window) // self.hop)
+        return -(-features // self.frame_stride)
+
+    def frames_of_chunk(self, ms: int) -> int:
         """Encoder frames of a chunk of so many milliseconds.
 
         Raises:

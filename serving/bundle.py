@@ -78,7 +78,7 @@ def load(
     rates = Rates(**facts.rates)
     chunking = Chunking.full()
     if chunk_ms:
-        chunking = Chunking.of(rates.count_frames(chunk_ms), left)
+        chunking = Chunking.of(rates.frames_of_chunk(chunk_ms), left)
     programs = BundlePrograms(folder, facts, _read_weights(folder, facts), chunking)
     tokenizer = Tokenizer.from_file(str(Path(folder, manifest.TOKENIZER)))
     return Loaded(Recogniser(programs, tokenizer), facts.bucket_seconds, facts.rows)

@@ -1,10 +1,9 @@
-"""Features: Kaldi's numbers on real speech, the same whole and in pieces."""
-
-import functools
+"""Features: Kaldi's and Whisper's numbers on real speech, whole and in pieces."""
 
 import jax
 import jax.numpy as jnp
 import kaldi_native_fbank
+import librosa
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,16 +12,19 @@ from hypothesis import strategies as st
 from nim4_jax import features
 from nim4_jax.data import audio as audio_files
 from nim4_jax.data import builders
-from nim4_jax.features import FeatureConfig
+from nim4_jax.features import FeatureConfig, WhisperFeatures
 from nim4_jax.types import Frames
 
 CONFIG = FeatureConfig()
+WHISPER = WhisperFeatures()
+KINDS = {"kaldi": CONFIG, "whisper": WHISPER}
+every_kind = pytest.mark.parametrize("kind", KINDS)
 HOP = CONFIG.hop
 HOPS = 24  # length of the padded audio in the laws
-PIECES = (1, 2, 3, 5)  # hops; each compiles once
+PIECES = (4, 5, 8)  # frames, more than a piece sees before it; each compiles once
 
-whole = jax.jit(functools.partial(features.log_mel, config=CONFIG))
-piece = jax.jit(functools.partial(features.step, config=CONFIG))
+whole = jax.jit(features.log_mel, static_argnums=1)
+piece = jax.jit(features.log_mel_piece, static_argnums=(1, 2))
 
 
 def make_audio(seed: int, lengths: list[int], hops: int = HOPS) -> Frames:
@@ -33,16 +35,20 @@ def make_audio(seed: int, lengths: list[int], hops: int = HOPS) -> Frames:
     return Frames(np.where(mask, noise, np.nan).astype(np.float32), mask)
 
 
-def stream(audio: Frames, cuts: list[int]) -> Frames:
-    """Feed pieces of `cuts` hops, then what flushes the latency."""
-    state = features.init_state(audio.mask.shape[0], CONFIG)
+def stream(audio: Frames, config, cuts: list[int], before: int) -> Frames:
+    """Pieces of `cuts` frames, `before` more in front, with the samples they cover."""
+    front = before * HOP + config.lead
+    pads = ((0, 0), (front, config.window + max(cuts, default=0) * HOP))
+    values = np.pad(audio.values, pads, constant_values=np.nan)
+    mask = np.pad(audio.mask, pads)
     outputs, place = [], 0
-    for hops in cuts:
-        take = slice(place * HOP, (place + hops) * HOP)
-        part = Frames(audio.values[:, take], audio.mask[:, take])
-        frames, state = piece(part, state)
-        outputs.append(frames)
-        place += hops
+    for count in cuts:
+        size = (before + count - 1) * HOP + config.window
+        take = slice(place * HOP, place * HOP + size)
+        # Only an utterance's first piece begins with what is before it.
+        got = piece(Frames(values[:, take], mask[:, take]), config, before)
+        outputs.append(jax.tree.map(lambda leaf: leaf[:, before:], got))
+        place += count
     return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *outputs)
 
 
@@ -60,81 +66,58 @@ def assert_close(got, expected):
 
 @st.composite
 def compositions(draw, total: int) -> list[int]:
-    """Piece sizes, in hops, that add up to the total."""
+    """Piece sizes, in frames, that cover the total."""
     cuts = []
-    while (left := total - sum(cuts)) > 0:
-        cuts.append(draw(st.sampled_from([p for p in PIECES if p <= left])))
+    while sum(cuts) < total:
+        cuts.append(draw(st.sampled_from(PIECES)))
     return cuts
 
 
+@every_kind
 @given(
     seed=st.integers(0, 99),
     lengths=st.lists(st.integers(0, HOPS * HOP), min_size=2, max_size=2),
-    lead=st.integers(0, 7),
-    cuts=compositions(HOPS + 10),
+    before=st.integers(0, 2),
+    cuts=compositions(HOPS),
 )
-def test_pieces_equal_the_whole(seed, lengths, lead, cuts):
-    """Law 1, any pieces, any lengths, any number of masked hops before the audio."""
+def test_pieces_equal_the_whole(kind, seed, lengths, before, cuts):
+    """Law 1, any pieces, lengths and frames seen before a piece's own."""
+    config = KINDS[kind]
     audio = make_audio(seed, lengths)
-    expected = whole(audio)
-    tail = 10 - lead
-    pads = ((0, 0), (lead * HOP, tail * HOP))
-    values = np.pad(audio.values, pads, constant_values=np.nan)
-    padded = Frames(values, np.pad(audio.mask, pads))
-    got = stream(padded, cuts)
-    first = lead + CONFIG.latency
+    expected = whole(audio, config)
+    got = stream(audio, config, cuts, before)
     count = expected.mask.shape[1]
-    np.testing.assert_array_equal(got.mask[:, first : first + count], expected.mask)
-    assert not got.mask[:, :first].any() and not got.mask[:, first + count :].any()
-    assert_close(got.values[:, first : first + count], expected.values)
+    np.testing.assert_array_equal(got.mask[:, :count], expected.mask)
+    assert not got.mask[:, count:].any()
+    assert_close(got.values[:, :count], expected.values)
 
 
-@given(seed=st.integers(0, 99), data=st.data())
-def test_pieces_of_any_number_of_samples(seed, data):
-    """Law 1 for a client that sends what it has: hops are cut off a buffer."""
-    size = HOPS * HOP
-    audio = make_audio(seed, [size])
-    expected = whole(audio)
-    samples = np.asarray(audio.values[0])
-    state = features.init_state(1, CONFIG)
-    buffer, outputs, place = samples[:0], [], 0
-    while place < size:
-        sent = data.draw(st.integers(1, 1_500))
-        buffer = np.concatenate([buffer, samples[place : place + sent]])
-        place += sent
-        while len(buffer) >= HOP:
-            part, buffer = buffer[None, :HOP], buffer[HOP:]
-            frames, state = piece(Frames(part, np.ones(part.shape, bool)), state)
-            outputs.append(frames.values)
-    got = np.concatenate(outputs, axis=1)[:, CONFIG.latency :]
-    assert_close(got, expected.values)
-
-
+@every_kind
 @given(seed=st.integers(0, 99), length=st.integers(0, HOPS * HOP))
-def test_padding_never_matters(seed, length):
+def test_padding_never_matters(kind, seed, length):
     """NaN behind the mask gives the features of zeros there."""
+    config = KINDS[kind]
     dirty = make_audio(seed, [length, length // 2])
     clean = dirty.replace(values=np.nan_to_num(dirty.values))
-    jax.tree.map(np.testing.assert_array_equal, whole(dirty), whole(clean))
+    got, want = whole(dirty, config), whole(clean, config)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 @pytest.mark.parametrize(
-    "samples, frames", [(0, 0), (399, 0), (400, 1), (559, 1), (560, 2)]
+    "kind, samples, frames",
+    [
+        *(("kaldi", n, t) for n, t in ((0, 0), (399, 0), (400, 1), (559, 1), (560, 2))),
+        *(("whisper", n, t) for n, t in ((0, 0), (1, 1), (160, 1), (161, 2), (400, 3))),
+    ],
 )
-def test_only_whole_windows_count(samples, frames):
-    """Snip edges: 1 + (S − 400) // 160 frames, as the array and as the mask say."""
-    assert features.num_frames(samples, CONFIG) == frames
+def test_number_of_frames(kind, samples, frames):
+    """Kaldi: whole windows only. Whisper: as long as a frame's centre is there."""
+    config = KINDS[kind]
+    assert features.num_frames(samples, config) == frames
     audio = Frames(jnp.zeros((1, samples)), jnp.ones((1, samples), bool))
-    got = jax.eval_shape(whole, audio)
-    assert got.values.shape == (1, frames, CONFIG.num_mels)
-    assert int(whole(make_audio(0, [samples])).lengths()[0]) == frames
-
-
-def test_a_piece_must_be_whole_hops():
-    """The error names the size and what to feed."""
-    audio = Frames(jnp.zeros((1, 100)), jnp.ones((1, 100), bool))
-    with pytest.raises(ValueError, match=r"100 samples.*multiples of 160"):
-        features.step(audio, features.init_state(1, CONFIG), CONFIG)
+    got = jax.eval_shape(lambda audio: features.log_mel(audio, config), audio)
+    assert got.values.shape == (1, frames, config.num_mels)
+    assert int(whole(make_audio(0, [samples]), config).lengths()[0]) == frames
 
 
 def kaldi_features(samples: np.ndarray) -> np.ndarray:
@@ -161,10 +144,48 @@ def test_real_speech_gives_kaldis_numbers():
         padded = np.pad(samples, (0, hops * HOP - len(samples)))
         mask = np.arange(hops * HOP) < len(samples)
         audio = Frames(padded[None], mask[None])
-        got = whole(audio)
+        got = whole(audio, CONFIG)
         count = int(got.lengths()[0])
         assert count == len(expected)
         assert np.abs(got.values[0, :count] - expected).max() < 5e-3
-        streamed = stream(audio, [5] * (hops // 5)).values[0, CONFIG.latency :]
-        enough = min(count, streamed.shape[0])
-        assert np.abs(streamed[:enough] - expected[:enough]).max() < 5e-3
+        cuts = [5] * (-(-count // 5))
+        streamed = stream(audio, CONFIG, cuts, 0).values[0, :count]
+        assert np.abs(streamed - expected).max() < 5e-3
+
+
+def whisper_features(samples: np.ndarray, num_mels: int, floor: float) -> np.ndarray:
+    """Whisper's log-mel as librosa makes it of one utterance, [T, M]."""
+    padded = np.pad(samples, (0, 400))
+    spectrum = librosa.stft(padded, n_fft=400, hop_length=HOP, pad_mode="reflect")
+    power = np.abs(spectrum) ** 2
+    filters = librosa.filters.mel(sr=features.SAMPLE_RATE, n_fft=400, n_mels=num_mels)
+    values = np.log10(np.maximum(filters @ power, 1e-10))
+    values = values.T[: -(-len(samples) // HOP)]
+    return (np.maximum(values, values.max() - 8 if floor is None else floor) + 4) / 4
+
+
+@pytest.mark.parametrize("floor", [None, -8.0])
+@pytest.mark.parametrize("num_mels", [80, 128])
+def test_real_speech_gives_whispers_numbers(num_mels, floor):
+    """max |Δ| < 1e-4 on a bundled recording, by Whisper's floor and by a fixed one."""
+    config = WhisperFeatures(num_mels, floor)
+    samples = audio_files.decode(builders.open_bundled("commands", "test")[0]["audio"])
+    audio = Frames(samples[None], np.ones((1, len(samples)), bool))
+    got = np.asarray(whole(audio, config).values[0])
+    expected = whisper_features(samples, num_mels, floor)
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).max() < 1e-4
+
+
+def test_whispers_own_floor_is_of_each_clip_alone():
+    """Padding and other clips of the batch do not move it."""
+    config = WhisperFeatures(floor=None)
+    loud = make_audio(0, [HOPS * HOP, 10 * HOP])
+    quiet = loud.replace(values=loud.values * np.float32(1e-3))
+    got, alone = whole(quiet, config), whole(loud, config)
+    # 60 dB less are 6 decades: 6 / 4 less everywhere, the floor with it.
+    np.testing.assert_allclose(
+        np.asarray(got.values)[np.asarray(got.mask)],
+        np.asarray(alone.values)[np.asarray(got.mask)] - 1.5,
+        atol=1e-4,
+    )

@@ -55,7 +55,7 @@ class StreamConfig:
             ValueError: see above.
         """
         rates = rates or Rates()
-        chunk = rates.count_frames(chunk_ms)
+        chunk = rates.frames_of_chunk(chunk_ms)
         frames = round(_UTTERANCE_SECONDS / rates.frame_seconds)
         frames = min(frames, rates.max_frames or frames)
         return cls(chunk=chunk, left=left, chunks=max(1, frames // chunk), rates=rates)
@@ -66,7 +66,12 @@ class StreamConfig:
             raise ValueError(
                 f"a chunk of {self.chunk} encoder frames is no whole number of speech "
                 f"tokens; use a multiple of {rates.speech_stride} "
-                f"({rates.count_frames(640)} for 640 ms)."
+                f"({rates.frames_of_chunk(640)} for 640 ms)."
+            )
+        if self.hop < rates.samples_before:
+            raise ValueError(
+                f"a chunk of {self.hop} samples is shorter than what it sees before it "
+                f"({rates.samples_before}); use a longer one."
             )
         if rates.max_frames and self.chunk * self.chunks > rates.max_frames:
             raise ValueError(

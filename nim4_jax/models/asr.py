@@ -85,6 +85,7 @@ class AsrConfig:
             features.hop,
             features.window,
             features.lead,
+            features.tail,
             encoder.frame_stride,
             encoder.frames_before,
             encoder.frames_after,

@@ -24,6 +24,8 @@ from nim4_jax.ops.spec_augment import SpecAugmentConfig
 from nim4_jax.train.flops import Lengths, Pass
 from nim4_jax.types import AsrBatch, Frames, Labels
 
+_GRID_SECONDS = 0.04  # of a place of the grid that phonemes are laid on
+
 Ratio = tuple[Float[Array, ""], Float[Array, ""]]
 
 
@@ -312,8 +314,8 @@ def _distance_from_reader(model: Asr, frames: Frames, speech: Frames) -> Array:
 class ReadPhonemes:
     """Text-only warm-up of an LLM without pretrained weights: phonemes → transcript.
 
-    Phonemes are laid on a 40 ms grid as a CTC head emits them: each one held for one or
-    more frames, then blanks, with random weights, deletions and confusions of what
+    Phonemes are laid on a grid of 40 ms as a CTC head emits them: each one held for one
+    or more places, then blanks, with random weights, deletions and confusions of what
     sounds alike, so that the LLM learns to read uncertain phonemes and to use its
     knowledge of the text.
 
@@ -352,18 +354,24 @@ class ReadPhonemes:
             Pass("unembed", lengths.answer),
         )
 
-    def imitate(self, rng: Array, phonemes: Labels) -> Frames:
-        """Phoneme weights at frame rate, [B, U, P], as if a CTC head had heard."""
+    def imitate(self, rng: Array, phonemes: Labels, fine: int = 1) -> Frames:
+        """Phoneme weights at frame rate, [B, U, P], as if a CTC head had heard.
+
+        Args:
+            rng: one key.
+            phonemes: of each row.
+            fine: encoder frames in 40 ms.
+        """
         keys = jax.random.split(rng, 9)
         batch, count = phonemes.ids.shape
         shape = (batch, count)
         pace = jax.random.uniform(keys[0], (batch, 1), minval=1.5, maxval=3.6)
         spread = jax.random.uniform(keys[1], shape, minval=0.4, maxval=1.6)
-        lengths = jnp.maximum(pace * spread, 1.0) * phonemes.mask
-        silence = jax.random.uniform(keys[6], (batch, 1), maxval=self.lead)
+        lengths = jnp.maximum(fine * pace * spread, 1.0) * phonemes.mask
+        silence = jax.random.uniform(keys[6], (batch, 1), maxval=fine * self.lead)
         ends = silence + jnp.cumsum(lengths, axis=1)
         starts = jnp.floor(ends - lengths)
-        length = self.frames_per_phoneme * count + self.lead
+        length = fine * (self.frames_per_phoneme * count + self.lead)
         total = jnp.minimum(jnp.ceil(ends[:, -1:]) + 2.0, length)
         likely = jnp.asarray(np.cumsum(self.confusions, axis=-1))[phonemes.ids]
         draw = jax.random.uniform(keys[2], (*shape, 1)) * likely[..., -1:]
@@ -400,7 +408,8 @@ class ReadPhonemes:
         rows: Int[Array, " B"] | None = None,
     ) -> Loss:
         keys = jax.random.split(model.make_rng("augment"))
-        classes = self.imitate(keys[0], batch.phonemes)
+        fine = max(1, round(_GRID_SECONDS / model.config.rates.frame_seconds))
+        classes = self.imitate(keys[0], batch.phonemes, fine)
         speech = self._blur(keys[1], model.read_phonemes(classes).masked())
         return _answer_loss(model, speech, self.prompt, batch, self.vocab_chunk)
 

@@ -47,7 +47,9 @@ def measure_memory() -> int:
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="Linux only")
 def test_hours_of_audio_are_the_first_minute_again(model_files, period):
     config = StreamConfig(suffix_tokens=40, text_tokens=96)
-    loaded = recognition.load(model_files[0], chunk_ms=config.chunk_ms, left=config.left)
+    loaded = recognition.load(
+        model_files[0], chunk_ms=config.chunk_ms, left=config.left
+    )
     listener = Listener(loaded.recogniser, config=config, detector=Silero())
     session = listener.open()
     rounds = max(4, round(HOURS * 3600 * RATE / PERIOD))

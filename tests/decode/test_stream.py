@@ -36,7 +36,9 @@ STREAMS = 4
 
 @pytest.fixture(scope="module")
 def whole(model_files) -> Recogniser:
-    loaded = recognition.load(model_files[0], chunk_ms=CONFIG.chunk_ms, left=CONFIG.left)
+    loaded = recognition.load(
+        model_files[0], chunk_ms=CONFIG.chunk_ms, left=CONFIG.left
+    )
     return loaded.recogniser
 
 

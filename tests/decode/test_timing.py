@@ -69,7 +69,7 @@ def test_too_little_audio_spreads_the_words():
 
 @pytest.mark.parametrize("text", ["", "  "])
 def test_no_text_has_no_words(text):
-    assert timing.time_words(text, np.zeros((0, CLASSES)), 0.0) == (, 0.04)
+    assert timing.time_words(text, np.zeros((0, CLASSES)), 0.0, 0.04) == ()
 
 
 @given(

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-FRAME_SECONDS = 0.04
 from nim4_jax.eval import hypotheses, metrics
 from nim4_jax.text import articulation
 from nim4_jax.text.phonemes import INVENTORY
+
+FRAME_SECONDS = 0.04
 
 CLASSES = len(INVENTORY)
 spoken_lists = st.lists(st.integers(1, CLASSES - 1), max_size=40)

@@ -40,7 +40,9 @@ class Clock:
 
 @pytest.fixture(scope="module")
 def listener(model_files):
-    loaded = recognition.load(model_files[0], chunk_ms=CONFIG.chunk_ms, left=CONFIG.left)
+    loaded = recognition.load(
+        model_files[0], chunk_ms=CONFIG.chunk_ms, left=CONFIG.left
+    )
     return Listener(loaded.recogniser, streams=2, config=CONFIG)
 
 

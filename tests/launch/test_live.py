@@ -30,7 +30,9 @@ CONFIG = StreamConfig(chunk=4, left=4, chunks=40, text_tokens=64, suffix_tokens=
 
 @pytest.fixture(scope="module")
 def listener(model_files) -> Listener:
-    loaded = recognition.load(model_files[0], chunk_ms=CONFIG.chunk_ms, left=CONFIG.left)
+    loaded = recognition.load(
+        model_files[0], chunk_ms=CONFIG.chunk_ms, left=CONFIG.left
+    )
     return Listener(loaded.recogniser, config=CONFIG)
 
 
@@ -269,7 +271,12 @@ def test_one_recording_that_exists_is_wanted(run_program, recording, monkeypatch
 
 
 def test_flags_reach_the_listener(run_program, recording):
-    flags = {"chunk_ms": 320, "left": 2, "detector": "blank", "hotwords": "Ann, 小明，Bo,"}
+    flags = {
+        "chunk_ms": 320,
+        "left": 2,
+        "detector": "blank",
+        "hotwords": "Ann, 小明，Bo,",
+    }
     assert run_program([recording], **flags) == 0
     assert run_program.made == [("M", 320, 2, "blank", ("Ann", "小明", "Bo"))]
     config = StreamConfig.of(320, 2)

@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from nim4_jax.layers import Policy
 from nim4_jax.models.adaptor import Adaptor
-from nim4_jax.rates import SPEECH_STRIDE as STRIDE
 from nim4_jax.types import Frames
 
-WIDTH, LENGTH = 6, 24
-MODULE = Adaptor(WIDTH, 10, 5, Policy())
+WIDTH, LENGTH, STRIDE = 6, 24, 4
+MODULE = Adaptor(WIDTH, 10, 5, STRIDE, Policy())
 apply = jax.jit(MODULE.apply)
 
 

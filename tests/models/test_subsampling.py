@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nim4_jax.layers import Policy
-from nim4_jax.models.subsampling import Subsampling, init_subsampling
-from nim4_jax.rates import FRAME_STRIDE as STRIDE
+from nim4_jax.models.subsampling import OVERLAP, STRIDE, Subsampling
 from nim4_jax.types import Frames
 
 MELS, WIDTH, LENGTH = 16, 8, 48
@@ -32,10 +31,9 @@ apply = jax.jit(lambda params, frames: MODULE.apply(params, frames).masked())
 
 
 @jax.jit
-def apply_step(params, frames, state):
-    """One piece: (encoder frames with zeros behind the mask, state)."""
-    got, state = MODULE.apply(params, frames, state, method="step")
-    return got.masked(), state
+def apply_cut(params, frames):
+    """One piece with the feature frames that its last window needs."""
+    return MODULE.apply(params, frames, method="cut").masked()
 
 
 def whole(frames: Frames) -> Frames:
@@ -51,14 +49,15 @@ def make_frames(seed: int, lengths: list[int], length: int = LENGTH) -> Frames:
 
 
 def stream(frames: Frames, cuts: list[int]) -> Frames:
-    """Feed pieces of `cuts` groups of 4 feature frames."""
-    state = init_subsampling(frames.mask.shape[0], MELS)
+    """Pieces of `cuts` groups of 4 feature frames, and the overlap behind each."""
+    pads = ((0, 0), (0, OVERLAP))
+    values = np.pad(frames.values, (*pads, (0, 0)), constant_values=np.nan)
+    frames = Frames(values, np.pad(frames.mask, pads))
     outputs, place = [], 0
     for groups in cuts:
-        take = slice(place * STRIDE, (place + groups) * STRIDE)
+        take = slice(place * STRIDE, (place + groups) * STRIDE + OVERLAP)
         piece = Frames(frames.values[:, take], frames.mask[:, take])
-        got, state = apply_step(make_params(), piece, state)
-        outputs.append(got)
+        outputs.append(apply_cut(make_params(), piece))
         place += groups
     return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *outputs)
 
@@ -75,23 +74,14 @@ def compositions(draw, total: int) -> list[int]:
 @given(
     seed=st.integers(0, 99),
     lengths=st.lists(st.integers(0, LENGTH), min_size=2, max_size=2),
-    lead=st.integers(0, 2),
-    cuts=compositions(LENGTH // STRIDE + 3),
+    cuts=compositions(LENGTH // STRIDE),
 )
-def test_pieces_equal_the_whole(seed, lengths, lead, cuts):
-    """Law 1: one encoder frame late, after any number of masked groups of 4."""
+def test_pieces_equal_the_whole(seed, lengths, cuts):
+    """Law 1: pieces that overlap by what a window sees, any number of groups."""
     frames = make_frames(seed, lengths)
-    expected = whole(frames)
-    pads = ((0, 0), (lead * STRIDE, (3 - lead) * STRIDE))
-    values = np.pad(frames.values, (*pads, (0, 0)), constant_values=np.nan)
-    got = stream(Frames(values, np.pad(frames.mask, pads)), cuts)
-    first = lead + 1
-    count = expected.mask.shape[1]
-    np.testing.assert_array_equal(got.mask[:, first : first + count], expected.mask)
-    assert not got.mask[:, :first].any() and not got.mask[:, first + count :].any()
-    np.testing.assert_allclose(
-        got.values[:, first : first + count], expected.values, atol=1e-5
-    )
+    expected, got = whole(frames), stream(frames, cuts)
+    np.testing.assert_array_equal(got.mask, expected.mask)
+    np.testing.assert_allclose(got.values, expected.values, atol=1e-5)
 
 
 @pytest.mark.parametrize("length, frames", [(1, 1), (4, 1), (5, 2), (47, 12), (48, 12)])
@@ -117,7 +107,7 @@ def test_nan_behind_the_mask_is_harmless():
     jax.tree.map(np.testing.assert_array_equal, whole(dirty), whole(clean))
 
 
-def test_a_piece_must_be_whole_groups():
+def test_a_piece_must_end_with_a_window():
     """The error names the length and what to feed."""
-    with pytest.raises(ValueError, match=r"6 feature frames.*multiples of 4"):
-        apply_step(make_params(), make_frames(0, [6], 6), init_subsampling(1, MELS))
+    with pytest.raises(ValueError, match=r"6 feature frames.*4·n \+ 3"):
+        apply_cut(make_params(), make_frames(0, [6], 6))

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-FRAME_SECONDS = 0.04
 from nim4_jax.eval import hypotheses
 from nim4_jax.launch import assembly
 from nim4_jax.retrieval import database, hints
@@ -25,6 +24,8 @@ from nim4_jax.retrieval.pronunciation import pronounce
 from nim4_jax.text import prompt
 from nim4_jax.text.phonemes import INVENTORY
 from nim4_jax.text.tokenizer import Tokenizer
+
+FRAME_SECONDS = 0.04
 
 OPEN = Gate(min_phonemes=1, max_chance=np.inf)
 NAMES = ("NIO", "NIO House", "Weilai", "上海", "伤害", "海")

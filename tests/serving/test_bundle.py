@@ -19,7 +19,6 @@ from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.launch import export as launcher
 from nim4_jax.launch import recognition, snapshot
 from nim4_jax.models.asr import Asr
-from nim4_jax.models.conformer import ConformerStack
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.serving import bundle, export
 from nim4_jax.types import Frames

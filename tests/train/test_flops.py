@@ -9,7 +9,6 @@ import pytest
 
 from nim4_jax.models.asr import Asr, AsrConfig, param_shapes
 from nim4_jax.ops.relative import Chunking
-from nim4_jax.train import flops
 from nim4_jax.train.flops import FlopCounter, Lengths
 from nim4_jax.types import Frames
 
@@ -88,7 +87,7 @@ def compile_encoder(config: AsrConfig, frames: int) -> float:
         mask = jax.numpy.ones(values.shape[:2], bool)
         return module.encode(Frames(values, mask), Chunking.full()).values
 
-    shape = (1, flops.FRAME_STRIDE * frames, config.features.num_mels)
+    shape = (1, config.encoder.frame_stride * frames, config.features.num_mels)
     values = jax.ShapeDtypeStruct(shape, jax.numpy.float32)
     params = jax.eval_shape(nn.init(run, model), jax.random.key(0), values)
     params = nn.unbox(params)
