@@ -13,6 +13,7 @@ import nim4_jax
 from nim4_jax.data.config import DataConfig
 from nim4_jax.data.text_pipeline import TextConfig
 from nim4_jax.launch import settings
+from nim4_jax.models import quantisation
 from nim4_jax.models.asr import AsrConfig, Prompt
 from nim4_jax.rl.judge import Judge
 from nim4_jax.rl.objective import Grpo
@@ -247,6 +248,19 @@ def load_model(origin: str) -> tuple[Params, dict[str, Any]]:
         if not leaf or not all(np.asarray(x).size for x in _leaves(leaf)):
             raise ValueError(f"{origin} holds an empty part {name!r}.")
     return params, meta
+
+
+def load_trainable(origin: str) -> Params:
+    """Parameters of a workdir or snapshot to train from; int8 ones become float32.
+
+    Raises:
+        ValueError: see `load_model`.
+    """
+    params, meta = load_model(origin)
+    policy = meta["model"].get("policy", {})
+    if policy.get("weights", "float") == "int8":
+        params = quantisation.dequantise(params)
+    return params
 
 
 def _leaves(tree: Any) -> list[Any]:

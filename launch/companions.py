@@ -129,7 +129,7 @@ def _find_reference(
 ) -> Params:
     """Stage 1's part of the parameters from where the config says."""
     if drift.reference:
-        params, _ = assembly.load_model(drift.reference)
+        params = assembly.load_trainable(drift.reference)
         origin = drift.reference
     else:
         origin = os.path.join(workdir, REFERENCE)

@@ -103,12 +103,7 @@ def _find_params(
     fresh = _draw_params(model, settings, data)
     given: Params = {}
     for origin in settings.init_from:
-        loaded, meta = assembly.load_model(origin)
-        if meta["model"].get("policy", {}).get("weights", "float") != "float":
-            raise ValueError(
-                f"{origin} holds weights quantised for inference; start from the model "
-                "that they were made from."
-            )
+        loaded = assembly.load_trainable(origin)
         # The frozen policy of an earlier stage means nothing to the next one.
         loaded.pop(train_state.REFERENCE, None)
         given = {**given, **loaded}

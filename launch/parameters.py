@@ -22,8 +22,9 @@ from nim4_jax.train.recipes import LossFunction, Recipe
 from nim4_jax.types import AsrBatch, Frames, Labels, Params
 
 PARTS = {
-    "encoder: subsampling": "encoder/subsampling/",
-    "encoder: Conformer blocks": "encoder/stack/",
+    "encoder: Conformer's subsampling": "encoder/subsampling/",
+    "encoder: Whisper's convolutions": "encoder/stem/",
+    "encoder: blocks": "encoder/",
     "phoneme head": "ctc_head/",
     "adaptor": "adaptor/",
     "LLM: embeddings": "llm/embed",
@@ -80,6 +81,8 @@ def format_table(counts: dict[str, int]) -> str:
     total = sum(counts.values())
     lines = ["| part | parameters | share |", "| --- | ---: | ---: |"]
     for row, count in counts.items():
+        if not count:
+            continue
         lines.append(f"| {row} | {count:,} | {100 * count / total:.1f} % |")
     lines.append(f"| **all** | **{total:,}** | |")
     return "\n".join(lines)

@@ -52,6 +52,19 @@ def quantise(params: Params, shapes: Mapping[str, tuple[int, ...]]) -> Params:
     return traverse_util.unflatten_dict(made, sep="/")
 
 
+def dequantise(params: Params) -> Params:
+    """Parameters with int8 weights → float32 ones of the same model, nested dict."""
+    flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
+    made = {}
+    for path, leaf in flat.items():
+        name = path.removesuffix(_INT8)
+        if name != path:
+            made[name] = np.asarray(leaf, np.float32) * np.asarray(flat[name + _SCALE])
+        elif path.removesuffix(_SCALE) + _INT8 not in flat:
+            made[path] = leaf
+    return traverse_util.unflatten_dict(made, sep="/")
+
+
 def _round(kernel: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """int8 values and float32 scales; the largest of each output becomes ±127."""
     kernel = kernel.astype(np.float32)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from nim4_jax.configs import stage2
-from nim4_jax.launch import recognition, train
+from nim4_jax.launch import assembly, recognition, train
 from nim4_jax.launch import snapshot as launcher
 from nim4_jax.layers import LoraConfig
 from nim4_jax.models import lora
+from nim4_jax.train import optim
 from nim4_jax.types import Frames
 from nim4_jax.weights import conversion, snapshot
 
@@ -81,14 +82,21 @@ def test_an_int8_snapshot_transcribes_and_is_small(model_files, tmp_path):
     assert os.path.getsize(out) < 0.5 * os.path.getsize(whole)
 
 
-def test_an_int8_snapshot_does_not_train(model_files, tmp_path):
-    """Neither as a starting point nor by the config."""
+def test_training_starts_from_what_int8_weights_stand_for(model_files, tmp_path):
+    """As float32, each within half a step of what they were made from."""
     out = str(tmp_path / "int8.safetensors")
     launcher.run(model_files[0], out, "int8", [])
+    rounded = optim.flatten(assembly.load_trainable(out))
+    exact = optim.flatten(assembly.load_trainable(model_files[0]))
+    assert rounded.keys() == exact.keys()
+    for path, leaf in rounded.items():
+        assert leaf.dtype == np.float32 and leaf.shape == exact[path].shape
+        peak = np.abs(exact[path]).max()
+        assert np.abs(leaf - exact[path]).max() <= 0.501 * peak / 127, path
+
+
+def test_int8_weights_are_not_trained_themselves(tmp_path):
     config = stage2.get_config("nano")
-    config.init_from = out
-    with pytest.raises(ValueError, match="quantised for inference"):
-        train.run(config, str(tmp_path / "run"))
     config.model.policy.weights = "int8"
     with pytest.raises(ValueError, match="cannot be trained"):
         train.run(config, str(tmp_path / "run"))
