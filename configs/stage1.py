@@ -26,6 +26,9 @@ def get_config(size: str = "") -> ConfigDict:
             "flat_start": 0,
             "augment": base.augment(warp=40 if tiny else 80),
             "chunks": base.chunks(size),
+            # One view without chunks beside one with: for an encoder that hears whole
+            # utterances well already.
+            "dual": size == "base",
         }
     )
     config.rules = (

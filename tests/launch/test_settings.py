@@ -129,7 +129,7 @@ def test_kernels_are_of_a_run_and_not_of_its_model():
 def test_an_unknown_size_lists_the_sizes():
     """configs/STAGE.py:SIZE."""
     with pytest.raises(
-        ValueError, match=r"size 'huge' is unknown.*nano, smollm2, small, 2b3"
+        ValueError, match=r"size 'huge' is unknown.*nano, smollm2, base, small, 2b3"
     ):
         base.get_config("huge")
 
