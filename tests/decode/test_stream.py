@@ -16,6 +16,7 @@ from nim4_jax.decode.recogniser import Recogniser
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.launch import recognition
 from nim4_jax.models.qwen3 import Qwen3
+from nim4_jax.rates import Rates
 from nim4_jax.text import prompt as prompt_text
 from nim4_jax.types import Frames, Labels
 
@@ -340,6 +341,32 @@ def test_a_state_is_measured_without_making_it(whole):
 def test_sizes_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **change)
+
+
+WHISPER = Rates(160, 400, 200, 199, 2, 2, 1, speech_stride=8, max_frames=1500)
+
+
+@pytest.mark.parametrize(
+    "chunk_ms, left, rates, message",
+    [
+        (100, 4, Rates(), "100 ms is no whole number.*multiple of 160 ms, as 640"),
+        (-160, 4, WHISPER, "-160 ms is no whole number.*multiple of 160 ms, as 640"),
+        (640, -1, WHISPER, "must be ≥ 0"),
+    ],
+)
+def test_chunks_are_whole_speech_tokens(chunk_ms, left, rates, message):
+    with pytest.raises(ValueError, match=message):
+        StreamConfig.of(chunk_ms, left, rates)
+
+
+@pytest.mark.parametrize("rates, frames", [(Rates(), 768), (WHISPER, 1472)])
+def test_utterances_last_as_long_as_the_encoder_allows(rates, frames):
+    """48 chunks of 640 ms, or as many as there are positions for."""
+    sizes = StreamConfig.of(640, 4, rates)
+    assert sizes.chunk * sizes.chunks == frames
+    assert sizes.hop == 10_240 and sizes.speech_tokens == 4
+    with pytest.raises(ValueError, match="more than the encoder's 1500 positions"):
+        dataclasses.replace(StreamConfig.of(640, 4, WHISPER), chunks=47)
 
 
 def test_no_stream_at_all_is_refused(whole):

@@ -248,9 +248,6 @@ def test_a_stream_that_fails_leaves_its_place(listener, speech):
         ({"format": "srt"}, "--format=srt is not for streams.*'text', 'json'"),
         ({"format": "vtt"}, "--format=vtt is not for streams"),
         ({"out": "DIR"}, "--out is not for streams"),
-        ({"chunk": 6}, "multiple of 4"),
-        ({"chunk": -4}, "multiple of 4"),
-        ({"left": -1}, "must be ≥ 0"),
     ],
 )
 def test_what_streams_cannot_do_is_refused(run_program, recording, flags, message):
