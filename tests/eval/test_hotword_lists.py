@@ -36,11 +36,11 @@ def test_each_name_is_found_where_it_is_said_and_nowhere_else(names, recogniser)
     for text in NAMES:
         spoken = list(pronounce(Name(text))[0])
         heard = simulate(spoken, 0.0, np.random.default_rng(0))
-        assert names.find(heard.log_probs, recogniser.tokenizer) == (text,)
+        assert names.find(heard.log_probs, recogniser.tokenizer, 0.04) == (text,)
     other = list(pronounce(Name("open the window please"))[0])
     heard = simulate(other, 0.0, np.random.default_rng(0))
-    assert names.find(heard.log_probs, recogniser.tokenizer) == ()
-    assert names.find(heard.log_probs[:0], recogniser.tokenizer) == ()
+    assert names.find(heard.log_probs, recogniser.tokenizer, 0.04) == ()
+    assert names.find(heard.log_probs[:0], recogniser.tokenizer, 0.04) == ()
 
 
 def test_a_list_and_its_database_find_the_same(names, listed, recogniser, tmp_path):
@@ -51,7 +51,9 @@ def test_a_list_and_its_database_find_the_same(names, listed, recogniser, tmp_pa
     for seed in range(6):
         spoken = list(pronounce(Name(NAMES[seed % len(NAMES)]))[0])
         heard = simulate(spoken, 0.2, np.random.default_rng(seed)).log_probs
-        found = [each.find(heard, recogniser.tokenizer) for each in (names, built)]
+        found = [
+            each.find(heard, recogniser.tokenizer, 0.04) for each in (names, built)
+        ]
         assert found[0] == found[1]
     assert hotword_lists.identify(folder) != hotword_lists.identify(listed)
 
@@ -64,8 +66,8 @@ def test_it_writes_as_if_somebody_had_given_the_names(names, recogniser):
     frames = Frames(jnp.asarray(audio), jnp.asarray(mask))
     scores = recogniser.score_phonemes(frames)
     expected = [
-        ("Anna", *names.find(scores[0], recogniser.tokenizer)),
-        names.find(scores[1], recogniser.tokenizer),
+        ("Anna", *names.find(scores[0], recogniser.tokenizer, 0.04)),
+        names.find(scores[1], recogniser.tokenizer, 0.04),
         (),
     ]
     given = [("Anna",), (), ()]

@@ -20,7 +20,7 @@ def test_a_stream_has_chunks_of_whole_tokens_or_is_refused(length):
         with pytest.raises(ValueError, match="multiple of 160 ms"):
             Mode.parse(text)
     else:
-        assert Mode.parse(text) == Mode(text, length // 40)
+        assert Mode.parse(text) == Mode(text, length)
 
 
 @pytest.mark.parametrize("text", ["stream:0", "stream:", "stream:-160", "online", ""])

@@ -82,7 +82,7 @@ def test_the_state_of_the_full_model_is_counted_by_part():
     rows = streaming.describe_states(states)
     whole, *parts = rows
     assert whole.figure == "state_bytes_2b3"
-    assert whole.ours == sum(row.ours for row in parts) and len(parts) == 5
+    assert whole.ours == sum(row.ours for row in parts) and len(parts) == 4
     assert {row.unit for row in rows} == {"bytes"}
     # Keys and values, 28 layers, 8 heads of 128, bfloat16.
     slot = 2 * 28 * 8 * 128 * 2

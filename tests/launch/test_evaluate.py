@@ -216,7 +216,8 @@ def test_two_evaluations_are_compared(model_files, named, tmp_path):
 
 
 def test_the_program_prints_the_table(model_files, manifest, capsys, monkeypatch):
-    off = {"phonemes": False, "shuffle_audio": False, "limit": 0, "chunk": 0, "left": 4}
+    off = {"phonemes": False, "shuffle_audio": False, "limit": 0}
+    off |= {"chunk_ms": 0, "left": 4}
     off |= {"hints": "none", "hint_count": 4, "hint_names": None, "hint_seed": 0}
     off |= {"seen": None, "find_keywords": False, "stream": False}
     off |= {"config": None, "models": None}

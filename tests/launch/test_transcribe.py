@@ -171,7 +171,8 @@ def run_program(monkeypatch, model_files):
     """`transcribe` with paths and flags: (paths, **flags) → exit code."""
 
     def run(paths, **given) -> int:
-        defaults = {"format": "text", "out": None, "batch": 3, "chunk": 0, "left": 4}
+        defaults = {"format": "text", "out": None, "batch": 3, "left": 4}
+        defaults |= {"chunk_ms": 0}
         defaults |= {"vad": "silero", "stream": False}
         values = {"model": model_files[0], "bundle": None, **defaults, **given}
         # The process's own flags belong to the test runner and to other commands.

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from nim4_jax.rates import Rates
 from nim4_jax.train.flops import FlopCounter, Lengths
 from nim4_jax.train.profiler import ProfileWindow
 from nim4_jax.train.speed import Capacity, Speedometer
@@ -95,7 +96,7 @@ def test_mfu_is_operations_over_time_and_peak(tiny, clock):
     speed = Speedometer(capacity, clock=clock)
     run_steps(speed, clock, arrays, 3)
     lengths = Lengths.of(
-        arrays["audio_mask"].sum(1), arrays["tokens_mask"].sum(1), None, 160
+        arrays["audio_mask"].sum(1), arrays["tokens_mask"].sum(1), None, Rates()
     )
     operations = 3 * 2 * sum(counter.count(lengths).values())
     expected = operations / 3.75 / 1e9
