@@ -281,6 +281,9 @@ def get_config(size: str = "") -> ConfigDict:
     # The newest ones stay, and for ever those at multiples of keep_every (0: none).
     config.checkpoint_keep = 2
     config.checkpoint_keep_every = 0
+    # A step whose loss or gradient is not finite changes nothing; so many in a row end
+    # the run.
+    config.skip_limit = 10
     # A run in which nothing happens for so long names the host that hangs, and exits
     # to be started again; 0 waits for ever. The first step compiles within it.
     config.timeout_minutes = 30.0

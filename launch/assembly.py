@@ -60,6 +60,7 @@ class TrainSettings:
         checkpoint_keep_every: those at multiples of it stay too; 0 for none.
         timeout_minutes: how long nothing may happen before the run gives up; 0 for
             ever.
+        skip_limit: so many lost steps in a row end the run, see `loop.check_finite`.
         publish: where encoder releases go, None for nowhere.
         follow: where they come from, None for nowhere.
         probe: how drift is measured, None for not at all.
@@ -84,6 +85,7 @@ class TrainSettings:
     checkpoint_keep: int = 2
     checkpoint_keep_every: int = 0
     timeout_minutes: float = 30.0
+    skip_limit: int = 10
 
 
 def find_tokenizer(name: str) -> str:
@@ -208,6 +210,7 @@ def build_settings(config: ConfigDict) -> TrainSettings:
         checkpoint_keep=int(values["checkpoint_keep"]),
         checkpoint_keep_every=int(values["checkpoint_keep_every"]),
         timeout_minutes=float(values["timeout_minutes"]),
+        skip_limit=int(values["skip_limit"]),
     )
 
 

@@ -18,6 +18,7 @@ HARMLESS = frozenset(
         "checkpoint_keep",
         "checkpoint_keep_every",
         "timeout_minutes",
+        "skip_limit",
         "mesh",
         "micro_batches",
         "rollout_devices",

@@ -115,7 +115,7 @@ def _run(
     launched = time.perf_counter()
     profile = ProfileWindow(window, str(epath.Path(workdir) / "profile"))
     recipe = settings.recipe
-    model = Asr(settings.model, deterministic=False)
+    model = Asr(settings.model)
     prepare = _choose_prepare(settings, model)
     watchdog = Watchdog(settings.timeout_minutes)
 
@@ -164,7 +164,9 @@ def _run(
             meta=meta,
             until=until,
             companions=company,
-            check=alarm.choose_check(recipe.loss, settings.model.policy),
+            check=alarm.choose_check(
+                recipe.loss, settings.model.policy, settings.skip_limit
+            ),
             prepare=prepare,
             label=settings.stage,
             log_every=settings.log_every,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from nim4_jax.ops import cross_entropy
 from nim4_jax.rl import grpo, rollout
 from nim4_jax.rl.grpo import GrpoConfig
 from nim4_jax.rl.rollout import Rehearsed, Rollout
+from nim4_jax.train import optim
 from nim4_jax.train.flops import Lengths, Pass
 from nim4_jax.train.losses import DynamicChunks, Loss, count_frames, key_rows
 from nim4_jax.train.state import REFERENCE
@@ -108,6 +110,9 @@ class Grpo:
     oversample: int = 1
     drop_flat: bool = False
     drift_limit: float = 0.0
+
+    noiseless: ClassVar[bool] = True
+    """Dropout in the policy alone would be a distance from sampler and reference."""
 
     def __post_init__(self):
         if self.samples < 2:
@@ -308,7 +313,9 @@ class Grpo:
         }
         metrics = {**loss.metrics, **self._describe(rolled, flat, heard, dropped)}
         metrics["temperature"] = (setting.temperature, jnp.ones(()))
-        return loss.replace(metrics=metrics, largest=largest)
+        # One lost row makes the step worthless, also where its own loss is masked.
+        total = jnp.where(jnp.any(broken), jnp.nan, loss.total)
+        return loss.replace(total=total, metrics=metrics, largest=largest)
 
     def _describe(self, rolled: Rollout, flat, heard, dropped):
         """Metrics of a rollout, as sums over utterances or samples."""
@@ -351,7 +358,9 @@ class Grpo:
         params = model.variables["params"]
         if REFERENCE not in params:
             return None
-        frozen = jax.lax.stop_gradient({**params, **params[REFERENCE]})
+        copied = optim.flatten(params[REFERENCE])
+        merged = optim.unflatten({**optim.flatten(params), **copied})
+        frozen = jax.lax.stop_gradient(merged)
 
         def run(policy: Asr) -> Float[Array, "B L"]:
             speech = self._listen(policy, batch, setting.chunks)
