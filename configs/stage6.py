@@ -14,7 +14,7 @@ def get_config(size: str = "") -> ConfigDict:
     config = stage4.get_config(size)
     tiny = base.on_laptop(size)
     config.stage = "stage6"
-    config.steps = 80 if tiny else 1_500  # about 20,000 utterances
+    base.set_length(config, 80 if tiny else 1_500)  # about 20,000 utterances
     config.reference = True
     config.rules = (("reference/.*", None), *config.rules)
     config.loss = ConfigDict(

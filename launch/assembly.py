@@ -52,6 +52,7 @@ class TrainSettings:
         data: training data.
         init_from: workdirs or .safetensors files to start from.
         cmvn: path of feature statistics, or "".
+        cmvn_hours: of audio that they are measured on otherwise; 0 for all.
         mesh: (data, fsdp, tensor) sizes, () for the accelerator's default.
         meshes: accelerator → default sizes, see `meshes.choose`.
         log_every: steps between records.
@@ -86,6 +87,7 @@ class TrainSettings:
     checkpoint_keep_every: int = 0
     timeout_minutes: float = 30.0
     skip_limit: int = 10
+    cmvn_hours: float = 3.0
 
 
 def find_tokenizer(name: str) -> str:
@@ -211,6 +213,7 @@ def build_settings(config: ConfigDict) -> TrainSettings:
         checkpoint_keep_every=int(values["checkpoint_keep_every"]),
         timeout_minutes=float(values["timeout_minutes"]),
         skip_limit=int(values["skip_limit"]),
+        cmvn_hours=float(values["cmvn_hours"]),
     )
 
 

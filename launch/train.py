@@ -30,6 +30,7 @@ from nim4_jax.launch import (
     compile_only,
     first_state,
     hosts,
+    lock,
     meshes,
     restart,
     runtime,
@@ -81,7 +82,8 @@ def run(
 
     Raises:
         Interrupted: a signal asked for it.
-        ValueError: settings that cannot work, or a workdir of another run.
+        ValueError: settings that cannot work, or a workdir of another run, or one that
+            another process trains in.
         OSError: a checkpoint could not be written.
     """
     settings = assembly.build_settings(config)
@@ -91,7 +93,8 @@ def run(
     devices, _ = sharding.split_devices(settings.rollout_devices)
     mesh = meshes.choose(settings.mesh, settings.meshes, devices)
     hosts.check_mesh(mesh)
-    with jax.set_mesh(mesh):
+    companions.check_sources(settings)
+    with lock.held(workdir), jax.set_mesh(mesh):
         _run(
             settings,
             config,
@@ -133,10 +136,14 @@ def _run(
     fresh = checkpoints.latest_step() is None
     if fresh:
         encoder = subscriber.first_encoder() if subscriber else {}
-        state = first_state.begin(model, settings, data, tx, encoder)
+        state = first_state.begin(model, settings, data, tx, encoder, workdir)
     else:
         allowed.check(checkpoints.read_meta(), config)
-        state = first_state.restore(checkpoints, model, settings, data, tx)
+        state = first_state.restore(
+            checkpoints, model, settings, data, tx, other_data=allowed.force_config
+        )
+        saved, optimizer = checkpoints.read_meta(), recipe.optimizer
+        restart.tell_rate(saved, optimizer, recipe.steps, int(state.step))
     company = companions.make_others(
         settings, meta, workdir, state.params if fresh else None
     )

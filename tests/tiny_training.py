@@ -82,7 +82,7 @@ def make_batch(seed: int, rows: int = 4, samples: int = SAMPLES) -> AsrBatch:
 
 
 def make_data(broken: tuple[int, ...] = ()) -> Iterator[dict[str, Any]]:
-    """Endless batches as a Grain iterator; those in `broken` have lost their numbers."""
+    """Endless batches as a Grain iterator; those in `broken` are NaN."""
 
     def load(step: int) -> dict[str, Any]:
         arrays = make_arrays(step)

@@ -187,8 +187,22 @@ def test_law_2_through_orbax(config, straight, tmp_path):
 def test_a_state_of_other_data_is_refused(config):
     state = pipeline.make_train_iterator(config).get_state()
     other = pipeline.make_train_iterator(replace(config, seed=4))
-    with pytest.raises(ValueError, match="the saved data state belongs to plan"):
+    with pytest.raises(ValueError, match=r"--force_config.*--workdir=NEW --config\.in"):
         other.set_state(state)
+
+
+def test_other_data_can_begin_a_new_epoch(config):
+    """The one after the step that was saved, from its first batch; then law 2 holds."""
+    other = pipeline.make_train_iterator(replace(config, batch_size=2))
+    first = other.plan.count_steps(1)
+    for step, epoch in ((0, 1), (first - 1, 1), (first, 2)):
+        other.begin_epoch({"step": step, "plan": "another"})
+        assert other.epoch == epoch
+        assert other.step == other.plan.count_steps(epoch)
+    other.set_state(other.get_state())
+    assert other.epoch == 2
+    next(other)
+    other.close()
 
 
 def test_grain_need_not_print_the_data_set(config):
