@@ -147,7 +147,9 @@ _SPEECH_STRIDES = {"base": 8}
 
 _BATCHES = {"base": ((40, 24, 16, 12, 8, 6), (2.5, 4.0, 6.0, 8.5, 12.0, 17.5))}
 _LAPTOP_BATCHES = ((16, 10, 6), (2.5, 5.0, 9.0))
-_POD_BATCHES = ((32, 20, 12, 8, 4), (2.5, 4.0, 6.5, 15.0, 30.0))
+# Rows follow from the devices; 16 of them hear 560,000 h in the 2 M steps of stage 1.
+_POD_BATCHES = ((), (2.5, 4.0, 6.5, 15.0, 30.0))
+_DEVICE_SECONDS = 60.0
 
 _TOKENIZERS = {"nano": "nano", "smollm2": "weights/smollm2/tokenizer.json"}
 
@@ -267,7 +269,10 @@ def get_config(size: str = "") -> ConfigDict:
         {
             "kind": "speech",
             "sources": ("bundled:commands:train",),
+            # Rows of each bucket's batch, of all devices together; (): as many as
+            # device_seconds of audio for each device, padding included, come to.
             "batch_size": rows,
+            "device_seconds": 0.0 if rows else _DEVICE_SECONDS,
             "bucket_seconds": seconds,
             "speed_perturb": (0.9, 1.0, 1.1),
             # Share of the speech at which these factors leave the pitch as it is.

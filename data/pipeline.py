@@ -137,6 +137,12 @@ class TrainIterator(grain.DatasetIterator):
         """The epoch that the next batch belongs to."""
         return self.plan.find_epoch(self.step)
 
+    def measure_epoch(self) -> tuple[float, int]:
+        """(hours of audio, batches) of the first epoch; padding does not count."""
+        lengths, batches = self.plan.lengths.seconds, self.plan.epoch(0)
+        seconds = (lengths[b.indices] / b.speeds for b in batches)
+        return sum(float(part.sum()) for part in seconds) / 3600, len(batches)
+
     def __next__(self) -> Arrays:
         if self._closed:
             raise ValueError("the training iterator is closed")

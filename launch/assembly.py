@@ -227,6 +227,7 @@ def describe(made: TrainSettings, config: ConfigDict) -> dict[str, Any]:
     return {
         "stage": made.stage,
         "steps": made.recipe.steps,
+        "batch_size": made.data.batch_size,
         "model": dataclasses.asdict(model),
         "tokenizer": config.tokenizer,
         "phonemes": phonemes.INVENTORY_HASH,

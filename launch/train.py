@@ -26,6 +26,7 @@ from nim4_jax.data.skips import SkipReport
 from nim4_jax.data.text_pipeline import TextConfig
 from nim4_jax.launch import (
     assembly,
+    batches,
     companions,
     compile_only,
     first_state,
@@ -117,6 +118,11 @@ def _run(
 ) -> None:
     launched = time.perf_counter()
     profile = ProfileWindow(window, str(epath.Path(workdir) / "profile"))
+    checkpoints = _open_checkpoints(workdir, settings, allowed)
+    fresh = checkpoints.latest_step() is None
+    keeps = not (fresh or allowed.force_config)
+    mesh, saved = sharding.current_mesh(), checkpoints.read_meta() if keeps else None
+    settings = batches.settle(settings, mesh, saved)
     recipe = settings.recipe
     model = Asr(settings.model)
     prepare = _choose_prepare(settings, model)
@@ -131,9 +137,8 @@ def _run(
     # Another manifest would be another order, or other shapes, on each host.
     hosts.agree({"data": data.get_state()}, f"data of {workdir}")
     tx = optim.make_optimizer(recipe.optimizer, recipe.rules, recipe.steps)
-    checkpoints = _open_checkpoints(workdir, settings, allowed)
+    batches.log_epoch(settings, data)
     meta = assembly.describe(settings, config)
-    fresh = checkpoints.latest_step() is None
     if fresh:
         encoder = subscriber.first_encoder() if subscriber else {}
         state = first_state.begin(model, settings, data, tx, encoder, workdir)
@@ -241,7 +246,9 @@ def _choose_prepare(settings: assembly.TrainSettings, model: Asr) -> loop.Prepar
             raise ValueError(
                 f"config.data.batch_size={given}: {wrong[0]} rows do not divide over "
                 f"the {count} data shards of the {name} mesh; give multiples of "
-                f"{count}, or change config.mesh or config.rollout_devices."
+                f"{count}, or config.data.device_seconds in their place, or change "
+                "config.mesh or config.rollout_devices; a run that was begun on other "
+                "devices takes new rows, and a new epoch, with --force_config."
             )
     return prepare
 
