@@ -2,7 +2,9 @@
 
 Sizes: `nano` trains on a laptop, `smollm2` is nano's encoder before a pretrained LLM,
 `base` hears people with the encoder of Whisper base before a small LLM, `small` trains
-on one accelerator, `2b3` is NIM4-ASR's.
+on one accelerator, `2b3` is NIM4-ASR's. Another encoder takes the place of a size's own
+by name, as in `configs/stage1.py:2b3+whisper-large-v3`; `nim4 convert` brings its
+weights for config.init_from.
 """
 
 from ml_collections import ConfigDict
@@ -10,55 +12,61 @@ from ml_collections import ConfigDict
 SIZES = ("nano", "smollm2", "base", "small", "2b3")
 _LAPTOP = ("nano", "smollm2", "base")
 
-_CONFORMER = {
-    "num_mels": 80,
-    "subsampling_channels": 32,
-    "ffn_factor": 4,
-    "conv_context": "chunk",
-}
 
-# The keys of a part say what it is: these are a Conformer's, or a Whisper encoder's.
+def _conformer(layers: int, width: int, heads: int, **others: float) -> dict:
+    """What reads Kaldi's features, 40 ms a frame."""
+    return {
+        "features": {"num_mels": 80},
+        "encoder": {
+            "num_mels": 80,
+            "subsampling_channels": 32,
+            "ffn_factor": 4,
+            "conv_context": "chunk",
+            "num_layers": layers,
+            "width": width,
+            "num_heads": heads,
+            **others,
+        },
+        "speech_stride": 4,
+    }
+
+
+def _whisper(layers: int, width: int, mels: int = 80) -> dict:
+    """What reads Whisper's features, 20 ms a frame."""
+    return {
+        # A floor that a stream can have, too; Whisper's own is of the whole clip.
+        "features": {"num_mels": mels, "floor": -8.0},
+        "encoder": {
+            "num_mels": mels,
+            "ffn_factor": 4,
+            "max_frames": 1500,
+            "num_layers": layers,
+            "width": width,
+            "num_heads": width // 64,
+            "dropout": 0.0,
+        },
+        "speech_stride": 8,
+    }
+
+
+_NANO = _conformer(6, 144, 4, conv_kernel=15, conv_expansion=1, dropout=0.0)
+
+# Each size's own encoder, and those that may stand in its place: SIZE+ENCODER.
 _ENCODERS = {
-    "nano": {
-        **_CONFORMER,
-        "num_layers": 6,
-        "width": 144,
-        "num_heads": 4,
-        "conv_kernel": 15,
-        "conv_expansion": 1,
-        "dropout": 0.0,
-    },
-    "base": {
-        "num_layers": 6,
-        "width": 512,
-        "num_heads": 8,
-        "num_mels": 80,
-        "ffn_factor": 4,
-        "max_frames": 1500,
-        "dropout": 0.0,
-    },
-    "small": {
-        **_CONFORMER,
-        "num_layers": 12,
-        "width": 512,
-        "num_heads": 8,
-        "conv_kernel": 33,
-        "conv_expansion": 1,
-        "dropout": 0.1,
-    },
+    "nano": _NANO,
+    "smollm2": _NANO,
+    "base": _whisper(6, 512),
+    "small": _conformer(12, 512, 8, conv_kernel=33, conv_expansion=1, dropout=0.1),
     # FireRedASR-AED's block and width; 14 layers come to the paper's "about 600 M".
-    "2b3": {
-        **_CONFORMER,
-        "num_layers": 14,
-        "width": 1280,
-        "num_heads": 20,
-        "conv_kernel": 33,
-        "conv_expansion": 2,
-        "dropout": 0.05,
-    },
+    "2b3": _conformer(14, 1280, 20, conv_kernel=33, conv_expansion=2, dropout=0.05),
+    "firered": _conformer(16, 1280, 20, conv_kernel=33, conv_expansion=2, dropout=0.05),
+    "whisper-tiny": _whisper(4, 384),
+    "whisper-base": _whisper(6, 512),
+    "whisper-small": _whisper(12, 768),
+    "whisper-medium": _whisper(24, 1024),
+    "whisper-large-v2": _whisper(32, 1280),
+    "whisper-large-v3": _whisper(32, 1280, 128),
 }
-
-_ENCODERS["smollm2"] = _ENCODERS["nano"]
 
 _LLMS = {
     "nano": {
@@ -138,13 +146,6 @@ _ADAPTOR_WIDTHS = {
     "2b3": 4096,
 }
 
-_FBANK = {"num_mels": 80}
-# A floor that a stream can have, too; Whisper's own depends on the whole clip.
-_FEATURES = {"base": {"num_mels": 80, "floor": -8.0}}
-
-# Encoder frames per speech token of 160 ms.
-_SPEECH_STRIDES = {"base": 8}
-
 _BATCHES = {"base": ((40, 24, 16, 12, 8, 6), (2.5, 4.0, 6.0, 8.5, 12.0, 17.5))}
 _LAPTOP_BATCHES = ((16, 10, 6), (2.5, 5.0, 9.0))
 # Rows follow from the devices; 16 of them hear 560,000 h in the 2 M steps of stage 1.
@@ -155,18 +156,34 @@ _TOKENIZERS = {"nano": "nano", "smollm2": "weights/smollm2/tokenizer.json"}
 
 
 def check_size(size: str) -> str:
-    """The size, `nano` for an empty one.
+    """The size of SIZE or SIZE+ENCODER, `nano` for an empty one.
 
     Raises:
         ValueError: an unknown size.
     """
-    size = size or "nano"
+    size = size.partition("+")[0] or "nano"
     if size not in SIZES:
         raise ValueError(
             f"size {size!r} is unknown; use --config=configs/STAGE.py:SIZE with one of "
             f"{', '.join(SIZES)}."
         )
     return size
+
+
+def choose_encoder(size: str) -> dict:
+    """Features, encoder and speech stride of SIZE, or of ENCODER in SIZE+ENCODER.
+
+    Raises:
+        ValueError: an unknown encoder.
+    """
+    own, _, other = size.partition("+")
+    name = other or check_size(own)
+    if name not in _ENCODERS:
+        raise ValueError(
+            f"encoder {name!r} is unknown; use --config=configs/STAGE.py:SIZE+ENCODER "
+            f"with one of {', '.join(_ENCODERS)}."
+        )
+    return _ENCODERS[name]
 
 
 def on_laptop(size: str) -> bool:
@@ -193,15 +210,11 @@ def augment(
 
 
 def chunks(size: str) -> dict:
-    """How chunk masks are drawn, in encoder frames: of up to a second or so."""
-    if check_size(size) == "base":
-        return {
-            "full_share": 0.4,
-            "smallest": 12,
-            "largest": 64,
-            "unlimited_left": 0.7,
-        }
-    return {"full_share": 0.5, "smallest": 1, "largest": 25, "unlimited_left": 0.5}
+    """How chunk masks are drawn, in encoder frames: of a second or so at most."""
+    if choose_encoder(size)["speech_stride"] == 4:
+        return {"full_share": 0.5, "smallest": 1, "largest": 25, "unlimited_left": 0.5}
+    # 0.24 to 1.28 s: an encoder that was trained on whole clips.
+    return {"full_share": 0.4, "smallest": 12, "largest": 64, "unlimited_left": 0.7}
 
 
 def held_out(size: str) -> tuple[str, ...]:
@@ -237,16 +250,15 @@ def probe(size: str) -> ConfigDict:
 
 def get_config(size: str = "") -> ConfigDict:
     """Everything but what a stage decides."""
+    parts = choose_encoder(size)
     size = check_size(size)
     tiny = on_laptop(size)
     rows, seconds = _BATCHES.get(size, _LAPTOP_BATCHES if tiny else _POD_BATCHES)
     config = ConfigDict()
     config.model = ConfigDict(
         {
-            "features": _FEATURES.get(size, _FBANK),
-            "encoder": _ENCODERS[size],
+            **parts,
             "adaptor_width": _ADAPTOR_WIDTHS[size],
-            "speech_stride": _SPEECH_STRIDES.get(size, 4),
             "llm": {**_LLMS[size], "lora": _NO_LORA},
             "policy": {
                 "compute": "float32" if tiny else "bfloat16",

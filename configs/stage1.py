@@ -7,13 +7,13 @@ from ml_collections import ConfigDict
 
 from nim4_jax.configs import base
 
-_RATES = {"base": 1e-4}
-
 
 def get_config(size: str = "") -> ConfigDict:
     """Stage 1 at any size."""
     config = base.get_config(size)
     tiny = base.on_laptop(size)
+    # Encoders of others have heard people before.
+    pretrained = "+" in size or base.check_size(size) == "base"
     config.stage = "stage1"
     config.meshes = ConfigDict(base.WHOLE_MESHES)
     config.data.needs = ("phonemes",)
@@ -26,17 +26,20 @@ def get_config(size: str = "") -> ConfigDict:
             "flat_start": 0,
             "augment": base.augment(warp=40 if tiny else 80),
             "chunks": base.chunks(size),
+            # One view without chunks beside one with: for an encoder that hears whole
+            # utterances well already.
+            "dual": pretrained,
         }
     )
     config.rules = (
         ("(encoder|ctc_head)/.*", 1.0),
         (".*", None),
     )
-    if size == "base":  # a pretrained encoder under a head that is not
+    if pretrained:  # the head is not
         config.rules = (("ctc_head/.*", 5.0), ("encoder/.*", 1.0), (".*", None))
     config.optimizer = ConfigDict(
         {
-            "peak_rate": _RATES.get(size, 2e-3 if tiny else 5e-4),
+            "peak_rate": 1e-4 if pretrained else 2e-3 if tiny else 5e-4,
             "warmup_steps": 300 if tiny else 10_000,
             "weight_decay": 1e-2,
             "final_share": 0.05,

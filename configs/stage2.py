@@ -16,10 +16,17 @@ from nim4_jax.configs import base
 _MAX_TOKENS = {
     "nano": (16, 24, 40),
     "smollm2": (24, 36, 48),  # two or three tokens a Chinese character
+    "base": (32, 48, 72, 96, 128, 192),
     "small": (48, 80, 128, 256, 512),
     "2b3": (48, 80, 128, 256, 512),
 }
-_STEPS = {"nano": 1_200, "smollm2": 800, "small": 1_300_000, "2b3": 1_300_000}
+_STEPS = {
+    "nano": 1_200,
+    "smollm2": 800,
+    "base": 3_000,
+    "small": 1_300_000,
+    "2b3": 1_300_000,
+}
 
 
 def get_config(size: str = "") -> ConfigDict:
@@ -43,7 +50,7 @@ def get_config(size: str = "") -> ConfigDict:
             "imitate": 50.0 if imitates else 0.0,
             "imitate_steps": 900 if imitates else 0,
             "augment": base.augment(warp=0, freq_width=15, time_fraction=0.15),
-            "chunks": {"full_share": 0.5, "largest": 25, "unlimited_left": 0.5},
+            "chunks": base.chunks(size),
         }
     )
     config.rules = (("adaptor/.*", 1.0), (".*", None))

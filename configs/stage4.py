@@ -11,8 +11,14 @@ from ml_collections import ConfigDict
 from nim4_jax.configs import base, stage2
 
 # An hour of commands is soon learnt by heart; nano's LLM should not.
-_LLM_RATES = {"nano": 0.2, "smollm2": None, "small": 1.0, "2b3": 1.0}
-_STEPS = {"nano": 400, "smollm2": 300, "small": 1_000_000, "2b3": 1_000_000}
+_LLM_RATES = {"nano": 0.2, "smollm2": None, "base": 1.0, "small": 1.0, "2b3": 1.0}
+_STEPS = {
+    "nano": 400,
+    "smollm2": 300,
+    "base": 6_000,
+    "small": 1_000_000,
+    "2b3": 1_000_000,
+}
 
 
 def get_config(size: str = "") -> ConfigDict:

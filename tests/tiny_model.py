@@ -20,8 +20,19 @@ from nim4_jax.weights import snapshot
 BUCKETS = (0.8, 1.6)
 ROWS = (3, 3)
 
+ENCODERS = {
+    "conformer": {
+        "features": {},
+        "encoder": {"num_layers": 1, "width": 16, "num_heads": 2, "conv_kernel": 3},
+    },
+    "whisper": {
+        "features": {"floor": -8.0},
+        "encoder": {"num_layers": 1, "width": 16, "num_heads": 2, "max_frames": 400},
+        "speech_stride": 8,
+    },
+}
+
 _SHAPES = {
-    "encoder": {"num_layers": 1, "width": 16, "num_heads": 2, "conv_kernel": 3},
     "adaptor_width": 16,
     "llm": {
         "vocab_size": 2048,
@@ -35,13 +46,17 @@ _SHAPES = {
 }
 
 
-def write(folder: Path) -> tuple[str, str]:
+def write(folder: Path, encoder: str = "conformer") -> tuple[str, str]:
     """Write a whole model, and one that only went through stage 1.
+
+    Args:
+        folder: for the files.
+        encoder: of ENCODERS.
 
     Returns:
         Paths of the two files.
     """
-    config = assembly.build_model_config({"features": {}, **_SHAPES})
+    config = assembly.build_model_config({**ENCODERS[encoder], **_SHAPES})
     tokenizer = Tokenizer.from_file(assembly.find_tokenizer("nano"))
     prompt = assembly.make_prompt(tokenizer)
     model = Asr(config)
@@ -60,10 +75,11 @@ def write(folder: Path) -> tuple[str, str]:
         nn.unbox(shapes)["params"],
     )
     mels = config.features.num_mels
-    params["cmvn"] = {
-        "mean": np.full(mels, 12.0, np.float32),
-        "scale": np.full(mels, 0.25, np.float32),
-    }
+    if encoder == "conformer":  # Whisper's features are normalised already
+        params["cmvn"] = {
+            "mean": np.full(mels, 12.0, np.float32),
+            "scale": np.full(mels, 0.25, np.float32),
+        }
     meta = {
         "stage": "test",
         "steps": 0,

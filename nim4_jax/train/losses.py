@@ -151,8 +151,10 @@ class CrCtc:
             only for training from random weights.
         augment: SpecAugment amounts, drawn anew for each view after one common warp.
         chunks: distribution of the chunk masks.
+        dual: the first of two views sees everything and only the second is cut into
+            chunks, so that each learns from the other: one model for both modes.
 
-    Source: arXiv 2410.05101; SPEC §3.
+    Sources: arXiv 2410.05101; SPEC §3; dual-mode training: arXiv 2010.06030.
     """
 
     views: int = 2
@@ -161,10 +163,13 @@ class CrCtc:
     flat_start: int = 0
     augment: SpecAugmentConfig = SpecAugmentConfig()
     chunks: DynamicChunks = DynamicChunks()
+    dual: bool = False
 
     def __post_init__(self):
         if self.views not in (1, 2):
             raise ValueError(f"loss.views={self.views} must be 1 (CTC) or 2 (CR-CTC).")
+        if self.dual and self.views != 2:
+            raise ValueError(f"loss.dual needs loss.views=2, got {self.views}.")
 
     def passes(self, lengths: Lengths) -> tuple[Pass, ...]:
         """What a step computes, see `flops`."""
@@ -186,10 +191,13 @@ class CrCtc:
         views = [
             spec_augment.mask_features(key, features, self.augment) for key in keys[2:]
         ]
-        stacked = _beside(*views)
         labels = _beside(*[batch.phonemes] * self.views)
-        chunking = self.chunks.draw(rngs[1], count_frames(model, stacked))
-        frames = model.encode(stacked, chunking)
+        chunking = self.chunks.draw(rngs[1], count_frames(model, features))
+        if self.dual:
+            pair = zip(views, (Chunking.full(), chunking), strict=True)
+            frames = _beside(*(model.encode(view, sight) for view, sight in pair))
+        else:
+            frames = model.encode(_beside(*views), chunking)
         logits = model.score_phonemes(frames)
         losses = ctc.ctc_loss(logits, frames.mask, labels)
         # A row without audio is padding; one without phonemes is silence or noise, of

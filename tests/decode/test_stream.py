@@ -34,12 +34,27 @@ HOP = CONFIG.hop
 STREAMS = 4
 
 
+def load(path: str) -> Recogniser:
+    chunk_ms, left = CONFIG.chunk_ms, CONFIG.left
+    return recognition.load(path, chunk_ms=chunk_ms, left=left).recogniser
+
+
 @pytest.fixture(scope="module")
 def whole(model_files) -> Recogniser:
-    loaded = recognition.load(
-        model_files[0], chunk_ms=CONFIG.chunk_ms, left=CONFIG.left
-    )
-    return loaded.recogniser
+    return load(model_files[0])
+
+
+@pytest.fixture(scope="module", params=["model_files", "whisper_files"])
+def every(request) -> Recogniser:
+    """A model with each kind of encoder."""
+    return load(request.getfixturevalue(request.param)[0])
+
+
+def size_for(recogniser: Recogniser) -> StreamConfig:
+    """CONFIG in frames of the model."""
+    rates = recogniser.programs.rates
+    chunk = rates.frames_of_chunk(CONFIG.chunk_ms)
+    return dataclasses.replace(CONFIG, chunk=chunk, rates=rates)
 
 
 class Device:
@@ -47,9 +62,10 @@ class Device:
 
     def __init__(self, recogniser: Recogniser, streams: int = STREAMS):
         self.recogniser, self.streams = recogniser, streams
-        self.window = CONFIG.window
+        self.config = size_for(recogniser)
+        self.window = self.config.window
         self.end_id = recogniser.tokenizer.end_id
-        self.state = recogniser.programs.start(CONFIG, streams)
+        self.state = recogniser.programs.start(self.config, streams)
 
     def pack(self, hints) -> Labels:
         packed = prompt_text.pack_suffixes(
@@ -64,8 +80,10 @@ class Device:
         mask = np.zeros((rows, self.window), bool)
         slots, fresh = np.full(rows, self.streams, np.int32), np.zeros(rows, bool)
         for row, (slot, (samples, number)) in enumerate(chunks.items()):
-            piece = samples[number * HOP :][: self.window]
-            audio[row, : len(piece)], mask[row, : len(piece)] = piece, True
+            place = number * HOP - self.config.rates.samples_before
+            piece = samples[max(0, place) : max(0, place + self.window)]
+            inside = slice(max(0, -place), max(0, -place) + len(piece))
+            audio[row, inside], mask[row, inside] = piece, True
             slots[row], fresh[row] = slot, number == 0
         allowed = np.full(rows, 20, np.int32) if limits is None else limits
         arrival = Arrival(
@@ -76,14 +94,14 @@ class Device:
             self.pack([hints] * rows),
         )
         self.state, heard, written = self.recogniser.programs.tick(
-            CONFIG, CONFIG.widths()[-1], self.state, arrival
+            self.config, self.config.widths()[-1], self.state, arrival
         )
         return jax.device_get((heard, written))
 
     def finish(self, slots, limits, hints=()):
         written = self.recogniser.programs.finish(
-            CONFIG,
-            CONFIG.widths()[-1],
+            self.config,
+            self.config.widths()[-1],
             self.state,
             jnp.asarray(slots, jnp.int32),
             jnp.asarray(limits, jnp.int32),
@@ -114,17 +132,17 @@ def cut_end(tokens, end_id):
 
 @settings(max_examples=6)
 @given(st.floats(0.2, 6.0), st.integers(0, 99))
-def test_chunks_give_the_phonemes_of_the_masked_full_pass(whole, length, seed):
-    audio, device = make_audio(length, seed), Device(whole)
+def test_chunks_give_the_phonemes_of_the_masked_full_pass(every, length, seed):
+    audio, device = make_audio(length, seed), Device(every)
     values = lay_out(audio)
-    (expected,) = whole.score_phonemes(values)
+    (expected,) = every.score_phonemes(values)
     pieces = [
         device.tick({1: (audio, number)})[0] for number in range(count_chunks(audio))
     ]
     got = np.concatenate([heard.log_probs[0][heard.mask[0]] for heard in pieces])
     np.testing.assert_allclose(got, expected, atol=1e-5)
     heard_ids = [heard.ids[0][heard.starts[0]] for heard in pieces]
-    assert tuple(np.concatenate(heard_ids)) == whole.hear_phonemes(values)[0]
+    assert tuple(np.concatenate(heard_ids)) == every.hear_phonemes(values)[0]
 
 
 @settings(max_examples=5)
@@ -226,10 +244,10 @@ def test_a_draft_that_is_right_costs_one_pass(whole):
 @given(
     st.lists(st.tuples(st.integers(1, 5), st.integers(0, 6)), min_size=3, max_size=6)
 )
-def test_streams_together_are_each_alone_in_slots_used_again(whole, plans):
+def test_streams_together_are_each_alone_in_slots_used_again(every, plans):
     """Each plan is an utterance of some chunks that begins at some tick or later."""
     audios = [make_audio(size - 0.3, 50 + i) for i, (size, _) in enumerate(plans)]
-    device = Device(whole)
+    device = Device(every)
     waiting = sorted(range(len(plans)), key=lambda i: plans[i][1])
     sitting, got, clock = {}, {i: [] for i in range(len(plans))}, 0
     while waiting or sitting:
@@ -246,21 +264,21 @@ def test_streams_together_are_each_alone_in_slots_used_again(whole, plans):
                     del sitting[slot]
         clock += 1
     for i, audio in enumerate(audios):
-        alone = Device(whole)
+        alone = Device(every)
         for number, text in enumerate(got[i]):
             _, written = alone.tick({3: (audio, number)})
             assert text == written.tokens[0][: written.length[0]].tolist()
 
 
-def test_what_a_slot_held_cannot_harm_the_next_utterance(whole):
-    audio, device = make_audio(3, 8), Device(whole)
+def test_what_a_slot_held_cannot_harm_the_next_utterance(every):
+    audio, device = make_audio(3, 8), Device(every)
     expected = [device.tick({0: (audio, number)})[1] for number in range(3)]
 
     def poison(leaf):
         is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
         return jnp.full_like(leaf, jnp.nan) if is_float else leaf
 
-    prefix = len(whole.programs.prompt.prefix)
+    prefix = len(every.programs.prompt.prefix)
     cache = device.state.cache
 
     def keep_prefix(leaf):
@@ -280,8 +298,8 @@ def test_what_a_slot_held_cannot_harm_the_next_utterance(whole):
         assert written.tokens[0].tolist() == before.tokens[0].tolist()
 
 
-def test_nothing_compiles_again(whole):
-    device = Device(whole)
+def test_nothing_compiles_again(every):
+    device = Device(every)
     device.tick({0: (make_audio(2, 0), 0)})
     device.finish([0, 1], [5, 5])
     before = stream._tick._cache_size(), stream._finish._cache_size()

@@ -101,4 +101,4 @@ def test_typo_in_a_config_override_names_the_near_miss():
 def test_unknown_size_lists_the_sizes():
     done = run_cli("train", "--config=configs/stage1.py:huge", "--workdir=/nonexistent")
     assert done.returncode == 2
-    assert "nano, smollm2, small, 2b3" in done.stderr
+    assert "nano, smollm2, base, small, 2b3" in done.stderr

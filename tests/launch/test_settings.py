@@ -8,8 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from nim4_jax.configs import base, stage1
+from nim4_jax.configs import (
+    base,
+    phoneme_head,
+    stage1,
+    stage2,
+    stage3,
+    stage4,
+    stage5,
+    stage6,
+)
 from nim4_jax.launch import assembly, settings
+from nim4_jax.models.conformer import ConformerConfig
+from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,9 +140,33 @@ def test_kernels_are_of_a_run_and_not_of_its_model():
 def test_an_unknown_size_lists_the_sizes():
     """configs/STAGE.py:SIZE."""
     with pytest.raises(
-        ValueError, match=r"size 'huge' is unknown.*nano, smollm2, small, 2b3"
+        ValueError, match=r"size 'huge' is unknown.*nano, smollm2, base, small, 2b3"
     ):
         base.get_config("huge")
+
+
+@pytest.mark.parametrize(
+    "size, kind, mels, frame_ms",
+    [
+        ("base", WhisperEncoderConfig, 80, 20),
+        ("2b3+whisper-large-v3", WhisperEncoderConfig, 128, 20),
+        ("small+firered", ConformerConfig, 80, 40),
+    ],
+)
+def test_another_encoder_stands_in_every_stage(size, kind, mels, frame_ms):
+    """Its features, rates and chunks come with it; speech tokens stay 160 ms."""
+    stages = stage1, stage2, stage3, stage4, stage5, stage6, phoneme_head
+    for config in (stage.get_config(size) for stage in stages):
+        model = assembly.build_model_config(config.model.to_dict())
+        assert type(model.encoder) is kind and model.features.num_mels == mels
+        rates = model.rates
+        assert rates.frame_seconds * 1000 == frame_ms
+        assert rates.frame_seconds * rates.speech_stride == 0.16
+
+
+def test_an_unknown_encoder_lists_the_encoders():
+    with pytest.raises(ValueError, match=r"encoder 'huge' is unknown.*whisper-large"):
+        stage1.get_config("2b3+huge")
 
 
 def run_train(*arguments: str) -> subprocess.CompletedProcess:

@@ -1,5 +1,7 @@
 """A bundle of the tiny model, made once."""
 
+import dataclasses
+
 import pytest
 
 from nim4_jax.decode.stream_config import StreamConfig
@@ -13,6 +15,17 @@ SIZES = StreamConfig(chunk=4, left=4, chunks=40, text_tokens=24, suffix_tokens=4
 def stream_sizes() -> StreamConfig:
     """Of the streams that the bundle has programs for."""
     return SIZES
+
+
+@pytest.fixture(scope="session")
+def whisper_bundle(whisper_files, tmp_path_factory):
+    """The tiny model with Whisper's kind of encoder, exported, and sizes of streams."""
+    folder = str(tmp_path_factory.mktemp("exported_whisper") / "bundle")
+    source = launcher.make_source(whisper_files[0], seconds=(1.6,))
+    rates = source.programs.rates
+    sizes = dataclasses.replace(SIZES, chunk=rates.frames_of_chunk(160), rates=rates)
+    export.write(folder, dataclasses.replace(source, streams=(sizes,)))
+    return folder, sizes
 
 
 @pytest.fixture(scope="session")

@@ -86,28 +86,36 @@ def test_posteriors(live, bundled):
     assert live.hear_phonemes(audio) == bundled.hear_phonemes(audio)
 
 
-def test_streams(live, bundled, stream_sizes):
-    """Every event of every stream, in company and alone, with and without hints."""
+def tell(recogniser, sizes):
+    """Every event of three streams, two of them at once, one with hints."""
     random = np.random.default_rng(3)
     audios = [
         random.normal(0, 0.1, size).astype(np.float32) for size in (9_000, 14_000, 3)
     ]
-    hints = [("Nova",), (), ()]
-    told = [
-        streaming.transcribe(
-            Listener(
-                recogniser,
-                streams=2,
-                config=stream_sizes,
-                detector=BlankDetector(hold=0.04),
-            ),
-            audios,
-            hints,
-        )
-        for recogniser in (live, bundled)
-    ]
+    detector = BlankDetector(hold=0.04, frame=sizes.rates.frame_samples)
+    listener = Listener(recogniser, streams=2, config=sizes, detector=detector)
+    return streaming.transcribe(listener, audios, [("Nova",), (), ()])
+
+
+def test_streams(live, bundled, stream_sizes):
+    """In company and alone, with and without hints."""
+    told = [tell(recogniser, stream_sizes) for recogniser in (live, bundled)]
     assert told[0] == told[1]
     assert any(getattr(event, "text", "") for events in told[0] for event in events)
+
+
+def test_another_encoder(whisper_files, whisper_bundle):
+    """Whole recordings and streams of a model with Whisper's encoder and features."""
+    folder, sizes = whisper_bundle
+    live = recognition.load(whisper_files[0]).recogniser
+    bundled = bundle.load(folder).recogniser
+    assert bundled.programs.rates == live.programs.rates
+    audio = make_batch(1.6, 3, seed=5)
+    for one, other in zip(live.score_phonemes(audio), bundled.score_phonemes(audio)):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    for one, other in zip(live.transcribe(audio), bundled.transcribe(audio)):
+        assert_same(one, other)
+    assert tell(live, sizes) == tell(bundled, sizes)
 
 
 def test_features_and_encoder_alone(live, bundled, stream_sizes):

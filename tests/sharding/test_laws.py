@@ -14,7 +14,9 @@ import pytest
 from nim4_jax import sharding
 from nim4_jax.decode import offline
 from nim4_jax.decode.programs import Budget
+from nim4_jax.features import WhisperFeatures
 from nim4_jax.models.asr import Asr
+from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
 from nim4_jax.rl.objective import Grpo
 from nim4_jax.train import placement
 from nim4_jax.train import state as train_state
@@ -121,6 +123,30 @@ def check_training(tiny, config, stage: str, shapes) -> None:
 def test_a_mesh_trains_as_one_device(tiny, config, stage):
     """The two longest losses on a mesh of more than rows."""
     check_training(tiny, config, stage, [QUICK[stage]])
+
+
+@pytest.fixture(scope="module")
+def whisper(config):
+    """The same behind Whisper's encoder, on its features."""
+    encoder = WhisperEncoderConfig(
+        num_layers=1, width=16, num_heads=2, num_mels=16, ffn_factor=2
+    )
+    return dataclasses.replace(
+        config,
+        features=WhisperFeatures(num_mels=16),
+        encoder=encoder,
+        speech_stride=8,
+    )
+
+
+def test_a_mesh_trains_another_encoder_as_one_device(tiny, whisper):
+    check_training(tiny, whisper, "stage1", [(2, 2, 2)])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", STAGES)
+def test_any_mesh_trains_another_encoder_as_one_device(tiny, whisper, stage):
+    check_training(tiny, whisper, stage, MESHES[1:3])
 
 
 @pytest.mark.long

@@ -11,7 +11,7 @@ import pytest
 
 from nim4_jax.models.asr import Asr
 from nim4_jax.ops import ctc
-from nim4_jax.ops.relative import UNLIMITED
+from nim4_jax.ops.relative import UNLIMITED, Chunking
 from nim4_jax.train.losses import CrCtc, DynamicChunks, ReadPhonemes
 from nim4_jax.types import Labels
 
@@ -122,6 +122,48 @@ def test_two_equal_views_are_one(tiny):
     np.testing.assert_allclose(double.metrics["consistency"][0], 0.0, atol=1e-4)
 
 
+def test_dual_views_are_a_whole_one_and_one_in_chunks(tiny):
+    """Their CTC is the mean of both modes alone; only where they differ they agree."""
+    batch, late = tiny.make_batch(4), 10**6
+    chunked = DynamicChunks(full_share=0.0, smallest=2, largest=2, unlimited_left=1.0)
+    one = dataclasses.replace(tiny.PLAIN_CTC, chunks=chunked)
+    dual = evaluate(
+        tiny, dataclasses.replace(one, views=2, dual=True), batch, late
+    ).metrics
+    modes = [evaluate(tiny, loss, batch).metrics for loss in (tiny.PLAIN_CTC, one)]
+    mean = sum(float(mode["ctc"][0]) for mode in modes) / 2
+    assert float(modes[0]["ctc"][0]) != pytest.approx(float(modes[1]["ctc"][0]))
+    np.testing.assert_allclose(dual["ctc"][0], mean, rtol=1e-5)
+    np.testing.assert_allclose(dual["ctc"][1], modes[0]["ctc"][1])
+    assert float(dual["consistency"][0]) > 1e-3
+    whole = dataclasses.replace(tiny.PLAIN_CTC, views=2, dual=True)
+    same = evaluate(tiny, whole, batch, late).metrics["consistency"][0]
+    np.testing.assert_allclose(same, 0.0, atol=1e-4)
+
+
+def test_a_row_without_phonemes_is_learnt_as_silence(tiny):
+    """Every frame of it is blank; a row without audio is padding and counts nothing."""
+    batch = tiny.make_batch(6, rows=3)
+    mute, gone = batch.phonemes.mask.copy(), batch.audio.mask.copy()
+    mute[0] = gone[0] = False
+    silent = batch.replace(phonemes=Labels(batch.phonemes.ids, mute))
+    loss, rest = tiny.PLAIN_CTC, take(batch, slice(1, None))
+    got, others = evaluate(tiny, loss, silent), evaluate(tiny, loss, rest)
+    model, params = Asr(tiny.CONFIG), {"params": make_params(tiny, CrCtc)}
+
+    def score(asr, audio):
+        frames = asr.encode(asr.extract(audio), Chunking.full())
+        return jax.nn.log_softmax(asr.score_phonemes(frames)), frames.mask
+
+    run = jax.jit(functools.partial(model.apply, method=score))
+    log_probs, mask = run(params, batch.audio)
+    blank = -float(jnp.sum(jnp.where(mask[0], log_probs[0, :, 0], 0.0)))
+    np.testing.assert_allclose(got.total, float(others.total) + blank, rtol=1e-5)
+    assert float(got.weight) == float(others.weight) + int(mask[0].sum())
+    padded = silent.replace(audio=batch.audio.replace(mask=gone))
+    np.testing.assert_allclose(evaluate(tiny, loss, padded).total, others.total)
+
+
 def test_consistency_rises_over_its_warmup(tiny):
     """total = CTC + α · min(step / warm-up, 1) · agreement."""
     batch = tiny.make_batch(3)
@@ -140,6 +182,17 @@ def test_views_are_one_or_two():
         ValueError, match=r"loss\.views=3 must be 1 .CTC. or 2 .CR-CTC."
     ):
         CrCtc(views=3)
+    with pytest.raises(ValueError, match=r"loss\.dual needs loss\.views=2, got 1"):
+        CrCtc(views=1, dual=True)
+
+
+def test_chunks_are_drawn_between_their_bounds():
+    chunks = DynamicChunks(full_share=0.0, smallest=3, largest=5)
+    keys = jax.random.split(jax.random.key(0), 200)
+    sizes = jax.vmap(lambda key: chunks.draw(key, 40).size)(keys)
+    assert set(sizes.tolist()) == {3, 4, 5}
+    with pytest.raises(ValueError, match=r"6 to 5 encoder frames.*1 ≤ smallest"):
+        DynamicChunks(smallest=6, largest=5)
 
 
 def test_dynamic_chunks_follow_wenet():
