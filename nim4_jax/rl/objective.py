@@ -17,7 +17,6 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from nim4_jax import sharding, struct
@@ -37,24 +36,6 @@ from nim4_jax.types import AsrBatch, Frames, Labels
 
 PARTS = ("cmvn", "encoder", "adaptor", "llm")
 """Parts of the parameters that a rollout needs."""
-
-
-def _split_rows(judge: Callable[..., Array], count: int) -> Callable[..., Array]:
-    """The function, on each device for its own rows.
-
-    As it is, where there is but one device, or rows that do not divide: one device then
-    gets all rows.
-
-    Args:
-        judge: arrays whose rows are utterances or samples → [B, K].
-        count: B.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    alone = mesh.empty or mesh.size == 1 or mesh.manual_axes
-    if alone or count % sharding.count_batch_shards(mesh):
-        return judge
-    rows = PartitionSpec(sharding.BATCH_AXES)
-    return jax.shard_map(judge, in_specs=rows, out_specs=rows, check_vma=False)
 
 
 @struct.dataclass
@@ -273,7 +254,7 @@ class Grpo:
             return jax.pure_callback(self.judge, earned, *arrays)
 
         # Each host judges the rows that lie on its devices.
-        earned = _split_rows(judge, count)(
+        earned = sharding.split_rows(judge, count)(
             written.tokens,
             written.mask,
             *(leaf for labels in read for leaf in (labels.ids, labels.mask)),

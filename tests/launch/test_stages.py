@@ -71,7 +71,16 @@ def shrink(config):
     return config
 
 
-@pytest.mark.parametrize(("stage", "size"), ALL)
+QUICK = [("stage6", "smollm2"), ("stage5", "base")]
+
+
+@pytest.mark.parametrize(
+    ("stage", "size"),
+    [
+        pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.long)
+        for pair in ALL
+    ],
+)
 def test_every_stage_of_every_size_makes_its_step(tiny, stage, size):
     """Traced from fresh parameters to the new state, under the rules of its config."""
     made = assembly.build_settings(shrink(get_config(stage, size)))
