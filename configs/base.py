@@ -125,10 +125,12 @@ _LLMS = {
     },
 }
 
+_LARGE = ("v5p", "h100", "h200", "a100")
+_ACCELERATORS = ("v5e", "v6e", "v4", *_LARGE)
 # Parameters and slots over all devices of a slice; −1: as many as there are.
-CUT_MESHES = {name: (1, -1, 1) for name in ("v5e", "v6e", "v5p", "v4", "h100", "h200")}
+CUT_MESHES = {name: (1, -1, 1) for name in _ACCELERATORS}
 # Where one device holds them whole, only gradients need to travel.
-WHOLE_MESHES = {**CUT_MESHES, **{name: (-1, 1, 1) for name in ("v5p", "h100", "h200")}}
+WHOLE_MESHES = {**CUT_MESHES, **{name: (-1, 1, 1) for name in _LARGE}}
 
 _NO_LORA = {
     "rank": 0,
@@ -146,7 +148,9 @@ _ADAPTOR_WIDTHS = {
 
 _BATCHES = {"base": ((40, 24, 16, 12, 8, 6), (2.5, 4.0, 6.0, 8.5, 12.0, 17.5))}
 _LAPTOP_BATCHES = ((16, 10, 6), (2.5, 5.0, 9.0))
-_POD_BATCHES = ((32, 20, 12, 8, 4), (2.5, 4.0, 6.5, 15.0, 30.0))
+# Rows follow from the devices; 16 of them hear 560,000 h in the 2 M steps of stage 1.
+_POD_BATCHES = ((), (2.5, 4.0, 6.5, 15.0, 30.0))
+_DEVICE_SECONDS = 60.0
 
 _TOKENIZERS = {"nano": "nano", "smollm2": "weights/smollm2/tokenizer.json"}
 
@@ -213,6 +217,22 @@ def chunks(size: str) -> dict:
     return {"full_share": 0.4, "smallest": 12, "largest": 64, "unlimited_left": 0.7}
 
 
+def held_out(size: str) -> tuple[str, ...]:
+    """Recordings that encoders are compared on.
+
+    Beyond a laptop they have to be given: the bundled ones say nothing of such a run.
+    """
+    return ("bundled:commands:test",) if on_laptop(size) else ()
+
+
+def set_length(config: ConfigDict, steps: int) -> None:
+    """Let a stage train for so long, save ten times and measure five, at least."""
+    config.steps = steps
+    config.checkpoint_every = max(1, min(config.checkpoint_every, steps // 10))
+    if config.get("probe") and config.probe.every:
+        config.probe.every = max(1, min(config.probe.every, steps // 5))
+
+
 def probe(size: str) -> ConfigDict:
     """How far the encoder drifts from stage 1's, for stages that train it on text.
 
@@ -221,7 +241,7 @@ def probe(size: str) -> ConfigDict:
     return ConfigDict(
         {
             "every": 200 if on_laptop(size) else 5_000,
-            "sources": ("bundled:commands:test",),
+            "sources": held_out(size),
             "batches": 4,
             "reference": "",
         }
@@ -251,15 +271,20 @@ def get_config(size: str = "") -> ConfigDict:
     )
     # A path to a tokenizer.json; "nano" is the one in the package.
     config.tokenizer = _TOKENIZERS.get(size, "tokenizer.json")
-    # JSON from `nim4 cmvn`; empty: from the training data, when not inherited.
+    # JSON from `nim4 cmvn`; empty: from so many hours of the training data, drawn at
+    # random (0: all), when not inherited.
     config.cmvn = ""
+    config.cmvn_hours = 3.0
     # Workdirs or .safetensors files to start from, comma-separated; later ones win.
     config.init_from = ""
     config.data = ConfigDict(
         {
             "kind": "speech",
             "sources": ("bundled:commands:train",),
+            # Rows of each bucket's batch, of all devices together; (): as many as
+            # device_seconds of audio for each device, padding included, come to.
             "batch_size": rows,
+            "device_seconds": 0.0 if rows else _DEVICE_SECONDS,
             "bucket_seconds": seconds,
             "speed_perturb": (0.9, 1.0, 1.1),
             # Share of the speech at which these factors leave the pitch as it is.
@@ -293,6 +318,9 @@ def get_config(size: str = "") -> ConfigDict:
     # The newest ones stay, and for ever those at multiples of keep_every (0: none).
     config.checkpoint_keep = 2
     config.checkpoint_keep_every = 0
+    # A step whose loss or gradient is not finite changes nothing; so many in a row end
+    # the run.
+    config.skip_limit = 10
     # A run in which nothing happens for so long names the host that hangs, and exits
     # to be started again; 0 waits for ever. The first step compiles within it.
     config.timeout_minutes = 30.0

@@ -23,5 +23,5 @@ def get_config(size: str = "") -> ConfigDict:
     config.loss.alpha_warmup = 1
     config.optimizer.peak_rate = 1e-3 if tiny else 2e-4
     config.optimizer.warmup_steps = 20 if tiny else 2_000
-    config.steps = 300 if tiny else 100_000
+    base.set_length(config, 300 if tiny else 100_000)
     return config

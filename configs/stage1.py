@@ -45,7 +45,7 @@ def get_config(size: str = "") -> ConfigDict:
             "final_share": 0.05,
         }
     )
-    config.steps = 6_000 if tiny else 2_000_000
+    base.set_length(config, 6_000 if tiny else 2_000_000)
     # Encoders for stages 2 and 3 to train on meanwhile; without a folder, none.
     config.publish = ConfigDict(
         {
@@ -53,7 +53,7 @@ def get_config(size: str = "") -> ConfigDict:
             "from_step": 1_000 if tiny else 500_000,
             "every": 200 if tiny else 10_000,
             "threshold": 0.975,
-            "sources": ("bundled:commands:test",),
+            "sources": base.held_out(size),
             "batches": 4,
         }
     )

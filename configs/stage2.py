@@ -62,7 +62,7 @@ def get_config(size: str = "") -> ConfigDict:
             "final_share": 0.1,
         }
     )
-    config.steps = _STEPS[base.check_size(size)]
+    base.set_length(config, _STEPS[base.check_size(size)])
     # A folder into which stage 1 publishes encoders, maybe still running; alignment
     # stays on the first one. Without a folder, the encoder of `init_from`.
     config.follow = ConfigDict(

@@ -28,7 +28,8 @@ def get_config(size: str = "") -> ConfigDict:
     config.rules = (("encoder/.*", None), *config.rules)
     config.data.nonspeech_share = 0.0
     config.probe.every = 0
-    config.steps, config.follow.min_steps, config.follow.last_steps = _STEPS[size]
+    steps, config.follow.min_steps, config.follow.last_steps = _STEPS[size]
+    base.set_length(config, steps)
     if base.on_laptop(size):  # decisions are taken at checkpoints
         config.checkpoint_every = 20
     return config

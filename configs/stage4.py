@@ -48,6 +48,6 @@ def get_config(size: str = "") -> ConfigDict:
             "final_share": 0.05,
         }
     )
-    config.steps = _STEPS[size]
     config.probe = base.probe(size)
+    base.set_length(config, _STEPS[size])
     return config

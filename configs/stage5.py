@@ -41,5 +41,5 @@ def get_config(size: str = "") -> ConfigDict:
     config.data.long_seconds = 3.0 if tiny else 10.0
     config.data.long_weight = 1.0
     config.optimizer.peak_rate = 1e-4 if tiny else 1e-6
-    config.steps = 300 if tiny else 100_000
+    base.set_length(config, 300 if tiny else 100_000)
     return config

@@ -14,7 +14,8 @@ def get_config(size: str = "") -> ConfigDict:
     config = stage4.get_config(size)
     tiny = base.on_laptop(size)
     config.stage = "stage6"
-    config.steps = 80 if tiny else 1_500  # about 20,000 utterances
+    # On four devices about 20,000 utterances, of which each is sampled several times.
+    base.set_length(config, 80 if tiny else 1_500)
     config.reference = True
     config.rules = (("reference/.*", None), *config.rules)
     config.loss = ConfigDict(
@@ -43,6 +44,8 @@ def get_config(size: str = "") -> ConfigDict:
     # The last devices sample and the others train; 0: all do both, by turns.
     config.rollout_devices = 0
     config.data.noise_share = 0.0
+    if not tiny:
+        config.data.device_seconds = 30.0
     config.data.nonspeech_share = 0.2
     # A random part of the names that are said, and few that are not.
     shares = {"p_keyword": 0.5, "p_distractor": 0.3, "p_none": 0.3, "most": 4}

@@ -48,5 +48,5 @@ def get_config(size: str = "") -> ConfigDict:
             "final_share": 0.05,
         }
     )
-    config.steps = 2_000
+    base.set_length(config, 2_000)
     return config

@@ -21,7 +21,10 @@ class DataConfig:
     Attributes:
         sources: specifications (`sources.open_source`), or (specification, weight) with
             the passes over that source in one epoch.
-        batch_size: rows of a global batch; one number, or one per bucket.
+        batch_size: rows of a global batch; one number, or one per bucket; () where they
+            follow from `device_seconds`, see `fit_rows`.
+        device_seconds: audio of a batch for each device that has rows of its own,
+            padding included.
         bucket_seconds: longest audio of each bucket, growing.
         max_phonemes: label width of each bucket; 16 a second if None.
         max_tokens: the same for tokens.
@@ -61,6 +64,7 @@ class DataConfig:
 
     sources: tuple[str | tuple[str, float], ...]
     batch_size: int | tuple[int, ...] = 16
+    device_seconds: float = 0.0
     bucket_seconds: tuple[float, ...] = (2.5, 4.0, 6.0)
     max_phonemes: tuple[int, ...] | None = None
     max_tokens: tuple[int, ...] | None = None
@@ -86,6 +90,31 @@ class DataConfig:
     workers: int = 0
     prefetch: int = 4
     cache_mb: float = 0.0
+
+
+def fit_rows(config: DataConfig, shards: int, multiple: int) -> tuple[int, ...]:
+    """Rows of each bucket's global batch: as much audio as `device_seconds` allows.
+
+    Args:
+        config: with `device_seconds`.
+        shards: devices that rows are split over.
+        multiple: what rows must be a multiple of; that many at least, even if they are
+            too long.
+
+    Raises:
+        ValueError: neither rows nor seconds are configured, or both.
+    """
+    if bool(config.batch_size) == (config.device_seconds > 0):
+        raise ValueError(
+            f"data.batch_size={config.batch_size} and data.device_seconds="
+            f"{config.device_seconds}: give one, rows or seconds for each device, and "
+            "leave the other at () or 0."
+        )
+    allowed = config.device_seconds * shards
+    return tuple(
+        max(1, int(allowed / seconds / multiple)) * multiple
+        for seconds in config.bucket_seconds
+    )
 
 
 def make_channels(config: DataConfig) -> channel.Distribution | None:

@@ -54,6 +54,10 @@ def open_corpus(config: DataConfig) -> sources.Corpus:
     return nonspeech.open_examples(config)[0]
 
 
+class OtherDataError(ValueError):
+    """A saved place is one of other data."""
+
+
 @dataclass(repr=False)  # Grain prints what it maps; this holds the whole data set
 class _StepLoader:
     """Step → loaded batch: what Grain maps over the step numbers."""
@@ -133,6 +137,12 @@ class TrainIterator(grain.DatasetIterator):
         """The epoch that the next batch belongs to."""
         return self.plan.find_epoch(self.step)
 
+    def measure_epoch(self) -> tuple[float, int]:
+        """(hours of audio, batches) of the first epoch; padding does not count."""
+        lengths, batches = self.plan.lengths.seconds, self.plan.epoch(0)
+        seconds = (lengths[b.indices] / b.speeds for b in batches)
+        return sum(float(part.sum()) for part in seconds) / 3600, len(batches)
+
     def __next__(self) -> Arrays:
         if self._closed:
             raise ValueError("the training iterator is closed")
@@ -148,18 +158,26 @@ class TrainIterator(grain.DatasetIterator):
         """Go to a saved step.
 
         Raises:
-            ValueError: the state belongs to other data or another configuration.
+            OtherDataError: the state belongs to other data or another configuration.
         """
         if state["plan"] != self._fingerprint:
-            raise ValueError(
-                f"the saved data state belongs to plan {state['plan']}, this "
-                f"configuration makes {self._fingerprint}: sources, filters, batch "
-                "sizes, buckets, speeds, noise, hints, seed, rooms, gains, telephone "
-                "lines, tempo and tokenizer must be those of the saved run; to change "
-                "them, start the data afresh instead of restoring it"
+            raise OtherDataError(
+                f"the data is not that of the checkpoint (its plan is {state['plan']}, "
+                f"this one's {self._fingerprint}): recordings, texts, or what config "
+                "says of sources, batch sizes, buckets, speeds, noise, hints, seed, "
+                "rooms, gains, telephone lines, tempo or tokenizer have changed. Go on "
+                "with --force_config: weights, optimizer and step stay, and a new "
+                "epoch of this data begins; or begin a new run from these weights: "
+                "--workdir=NEW --config.init_from=OLD."
             )
         self._stop_inner()
         self.step = int(state["step"])
+
+    def begin_epoch(self, state: dict[str, Any]) -> None:
+        """Go to the beginning of the epoch after a step saved of other data."""
+        self._stop_inner()
+        after = self.plan.find_epoch(int(state["step"])) + 1
+        self.step = self.plan.count_steps(after)
 
     def start_prefetch(self) -> None:
         """Begin to load batches before the first `next`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,8 @@ from nim4_jax.data.skips import (
     SkipReport,
 )
 
-_NONSPEECH = 0x1E46  # stream of random numbers for lengths without speech
+# Streams of random numbers: lengths without speech, which examples are measured.
+_NONSPEECH, _SAMPLE = 0x1E46, 0x5A3F
 
 
 @dataclass
@@ -115,6 +117,31 @@ def survey(
     )
     wanted = training and config.nonspeech_share
     return _append_nonspeech(config, examples) if wanted else examples
+
+
+def sample(config: DataConfig, hours: float) -> set[int] | None:
+    """Random examples of about so many hours, the same ones on every host.
+
+    Args:
+        config: whose sources; its seed decides which.
+        hours: of audio; 0 for all.
+
+    Returns:
+        Indices for `survey`'s `only`; None where that is everything.
+    """
+    corpus, _ = sources.open_sources(config.sources)
+    rng = np.random.default_rng((config.seed, _SAMPLE))
+    # Few recordings are shorter than half a second.
+    count = min(len(corpus), int(7200 * hours))
+    chosen, left = set(), 3600.0 * hours
+    for index in rng.choice(len(corpus), count, replace=False):
+        if left <= 0:
+            return chosen
+        chosen.add(int(index))
+        record = corpus[int(index)]
+        with contextlib.suppress(audio.AudioError):  # `survey` counts them
+            left -= _measure(record, config.bucket_seconds[-1])
+    return chosen if 0 < count < len(corpus) else None
 
 
 def _append_nonspeech(config: DataConfig, speech: Examples) -> Examples:

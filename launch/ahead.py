@@ -165,7 +165,7 @@ def compile_step(
         state, batch = _abstract(settings, load, mesh)
         recipe = settings.recipe
         tx = optim.make_optimizer(recipe.optimizer, recipe.rules, recipe.steps)
-        model = Asr(settings.model, deterministic=False)
+        model = Asr(settings.model)
         step = jax.jit(
             make_train_step(model, recipe, tx),
             donate_argnums=0,

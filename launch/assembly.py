@@ -52,6 +52,7 @@ class TrainSettings:
         data: training data.
         init_from: workdirs or .safetensors files to start from.
         cmvn: path of feature statistics, or "".
+        cmvn_hours: of audio that they are measured on otherwise; 0 for all.
         mesh: (data, fsdp, tensor) sizes, () for the accelerator's default.
         meshes: accelerator → default sizes, see `meshes.choose`.
         log_every: steps between records.
@@ -60,6 +61,7 @@ class TrainSettings:
         checkpoint_keep_every: those at multiples of it stay too; 0 for none.
         timeout_minutes: how long nothing may happen before the run gives up; 0 for
             ever.
+        skip_limit: so many lost steps in a row end the run, see `loop.check_finite`.
         publish: where encoder releases go, None for nowhere.
         follow: where they come from, None for nowhere.
         probe: how drift is measured, None for not at all.
@@ -84,6 +86,8 @@ class TrainSettings:
     checkpoint_keep: int = 2
     checkpoint_keep_every: int = 0
     timeout_minutes: float = 30.0
+    skip_limit: int = 10
+    cmvn_hours: float = 3.0
 
 
 def find_tokenizer(name: str) -> str:
@@ -208,6 +212,8 @@ def build_settings(config: ConfigDict) -> TrainSettings:
         checkpoint_keep=int(values["checkpoint_keep"]),
         checkpoint_keep_every=int(values["checkpoint_keep_every"]),
         timeout_minutes=float(values["timeout_minutes"]),
+        skip_limit=int(values["skip_limit"]),
+        cmvn_hours=float(values["cmvn_hours"]),
     )
 
 
@@ -221,6 +227,7 @@ def describe(made: TrainSettings, config: ConfigDict) -> dict[str, Any]:
     return {
         "stage": made.stage,
         "steps": made.recipe.steps,
+        "batch_size": made.data.batch_size,
         "model": dataclasses.asdict(model),
         "tokenizer": config.tokenizer,
         "phonemes": phonemes.INVENTORY_HASH,

@@ -61,6 +61,27 @@ def check_frozen(made: assembly.TrainSettings, params: Params) -> None:
         )
 
 
+def check_sources(made: assembly.TrainSettings) -> None:
+    """Refuse to compare encoders on nothing; before anything is loaded.
+
+    Raises:
+        ValueError: recordings to compare on are missing; says which key to set.
+    """
+    publish, drift = made.publish, made.probe
+    if publish is not None and publish.folder and not publish.sources:
+        raise ValueError(
+            "config.publish.sources is empty: which encoders are released is decided "
+            "on recordings like those that the model is for; name held-out ones "
+            "(manifests), or set config.publish.folder to ''."
+        )
+    if drift is not None and drift.every and not drift.sources:
+        raise ValueError(
+            "config.probe.sources is empty: how far the encoder drifts is measured on "
+            "recordings like those that the model is for; name held-out ones "
+            "(manifests), or set config.probe.every to 0."
+        )
+
+
 def make_others(
     made: assembly.TrainSettings,
     meta: dict[str, Any],

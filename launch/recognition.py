@@ -52,6 +52,8 @@ def find_shapes(meta: dict[str, Any]) -> tuple[tuple[float, ...], tuple[int, ...
     """Batch shapes of the training data, defaults where a checkpoint does not say."""
     data = json.loads(meta.get("config") or "{}").get("data") or {}
     seconds = tuple(float(value) for value in data.get("bucket_seconds", _BUCKETS))
-    rows = data.get("batch_size", _ROWS)
+    rows = data.get("batch_size") or _ROWS
+    if share := data.get("device_seconds"):
+        rows = tuple(max(1, int(share / value)) for value in seconds)
     rows = (rows,) * len(seconds) if isinstance(rows, int) else tuple(rows)
     return (seconds, rows) if len(rows) == len(seconds) else (_BUCKETS, _ROWS)

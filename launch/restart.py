@@ -10,6 +10,8 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from nim4_jax.train.optim import OptimizerConfig
+
 HARMLESS = frozenset(
     {
         "steps",
@@ -18,11 +20,13 @@ HARMLESS = frozenset(
         "checkpoint_keep",
         "checkpoint_keep_every",
         "timeout_minutes",
+        "skip_limit",
         "mesh",
         "micro_batches",
         "rollout_devices",
         "init_from",
         "cmvn",
+        "cmvn_hours",
         "data.threads",
         "data.workers",
         "data.prefetch",
@@ -48,8 +52,9 @@ class Restart:
 
     Attributes:
         fallback: take the checkpoint before, if the newest is broken.
-        force_config: go on with another config than the run was begun with; for data
-            that has moved, or a rate that is to change.
+        force_config: go on with another config than the run was begun with, or with
+            other data, of which a new epoch then begins; for data that has moved or
+            grown, or a rate that is to change.
     """
 
     fallback: bool = False
@@ -86,6 +91,35 @@ class Restart:
         logging.warning("the run goes on with another config: %s", listed)
 
 
+def tell_rate(
+    saved: Mapping[str, Any], optimizer: OptimizerConfig, steps: int, step: int
+) -> str:
+    """What another length of the run does to the learning rate; "" for nothing.
+
+    Warns as well. The decay is spread over all steps, so the rate jumps where the run
+    goes on.
+
+    Args:
+        saved: facts of the checkpoint.
+        optimizer: of this run.
+        steps: its length.
+        step: at which it goes on.
+    """
+    before = int(saved["steps"])
+    if before == steps or step >= steps:
+        return ""
+    old, new = (float(optimizer.schedule(n)(step)) for n in (before, steps))
+    ratio = new / old if old else float("inf")
+    told = (
+        f"config.steps was {before}, is {steps}: the decay of the learning rate is "
+        f"spread over all steps, so at step {step} it goes from {old:.3g} to {new:.3g} "
+        f"(× {ratio:.2g}); for another rate set config.optimizer.peak_rate with "
+        "--force_config"
+    )
+    logging.warning("%s", told)
+    return told
+
+
 def differ(before: Any, now: Any, where: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted key, old value, new value) wherever two trees of JSON values differ.
 
@@ -112,7 +146,7 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "force_config",
         False,
-        "Go on in a workdir whose run was begun with another config.",
+        "Go on in a workdir whose run was begun with another config or other data.",
     )
 
 

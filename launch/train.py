@@ -26,10 +26,12 @@ from nim4_jax.data.skips import SkipReport
 from nim4_jax.data.text_pipeline import TextConfig
 from nim4_jax.launch import (
     assembly,
+    batches,
     companions,
     compile_only,
     first_state,
     hosts,
+    lock,
     meshes,
     restart,
     runtime,
@@ -81,7 +83,8 @@ def run(
 
     Raises:
         Interrupted: a signal asked for it.
-        ValueError: settings that cannot work, or a workdir of another run.
+        ValueError: settings that cannot work, or a workdir of another run, or one that
+            another process trains in.
         OSError: a checkpoint could not be written.
     """
     settings = assembly.build_settings(config)
@@ -91,7 +94,8 @@ def run(
     devices, _ = sharding.split_devices(settings.rollout_devices)
     mesh = meshes.choose(settings.mesh, settings.meshes, devices)
     hosts.check_mesh(mesh)
-    with jax.set_mesh(mesh):
+    companions.check_sources(settings)
+    with lock.held(workdir), jax.set_mesh(mesh):
         _run(
             settings,
             config,
@@ -114,8 +118,13 @@ def _run(
 ) -> None:
     launched = time.perf_counter()
     profile = ProfileWindow(window, str(epath.Path(workdir) / "profile"))
+    checkpoints = _open_checkpoints(workdir, settings, allowed)
+    fresh = checkpoints.latest_step() is None
+    keeps = not (fresh or allowed.force_config)
+    mesh, saved = sharding.current_mesh(), checkpoints.read_meta() if keeps else None
+    settings = batches.settle(settings, mesh, saved)
     recipe = settings.recipe
-    model = Asr(settings.model, deterministic=False)
+    model = Asr(settings.model)
     prepare = _choose_prepare(settings, model)
     watchdog = Watchdog(settings.timeout_minutes)
 
@@ -128,15 +137,18 @@ def _run(
     # Another manifest would be another order, or other shapes, on each host.
     hosts.agree({"data": data.get_state()}, f"data of {workdir}")
     tx = optim.make_optimizer(recipe.optimizer, recipe.rules, recipe.steps)
-    checkpoints = _open_checkpoints(workdir, settings, allowed)
+    batches.log_epoch(settings, data)
     meta = assembly.describe(settings, config)
-    fresh = checkpoints.latest_step() is None
     if fresh:
         encoder = subscriber.first_encoder() if subscriber else {}
-        state = first_state.begin(model, settings, data, tx, encoder)
+        state = first_state.begin(model, settings, data, tx, encoder, workdir)
     else:
         allowed.check(checkpoints.read_meta(), config)
-        state = first_state.restore(checkpoints, model, settings, data, tx)
+        state = first_state.restore(
+            checkpoints, model, settings, data, tx, other_data=allowed.force_config
+        )
+        saved, optimizer = checkpoints.read_meta(), recipe.optimizer
+        restart.tell_rate(saved, optimizer, recipe.steps, int(state.step))
     company = companions.make_others(
         settings, meta, workdir, state.params if fresh else None
     )
@@ -164,7 +176,9 @@ def _run(
             meta=meta,
             until=until,
             companions=company,
-            check=alarm.choose_check(recipe.loss, settings.model.policy),
+            check=alarm.choose_check(
+                recipe.loss, settings.model.policy, settings.skip_limit
+            ),
             prepare=prepare,
             label=settings.stage,
             log_every=settings.log_every,
@@ -232,7 +246,9 @@ def _choose_prepare(settings: assembly.TrainSettings, model: Asr) -> loop.Prepar
             raise ValueError(
                 f"config.data.batch_size={given}: {wrong[0]} rows do not divide over "
                 f"the {count} data shards of the {name} mesh; give multiples of "
-                f"{count}, or change config.mesh or config.rollout_devices."
+                f"{count}, or config.data.device_seconds in their place, or change "
+                "config.mesh or config.rollout_devices; a run that was begun on other "
+                "devices takes new rows, and a new epoch, with --force_config."
             )
     return prepare
 

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from nim4_jax import sharding
 from nim4_jax.rates import SAMPLE_RATE
 from nim4_jax.types import Frames
 
@@ -194,8 +195,13 @@ def _mel_energies(
     frames: Float[Array, "B T W"], fft_size: int, filters: np.ndarray
 ) -> Float[Array, "B T M"]:
     """Mel-weighted power spectrum of windowed frames."""
-    spectrum = jnp.fft.rfft(frames, fft_size)
-    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+
+    def measure(frames: Array) -> Array:
+        spectrum = jnp.fft.rfft(frames, fft_size)
+        return jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+
+    # Not every compiler divides a transform over devices.
+    power = sharding.split_rows(measure, frames.shape[0])(frames)
     precision = jax.lax.Precision.HIGHEST
     return jnp.einsum("btf,fm->btm", power, jnp.asarray(filters), precision=precision)
 

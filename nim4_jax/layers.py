@@ -97,11 +97,15 @@ def add_bias(array: Float[Array, "..."], bias: Float[Array, "..."]) -> Array:
 
 
 REMATS = ("none", "dots", "full")
-"""What the backward pass recomputes: nothing, all but matrix products, everything."""
+"""What the backward pass recomputes: nothing, all but matrix products with parameters,
+everything."""
 
 
 def rematerialise(module: type[nn.Module], kind: str) -> type[nn.Module]:
     """The module class under a recomputation rule, for use inside `nn.scan`.
+
+    A product with a gradient of its own (`ops/product.py`) is opaque to JAX's rules, so
+    its results are saved by the name that it gives them.
 
     Raises:
         ValueError: an unknown kind.
@@ -110,8 +114,12 @@ def rematerialise(module: type[nn.Module], kind: str) -> type[nn.Module]:
         raise ValueError(f"remat={kind!r} is unknown; use one of {REMATS}.")
     if kind == "none":
         return module
-    rule = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return nn.remat(module, prevent_cse=False, policy=rule if kind == "dots" else None)
+    rules = jax.checkpoint_policies
+    saved = rules.save_from_both_policies(
+        rules.dots_with_no_batch_dims_saveable,
+        rules.save_only_these_names(product.SAVED),
+    )
+    return nn.remat(module, prevent_cse=False, policy=saved if kind == "dots" else None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -188,6 +188,26 @@ def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, PartitionSpec(*kept))
 
 
+def split_rows(function: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """The function, on each device for its own rows.
+
+    For what the compiler would not divide: calls of the host, Fourier transforms. As it
+    is, where there is but one device, or rows that do not divide: one device then gets
+    all rows.
+
+    Args:
+        function: arrays whose rows are those of the batch, or equally many for each →
+            arrays likewise.
+        count: B.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    alone = mesh.empty or mesh.size == 1 or mesh.manual_axes
+    if alone or count % count_batch_shards(mesh):
+        return function
+    rows = PartitionSpec(BATCH_AXES)
+    return jax.shard_map(function, in_specs=rows, out_specs=rows, check_vma=False)
+
+
 def check_divisible(
     mesh: Mesh, shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes]
 ) -> None:

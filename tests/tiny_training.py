@@ -81,12 +81,12 @@ def make_batch(seed: int, rows: int = 4, samples: int = SAMPLES) -> AsrBatch:
     return loop.to_batch(make_arrays(seed, rows, samples))
 
 
-def make_data(broken: int = -1) -> Iterator[dict[str, Any]]:
-    """Endless batches as a Grain iterator; batch `broken` has lost its numbers."""
+def make_data(broken: tuple[int, ...] = ()) -> Iterator[dict[str, Any]]:
+    """Endless batches as a Grain iterator; those in `broken` are NaN."""
 
     def load(step: int) -> dict[str, Any]:
         arrays = make_arrays(step)
-        return arrays | {"audio": arrays["audio"] * (np.nan if step == broken else 1)}
+        return arrays | {"audio": arrays["audio"] * (np.nan if step in broken else 1)}
 
     data = grain.MapDataset.range(10_000).map(load)
     return iter(data.to_iter_dataset(grain.ReadOptions(0, 0)))

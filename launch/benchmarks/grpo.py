@@ -31,7 +31,7 @@ class Trainer:
     def __init__(self, origins: str):
         config = stage6.get_config("nano")
         made = assembly.build_settings(config)
-        self.recipe, self.model = made.recipe, Asr(made.model, deterministic=False)
+        self.recipe, self.model = made.recipe, Asr(made.model)
         data = pipeline.make_train_iterator(made.data, rank=0, hosts=1)
         self.batch: AsrBatch = jax.device_put(loop.to_batch(next(data)))
         data.close()

@@ -59,7 +59,7 @@ class Trainer:
     """Our state and jitted step over a packaged configuration."""
 
     def __init__(self, made: assembly.TrainSettings, batch: AsrBatch):
-        recipe, model = made.recipe, Asr(made.model, deterministic=False)
+        recipe, model = made.recipe, Asr(made.model)
         tx = optim.make_optimizer(recipe.optimizer, recipe.rules, recipe.steps)
         params = train_state.init_params(model, recipe, batch, 0)
         trainable, _ = optim.split_params(params, recipe.rules)

@@ -123,19 +123,20 @@ class Asr(nn.Module):
 
     Attributes:
         config: shapes.
-        deterministic: False switches dropout on (needs the "dropout" rng).
+        dropout_in: parts in which dropout is on (needs the "dropout" rng).
         packed: the LLM is `qwen3.pack`ed for decoding.
     """
 
     config: AsrConfig
-    deterministic: bool = True
+    dropout_in: tuple[str, ...] = ()
     packed: bool = False
 
     def setup(self):
         config, policy = self.config, self.config.policy
         width = config.encoder.width
         self.cmvn = Cmvn(config.features.num_mels)
-        self.encoder = config.encoder.build(policy, config.remat, self.deterministic)
+        still = "encoder" not in self.dropout_in
+        self.encoder = config.encoder.build(policy, config.remat, still)
         self.ctc_head = PhonemeHead(width, config.num_phonemes, policy)
         stride = config.speech_stride
         self.adaptor = Adaptor(

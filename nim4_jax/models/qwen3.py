@@ -18,8 +18,6 @@ from nim4_jax.models import kv_cache
 from nim4_jax.ops import activation, attention, rotary
 from nim4_jax.types import Params
 
-REMATS = ("none", "full", "dots")
-
 
 @dataclasses.dataclass(frozen=True)
 class LLMConfig:
@@ -283,15 +281,8 @@ class Block(nn.Module):
 
 def _stack(config: LLMConfig, policy: layers.Policy, remat: str):
     """All blocks as one scanned module, parameters with a leading axis "layers"."""
-    block = Block
-    if remat != "none":
-        saved = {
-            "full": jax.checkpoint_policies.nothing_saveable,
-            "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        }[remat]
-        block = nn.remat(Block, policy=saved, prevent_cse=False)
     scanned = nn.scan(
-        block,
+        layers.rematerialise(Block, remat),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),
@@ -361,10 +352,6 @@ class Qwen3(nn.Module):
     packed: bool = False
 
     def setup(self):
-        if self.remat not in REMATS:
-            raise ValueError(
-                f"remat={self.remat!r} is unknown; use one of {', '.join(REMATS)}."
-            )
         c = self.config
         self.embedding = layers.Embed(c.vocab_size, c.width, self.policy)
         if self.packed:

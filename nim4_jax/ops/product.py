@@ -6,7 +6,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+SAVED = "product"
+"""Name of what `multiply` gives, for rules of what the backward pass computes again."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -40,7 +44,6 @@ def _backward(subscripts, operands, gradient):
 einsum.defvjp(_forward, _backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def multiply(
     inputs: Float[Array, "*B I"], kernel: Float[Array, "I O"], operands: jnp.dtype
 ) -> Float[Array, "*B O"]:
@@ -55,6 +58,11 @@ def multiply(
         operands: dtype that the factors of all three products are rounded to; sums and
             results keep the inputs' dtype.
     """
+    return checkpoint_name(_multiply(inputs, kernel, operands), SAVED)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _multiply(inputs, kernel, operands):
     return _multiply_forward(inputs, kernel, operands)[0]
 
 
@@ -74,4 +82,4 @@ def _multiply_backward(operands, rounded, gradient):
     return inner, multiply_into(inputs, gradient, ((rows, rows), ((), ())))
 
 
-multiply.defvjp(_multiply_forward, _multiply_backward)
+_multiply.defvjp(_multiply_forward, _multiply_backward)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 from absl import logging
@@ -24,10 +25,12 @@ class Alarm:
         drift_limit: largest difference allowed between the sampler's log-probability of
             a token and the trainer's, nats. With rollouts of older weights (a rollout
             mesh that is not synced each step) it bounds how far the policy has moved.
+        skip_limit: so many steps in a row whose numbers are lost end the run.
         flat_steps: steps so far in which no group taught anything.
     """
 
     drift_limit: float
+    skip_limit: int = loop.SKIP_LIMIT
     flat_steps: int = 0
 
     def check(
@@ -41,18 +44,20 @@ class Alarm:
             arrays: its batch; "index" holds the examples' numbers.
 
         Raises:
-            FloatingPointError: a log-probability, the loss or the gradient is not
-                finite; names the utterance or the batch's examples.
+            FloatingPointError: a log-probability, the loss or the gradient was not
+                finite in too many steps in a row; names the utterance or the batch's
+                examples.
             ValueError: more drift than the limit.
         """
         row = int(values["broken_row"])
+        where = ""
         if row >= 0:
-            raise FloatingPointError(
+            where = (
                 f"{_name_utterance(row, arrays)}: its samples have log-probabilities "
-                f"that are not finite in step {step}; the last checkpoint is intact. "
-                "Look at its audio, lower the learning rate, or compute in float32."
+                "that are not finite, so "
             )
-        loop.check_finite(step, values, arrays)
+        if not loop.check_finite(step, values, arrays, self.skip_limit, where):
+            return
         if not values["drift"] <= self.drift_limit:
             raise ValueError(
                 f"in step {step} the sampler's log-probability of a token is "
@@ -82,14 +87,17 @@ def _name_utterance(row: int, arrays: dict[str, np.ndarray]) -> str:
     return f"row {row} of the batch"
 
 
-def choose_check(loss: object, policy: Policy) -> loop.Check:
+def choose_check(
+    loss: object, policy: Policy, skip_limit: int = loop.SKIP_LIMIT
+) -> loop.Check:
     """The check that the training loop should make after each step of a loss.
 
     Args:
         loss: of the recipe.
         policy: dtypes of the model.
+        skip_limit: so many steps in a row whose numbers are lost end the run.
     """
     if not isinstance(loss, Grpo):
-        return loop.check_finite
+        return functools.partial(loop.check_finite, limit=skip_limit)
     limit = loss.drift_limit or LIMITS.get(policy.compute, LIMITS["bfloat16"])
-    return Alarm(limit).check
+    return Alarm(limit, skip_limit).check

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from nim4_jax import sharding, struct
@@ -28,6 +28,7 @@ from nim4_jax.ops import cross_entropy
 from nim4_jax.rl import grpo, rollout
 from nim4_jax.rl.grpo import GrpoConfig
 from nim4_jax.rl.rollout import Rehearsed, Rollout
+from nim4_jax.train import optim
 from nim4_jax.train.flops import Lengths, Pass
 from nim4_jax.train.losses import DynamicChunks, Loss, count_frames, key_rows
 from nim4_jax.train.state import REFERENCE
@@ -35,24 +36,6 @@ from nim4_jax.types import AsrBatch, Frames, Labels
 
 PARTS = ("cmvn", "encoder", "adaptor", "llm")
 """Parts of the parameters that a rollout needs."""
-
-
-def _split_rows(judge: Callable[..., Array], count: int) -> Callable[..., Array]:
-    """The function, on each device for its own rows.
-
-    As it is, where there is but one device, or rows that do not divide: one device then
-    gets all rows.
-
-    Args:
-        judge: arrays whose rows are utterances or samples → [B, K].
-        count: B.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    alone = mesh.empty or mesh.size == 1 or mesh.manual_axes
-    if alone or count % sharding.count_batch_shards(mesh):
-        return judge
-    rows = PartitionSpec(sharding.BATCH_AXES)
-    return jax.shard_map(judge, in_specs=rows, out_specs=rows, check_vma=False)
 
 
 @struct.dataclass
@@ -108,6 +91,9 @@ class Grpo:
     oversample: int = 1
     drop_flat: bool = False
     drift_limit: float = 0.0
+
+    noiseless: ClassVar[bool] = True
+    """Dropout in the policy alone would be a distance from sampler and reference."""
 
     def __post_init__(self):
         if self.samples < 2:
@@ -268,7 +254,7 @@ class Grpo:
             return jax.pure_callback(self.judge, earned, *arrays)
 
         # Each host judges the rows that lie on its devices.
-        earned = _split_rows(judge, count)(
+        earned = sharding.split_rows(judge, count)(
             written.tokens,
             written.mask,
             *(leaf for labels in read for leaf in (labels.ids, labels.mask)),
@@ -308,7 +294,9 @@ class Grpo:
         }
         metrics = {**loss.metrics, **self._describe(rolled, flat, heard, dropped)}
         metrics["temperature"] = (setting.temperature, jnp.ones(()))
-        return loss.replace(metrics=metrics, largest=largest)
+        # One lost row makes the step worthless, also where its own loss is masked.
+        total = jnp.where(jnp.any(broken), jnp.nan, loss.total)
+        return loss.replace(total=total, metrics=metrics, largest=largest)
 
     def _describe(self, rolled: Rollout, flat, heard, dropped):
         """Metrics of a rollout, as sums over utterances or samples."""
@@ -351,7 +339,9 @@ class Grpo:
         params = model.variables["params"]
         if REFERENCE not in params:
             return None
-        frozen = jax.lax.stop_gradient({**params, **params[REFERENCE]})
+        copied = optim.flatten(params[REFERENCE])
+        merged = optim.unflatten({**optim.flatten(params), **copied})
+        frozen = jax.lax.stop_gradient(merged)
 
         def run(policy: Asr) -> Float[Array, "B L"]:
             speech = self._listen(policy, batch, setting.chunks)

@@ -16,8 +16,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from nim4_jax import sharding
 from nim4_jax.train import checksums, consensus
-from nim4_jax.train.state import TrainState
+from nim4_jax.train.state import Skips, TrainState
 from nim4_jax.train.stored_step import CorruptError, StoredStep
 from nim4_jax.types import Params
 
@@ -169,6 +170,11 @@ class Checkpoints:
 
         def read(stored: StoredStep) -> tuple[TrainState, dict[str, Any]]:
             stored.read_meta()  # it has to be whole as well
+            if state.skips is not None and not stored.read_shapes().get("skips"):
+                uncounted = stored.read_state(state.replace(skips=None))
+                # Of before skipped steps were counted.
+                counters = sharding.replicate(Skips.none())
+                return uncounted.replace(skips=counters), stored.read_position()
             return stored.read_state(state), stored.read_position()
 
         restored, position = self._read(read)

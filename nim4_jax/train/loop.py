@@ -25,7 +25,7 @@ from nim4_jax.train.step import Metrics, TrainStep
 from nim4_jax.types import AsrBatch, Frames, Labels
 
 Arrays = dict[str, np.ndarray]
-Check = Callable[[int, dict[str, float], Arrays], None]
+Check = Callable[[int, dict[str, float], Arrays], Any]
 Prepare = Callable[[TrainState, AsrBatch], Any]
 """(state before the step, batch on the host) → what the step takes, on the host."""
 
@@ -51,21 +51,59 @@ def keep(state: TrainState, batch: AsrBatch) -> AsrBatch:
     return batch
 
 
-def check_finite(step: int, values: dict[str, float], arrays: Arrays) -> None:
-    """Stop a run whose numbers are lost.
+SKIP_LIMIT = 10
+
+
+def check_finite(
+    step: int,
+    values: dict[str, float],
+    arrays: Arrays,
+    limit: int = SKIP_LIMIT,
+    where: str = "",
+) -> bool:
+    """Tell of a step whose numbers are lost, and stop after too many of them.
+
+    The step has changed nothing but its counters: see `make_train_step`.
+
+    Args:
+        step: number of the step.
+        values: its metrics.
+        arrays: its batch.
+        limit: so many lost steps in a row end the run.
+        where: what is known of the cause, "" for nothing.
+
+    Returns:
+        Whether the numbers are good.
 
     Raises:
-        FloatingPointError: the loss or the gradient norm is not finite; names the step
-            and the examples of its batch.
+        FloatingPointError: the loss or the gradient norm of `limit` steps in a row was
+            not finite; names the step and the examples of its batch.
     """
     wrong = [n for n in ("loss", "gradient_norm") if not math.isfinite(values[n])]
-    if wrong:
-        examples = np.asarray(arrays.get("index", ())).tolist()
-        raise FloatingPointError(
-            f"{' and '.join(wrong)} of step {step} not finite (examples {examples}); "
-            "the last checkpoint is intact. Lower the learning rate or look at these "
-            "examples."
+    if not wrong:
+        return True
+    examples = np.asarray(arrays.get("index", ())).tolist()
+    what = (
+        f"{where}{' and '.join(wrong)} of step {step} not finite (examples {examples})"
+    )
+    # A step that counts nothing has learnt from it.
+    in_row = int(values.get("skipped_in_row", limit))
+    if in_row < limit:
+        total = int(values["skipped_steps"])
+        logging.warning(
+            "%s: the step is skipped, nothing is learnt from it; skipped so far: %d, "
+            "in a row: %d of at most %d",
+            what,
+            total,
+            in_row,
+            limit - 1,
         )
+        return False
+    raise FloatingPointError(
+        f"{what}, and so in {in_row} steps in a row; the last checkpoint is intact. "
+        "Lower the learning rate, look at these examples, or allow more such steps "
+        "with config.skip_limit."
+    )
 
 
 def train(
@@ -104,7 +142,8 @@ def train(
         meta: facts to keep in each checkpoint.
         until: stop here, to be resumed later; None for `steps`.
         companions: who acts between two steps.
-        check: raises where (step, metrics, batch) tell that the run is lost.
+        check: raises where (step, metrics, batch) tell that the run is lost; what it
+            returns does not matter.
         prepare: what is done with each batch before it goes to the devices; a pure
             function of state and batch, so that a resumed run repeats it.
         label: name on the progress bar.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from nim4_jax.train.losses import Loss
 from nim4_jax.train.optim import OptimizerConfig, Rules
@@ -39,6 +39,19 @@ class Recipe:
     seed: int = 0
     reference: bool = False
     micro_batches: int = 1
+
+    def noisy_parts(self, trained: Iterable[str]) -> tuple[str, ...]:
+        """Parts of the model in which dropout is on: of those that are trained.
+
+        A frozen part learns nothing from it, and what comes after it would learn from
+        another one than it will meet.
+
+        Args:
+            trained: paths of the parameters that the rules train.
+        """
+        if getattr(self.loss, "noiseless", False):
+            return ()
+        return tuple(sorted({path.split("/")[0] for path in trained}))
 
     def __post_init__(self):
         if self.micro_batches < 1:

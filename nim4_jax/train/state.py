@@ -10,13 +10,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from nim4_jax import struct
 from nim4_jax.models.asr import Asr
 from nim4_jax.train import optim
 from nim4_jax.train.recipes import Recipe
 from nim4_jax.types import AsrBatch, Params
+
+
+@struct.dataclass
+class Skips:
+    """Steps that changed nothing, because their numbers were lost.
+
+    Attributes:
+        total: since the run began.
+        in_row: up to the last step; 0 if that one was good.
+    """
+
+    total: Int[Array, ""]
+    in_row: Int[Array, ""]
+
+    @classmethod
+    def none(cls) -> Skips:
+        """Before the first step."""
+        return cls(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+    def count(self, finite: Bool[Array, ""]) -> Skips:
+        """After one more step."""
+        lost = jnp.where(finite, 0, 1)
+        return Skips(self.total + lost, (self.in_row + lost) * lost)
 
 
 @struct.dataclass
@@ -27,11 +50,14 @@ class TrainState:
         step: number of steps done.
         params: nested dict of arrays.
         opt_state: optimizer slots of the trainable parameters.
+        skips: steps without effect; None where no train step has counted them, as in
+            checkpoints of earlier versions.
     """
 
     step: Int[Array, ""]
     params: Params
     opt_state: Any
+    skips: Skips | None = None
 
 
 REFERENCE = "reference"
@@ -109,4 +135,5 @@ def init_state(
 ) -> TrainState:
     """Step 0: the given parameters and empty optimizer slots for the trainable ones."""
     trainable, _ = optim.split_params(params, recipe.rules)
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(trainable))
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(step, params, tx.init(trainable), Skips.none())

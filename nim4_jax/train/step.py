@@ -15,7 +15,7 @@ from nim4_jax.models.asr import Asr
 from nim4_jax.train import optim
 from nim4_jax.train.losses import Loss, key_rows
 from nim4_jax.train.recipes import Recipe
-from nim4_jax.train.state import TrainState
+from nim4_jax.train.state import Skips, TrainState
 
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
@@ -40,7 +40,7 @@ def evaluate_loss(
     """The recipe's loss under the randomness of a step; pure.
 
     Args:
-        model: with or without dropout.
+        model: with dropout where it is wanted.
         recipe: loss and seed.
         params: nested dict.
         batch: what the loss takes; every leaf has B rows.
@@ -116,6 +116,9 @@ def make_train_step(
     The gradient of the undivided loss is divided by the weight once, after the sum over
     the whole (global) batch and over its `recipe.micro_batches` parts: these change
     what is in memory at once, and nothing else.
+
+    A step whose loss or gradient is not finite leaves parameters and optimizer as they
+    are, and is counted: `skipped_steps` and, up to this one, `skipped_in_row`.
     """
     schedule = recipe.optimizer.schedule(recipe.steps)
 
@@ -123,7 +126,8 @@ def make_train_step(
         trainable: optim.FlatParams, frozen: optim.FlatParams, batch: Any, step, rows
     ) -> tuple[Array, Loss]:
         params = optim.unflatten(frozen | cast(optim.FlatParams, trainable))
-        loss = evaluate_loss(model, recipe, params, batch, step, rows)
+        noisy = model.clone(dropout_in=recipe.noisy_parts(trainable))
+        loss = evaluate_loss(noisy, recipe, params, batch, step, rows)
         return loss.total, loss
 
     gradient = jax.grad(compute_loss, has_aux=True)
@@ -151,19 +155,29 @@ def make_train_step(
         grads, loss = accumulate(trainable, frozen, batch, state.step)
         weight = jnp.maximum(loss.weight, 1.0)
         grads = jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), grads)
+        norm = optim.global_norm(grads)
+        finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
         # Optax mixes Python scalars and counters into its arithmetic.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = tx.update(grads, state.opt_state, trainable)
-            trainable = optax.apply_updates(trainable, updates)
+            moved = optax.apply_updates(trainable, updates)
+        trainable, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (moved, opt_state),
+            (trainable, state.opt_state),
+        )
+        skips = cast(Skips, state.skips).count(finite)
         metrics = {
             name: total / jnp.maximum(weight, 1e-8)
             for name, (total, weight) in loss.metrics.items()
         }
         metrics |= loss.largest
         metrics["loss"] = loss.total / weight
-        metrics["gradient_norm"] = optim.global_norm(grads)
+        metrics["gradient_norm"] = norm
+        metrics["skipped_steps"] = skips.total
+        metrics["skipped_in_row"] = skips.in_row
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         params = optim.unflatten(frozen | cast(optim.FlatParams, trainable))
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, skips), metrics
 
     return train_step

@@ -11,8 +11,9 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.data import audio, pipeline
+from nim4_jax.data import audio, pipeline, survey
 from nim4_jax.data.pipeline import DataConfig
+from nim4_jax.data.skips import SkipReport
 from nim4_jax.text import phonemes
 
 KEYS = {
@@ -187,8 +188,44 @@ def test_law_2_through_orbax(config, straight, tmp_path):
 def test_a_state_of_other_data_is_refused(config):
     state = pipeline.make_train_iterator(config).get_state()
     other = pipeline.make_train_iterator(replace(config, seed=4))
-    with pytest.raises(ValueError, match="the saved data state belongs to plan"):
+    with pytest.raises(ValueError, match=r"--force_config.*--workdir=NEW --config\.in"):
         other.set_state(state)
+
+
+def test_a_sample_is_of_so_many_hours(config):
+    """The same one again; with few recordings, or none wanted, it is all of them."""
+    examples = survey.survey(config, SkipReport(), training=False)
+    seconds = examples.lengths.seconds
+    hours = 0.3 * seconds.sum() / 3600
+    chosen = survey.sample(config, hours)
+    assert chosen == survey.sample(config, hours)
+    assert chosen != survey.sample(replace(config, seed=4), hours)
+    drawn = seconds[sorted(chosen)].sum() / 3600
+    assert hours <= drawn < hours + seconds.max() / 3600
+    assert survey.sample(config, 0.0) is None and survey.sample(config, 9.0) is None
+
+
+def test_an_epoch_says_what_it_holds(config):
+    """Hours of audio, as it is heard, without padding."""
+    iterator = pipeline.make_train_iterator(replace(config, threads=0))
+    hours, steps = iterator.measure_epoch()
+    assert steps == iterator.plan.count_steps(1)
+    heard = sum(next(iterator)["audio_mask"].sum() for _ in range(steps))
+    assert heard / 16_000 / 3600 == pytest.approx(hours, rel=0.01)
+
+
+def test_other_data_can_begin_a_new_epoch(config):
+    """The one after the step that was saved, from its first batch; then law 2 holds."""
+    other = pipeline.make_train_iterator(replace(config, batch_size=2))
+    first = other.plan.count_steps(1)
+    for step, epoch in ((0, 1), (first - 1, 1), (first, 2)):
+        other.begin_epoch({"step": step, "plan": "another"})
+        assert other.epoch == epoch
+        assert other.step == other.plan.count_steps(epoch)
+    other.set_state(other.get_state())
+    assert other.epoch == 2
+    next(other)
+    other.close()
 
 
 def test_grain_need_not_print_the_data_set(config):

@@ -14,7 +14,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from nim4_jax.configs import pipeline as pipeline_config
 from nim4_jax.eval import curves
 from nim4_jax.launch import assembly, pipeline, recognition, train, transcribe
+from nim4_jax.launch.restart import Restart
 from nim4_jax.train import checkpoint, optim, releases
+from nim4_jax.train import cmvn as statistics
 from nim4_jax.train.metrics import read_metrics
 
 TINY = {
@@ -266,6 +268,37 @@ def test_a_resumed_stage_ends_with_the_same_bits(finished, tmp_path, stage):
         assert_equal(part, expected)
 
 
+def test_a_run_goes_on_with_other_data(finished, manifest, tmp_path):
+    """If that is meant: weights, optimizer and step stay, a new epoch begins."""
+    config, workdir = finished
+    folder = str(tmp_path / "moved")
+    shutil.copytree(f"{workdir}/phoneme_head", folder)
+    made = pipeline.stage_config(find_stage(config, "phoneme_head"), "nano", "nowhere")
+    made.steps, made.data.sources = 3, (f"{manifest}?lang=en",)
+    with pytest.raises(ValueError, match=r"data\.sources was .* --force_config"):
+        train.run(made, folder)
+    train.run(made, folder, allowed=Restart(force_config=True))
+    saved = [
+        json.loads(Path(folder, "checkpoints", step, "data", "metadata").read_text())
+        for step in ("2", "3")
+    ]
+    assert saved[0]["plan"] != saved[1]["plan"]
+    before, after = (read_state(folder, step)[0] for step in (2, 3))
+    assert any("ctc_head" in path for path in before)
+    for path, leaf in before.items():
+        if not path.startswith("ctc_head"):
+            np.testing.assert_array_equal(after[path], leaf)
+    assert int(checkpoint.load_meta(folder, 3)["steps"]) == 3
+
+
+def test_what_nobody_trained_is_not_frozen(finished, tmp_path):
+    """The phoneme head on a random encoder: refused by name."""
+    config, _ = finished
+    made = pipeline.stage_config(find_stage(config, "phoneme_head"), "nano", None)
+    with pytest.raises(ValueError, match=r"^encoder \(encoder/.* stay at random"):
+        train.run(made, str(tmp_path / "random"))
+
+
 def test_rollout_devices_change_nothing(finished, tmp_path):
     """2 devices train, 2 others sample: stage 6 ends as on one; resumed, as itself."""
     config, workdir = finished
@@ -307,6 +340,8 @@ def test_statistics_of_the_features_are_measured_and_kept(finished):
     cmvn = checkpoint.load_params(f"{finished[1]}/stage4")[0]["cmvn"]
     assert np.all(np.isfinite(cmvn["mean"])) and np.all(cmvn["scale"] > 0)
     assert not np.allclose(cmvn["mean"], 0)
+    kept = statistics.read(f"{finished[1]}/stage1/cmvn.json")
+    np.testing.assert_array_equal(statistics.to_params(kept)["mean"], cmvn["mean"])
 
 
 def test_the_result_transcribes(finished, manifest):

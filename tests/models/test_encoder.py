@@ -201,6 +201,24 @@ def test_a_piece_must_end_with_a_window(name, extra):
 
 
 @every_encoder
+def test_less_is_saved_the_more_is_recomputed(name):
+    """Bytes that stand between forward and backward pass: none > dots > full."""
+    config, _, _, _, params = make(name)
+    frames, chunking = make_frames(2, [24, 9], 24), Chunking.of(2, 1)
+
+    def count(kind):
+        module = config.build(Policy(), kind)
+
+        def encode(params):
+            return module.apply(params, frames, chunking).values
+
+        saved = jax.eval_shape(lambda given: jax.vjp(encode, given)[1], params)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))
+
+    assert count("none") > count("dots") > count("full")
+
+
+@every_encoder
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_recomputation_changes_no_gradient(name, remat):
     """What is saved for the backward pass is a matter of memory alone."""

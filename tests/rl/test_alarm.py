@@ -31,20 +31,38 @@ def test_good_steps_pass():
     [
         ({"drift": 0.2}, ValueError, r"step 7 .* is 0\.2 nats .* at most 0\.1: give"),
         ({"drift": math.nan}, ValueError, "is nan nats"),
-        ({"loss": math.nan}, FloatingPointError, r"loss of step 7 .*\[40, 41, 42\]"),
+        ({"loss": math.nan}, FloatingPointError, r"^loss of step 7 .*\[40, 41, 42\]"),
         ({"gradient_norm": math.inf}, FloatingPointError, "gradient_norm of step 7"),
         (
             {"broken_row": 1.0, "loss": math.nan, "drift": math.nan},
             FloatingPointError,
-            r"^utterance 41 \(row 1 of the batch\): .* not finite in step 7",
+            r"^utterance 41 \(row 1 of the batch\): .*loss of step 7 not finite",
         ),
-        ({"broken_row": 5.0}, FloatingPointError, "^row 5 of the batch: "),
+        (
+            {"broken_row": 5.0, "loss": math.nan},
+            FloatingPointError,
+            "^row 5 of the batch: ",
+        ),
     ],
 )
 def test_what_is_wrong_stops_the_run(wrong, error, message):
     """The utterance first: what else is lost follows from it."""
+    values = {**GOOD, **wrong, "skipped_steps": 4.0, "skipped_in_row": 3.0}
     with pytest.raises(error, match=message):
-        Alarm(0.1).check(7, {**GOOD, **wrong}, ARRAYS)
+        Alarm(0.1, skip_limit=3).check(7, values, ARRAYS)
+
+
+def test_lost_steps_are_told_before_they_are_too_many(monkeypatch):
+    """Nothing else in them can be trusted, so nothing else stops the run."""
+    told = []
+    monkeypatch.setattr(
+        alarm.logging, "warning", lambda text, *args: told.append(text % args)
+    )
+    lost = {"loss": math.nan, "drift": math.nan, "broken_row": 1.0}
+    values = {**GOOD, **lost, "skipped_steps": 4.0, "skipped_in_row": 2.0}
+    Alarm(0.1, skip_limit=3).check(7, values, ARRAYS)
+    assert len(told) == 1 and told[0].startswith("utterance 41 (row 1 of the batch)")
+    assert "skipped so far: 4, in a row: 2 of at most 2" in told[0]
 
 
 def test_steps_that_teach_nothing_are_counted(monkeypatch):
@@ -73,4 +91,5 @@ def test_the_limit_is_the_configs_or_that_of_the_dtype(tiny):
         check(1, {**GOOD, "drift": expected}, ARRAYS)
         with pytest.raises(ValueError, match=f"at most {expected:g}"):
             check(1, {**GOOD, "drift": 1.01 * expected}, ARRAYS)
-    assert alarm.choose_check(tiny.PLAIN_CTC, Policy()) is loop.check_finite
+    check = alarm.choose_check(tiny.PLAIN_CTC, Policy(), 7)
+    assert check.func is loop.check_finite and check.keywords == {"limit": 7}

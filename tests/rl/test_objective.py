@@ -67,8 +67,8 @@ def make_recipe(tiny, judge=None, beta=0.04, rate=3e-3, micro_batches=1, **setti
     )
 
 
-def start(tiny, recipe):
-    model = tiny.Asr(tiny.CONFIG)
+def start(tiny, recipe, config=None):
+    model = tiny.Asr(config or tiny.CONFIG)
     params = train_state.init_params(model, recipe, tiny.make_batch(0), 0)
     params = train_state.add_reference(params, recipe)
     tx = optim.make_optimizer(recipe.optimizer, recipe.rules, recipe.steps)
@@ -77,10 +77,13 @@ def start(tiny, recipe):
 
 
 def test_the_first_step_has_ratio_one_and_clips_nothing(tiny):
-    state, step = start(tiny, make_recipe(tiny))
+    """Policy and reference are one, also for an encoder that has dropout elsewhere."""
+    encoder = dataclasses.replace(tiny.CONFIG.encoder, dropout=0.3)
+    config = dataclasses.replace(tiny.CONFIG, encoder=encoder)
+    state, step = start(tiny, make_recipe(tiny), config)
     _, metrics = step(state, tiny.make_batch(0))
     assert float(metrics["ratio"]) == 1.0 and float(metrics["clip_fraction"]) == 0.0
-    assert float(metrics["kl"]) == pytest.approx(0.0, abs=1e-6)
+    assert float(metrics["kl"]) < 1e-12
     assert float(metrics["drift"]) < 1e-4
     assert float(metrics["temperature"]) == pytest.approx(1.0)
 
@@ -189,7 +192,7 @@ def test_an_utterance_that_is_not_finite_is_named_by_its_row(tiny):
     batch.audio.values[2] = np.nan
     _, metrics = step(state, batch)
     assert float(metrics["broken_row"]) == 2.0
-    check = alarm.choose_check(recipe.loss, tiny.CONFIG.policy)
+    check = alarm.choose_check(recipe.loss, tiny.CONFIG.policy, skip_limit=1)
     values = {name: float(value) for name, value in metrics.items()}
     with pytest.raises(FloatingPointError, match=r"utterance 72 \(row 2 of"):
         check(1, values, {"index": np.arange(70, 74)})

@@ -11,10 +11,11 @@ import numpy as np
 import optax
 import pytest
 
-from nim4_jax import sharding
+from nim4_jax import features, sharding
 from nim4_jax.decode import offline
 from nim4_jax.decode.programs import Budget
-from nim4_jax.features import WhisperFeatures
+from nim4_jax.features import FeatureConfig, WhisperFeatures
+from nim4_jax.launch import collectives
 from nim4_jax.models.asr import Asr
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
 from nim4_jax.rl.objective import Grpo
@@ -123,6 +124,37 @@ def check_training(tiny, config, stage: str, shapes) -> None:
 def test_a_mesh_trains_as_one_device(tiny, config, stage):
     """The two longest losses on a mesh of more than rows."""
     check_training(tiny, config, stage, [QUICK[stage]])
+
+
+@pytest.mark.parametrize("kind", [FeatureConfig, WhisperFeatures])
+def test_features_are_made_where_the_audio_lies(tiny, kind):
+    """No device hears what lies on another, and the values are those of one device."""
+    audio, made = tiny.make_batch(0, rows=16).audio, kind(num_mels=16)
+    extract = jax.jit(lambda given: features.log_mel(given, made))
+    expected = extract(audio)
+    with jax.set_mesh(sharding.make_mesh((4, 2, 1))):
+        placed = sharding.put_batch(audio)
+        program = extract.lower(placed).compile()
+        assert not collectives.read(program.as_text())
+        jax.tree.map(close, jax.device_get(program(placed)), expected)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", ["stage1", "stage4"])
+def test_no_rows_are_gathered(tiny, config, stage):
+    """Where parameters are whole everywhere, each device keeps to its own rows."""
+    recipe, tx = make_recipes(tiny)[stage], optax.sgd(0.1)
+    state = train_state.init_state(tiny.make_params(recipe, config), recipe, tx)
+    with jax.set_mesh(sharding.make_mesh((8, 1, 1))):
+        state = placement.place(state, config)
+        lies = jax.tree.map(lambda leaf: leaf.sharding, state)
+        step = jax.jit(
+            make_train_step(Asr(config), recipe, tx),
+            out_shardings=(lies, sharding.replicated()),
+        )
+        batch = sharding.put_batch(make_batch(tiny, stage, 0))
+        program = step.lower(state, batch).compile().as_text()
+    assert not {"all-gather", "all-to-all"} & set(collectives.read(program))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """The one loop: where it begins, when it saves, and how it stops."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -116,12 +118,58 @@ def test_the_loop_says_what_it_begins(tiny, parts, tmp_path):
     assert marks == [*steps, (3, "saving")]
 
 
-def test_nan_stops_with_the_step_and_the_examples(tiny, parts, tmp_path):
-    """The fifth batch is broken; the checkpoint of step 3 stays good."""
-    with pytest.raises(FloatingPointError, match=r"step 5 not finite.*\[400, 401, 402"):
-        run(tiny, parts, tmp_path, 8, data=tiny.make_data(broken=4))
-    resumed = run(tiny, parts, tmp_path, 8)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(resumed))
+def test_a_lost_step_changes_nothing_and_is_told(tiny, parts, tmp_path, monkeypatch):
+    """The fifth batch is broken: the state of step 4, counters apart, is step 5's."""
+    told = []
+    monkeypatch.setattr(
+        loop.logging, "warning", lambda text, *args: told.append(text % args)
+    )
+    before = jax.device_get(run(tiny, parts, tmp_path / "4", 4))
+    after = run(tiny, parts, tmp_path / "5", 5, tiny.make_data(broken=(4,)))
+    for part in ("params", "opt_state"):
+        same = np.testing.assert_array_equal
+        jax.tree.map(same, getattr(after, part), getattr(before, part))
+    assert int(after.step) == 5
+    assert int(after.skips.total) == int(after.skips.in_row) == 1
+    assert len(told) == 1 and "step 5 not finite (examples [400, 401, 402" in told[0]
+    whole = run(tiny, parts, tmp_path / "5", 8, tiny.make_data(broken=(4,)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(whole))
+    assert int(whole.skips.total) == 1 and int(whole.skips.in_row) == 0
+    rows = [r for r in read_metrics(str(tmp_path / "5")) if "train/loss" in r]
+    assert [(r["step"], r["train/skipped_steps"]) for r in rows] == [
+        (1, 0.0),
+        (2, 0.0),
+        (4, 0.0),
+        (6, 1.0),
+        (8, 1.0),
+    ]
+
+
+def test_too_many_lost_steps_in_a_row_end_the_run(tiny, parts, tmp_path):
+    """Also where the run is resumed between them: the count is part of the state."""
+    broken = tiny.make_data(broken=(2, 3, 4))
+    check = functools.partial(loop.check_finite, limit=3)
+    message = r"step 5 not finite.*\[400, 401.* 3 steps in a row.*config\.skip_limit"
+    for _ in range(2):  # the checkpoint of step 3 holds one lost step
+        with pytest.raises(FloatingPointError, match=message):
+            run(tiny, parts, tmp_path, 8, data=broken, check=check)
+        assert checkpoint.latest_step(str(tmp_path)) == 3
+    more = functools.partial(loop.check_finite, limit=4)
+    data = tiny.make_data(broken=(2, 3, 4))
+    assert int(run(tiny, parts, tmp_path, 8, data, check=more).skips.total) == 3
+
+
+def test_checkpoints_of_before_steps_were_counted_can_be_resumed(tiny, parts, tmp_path):
+    """They have no counters: they begin at 0, and the rest is bit for bit the same."""
+    _, _, step = parts
+    _, state = tiny.make_state(parts[0])
+    data, checkpoints = tiny.make_data(), Checkpoints(str(tmp_path), 1)
+    state, _ = step(state, loop.to_batch(next(data)))
+    checkpoints.save(state.replace(skips=None), data, {})
+    checkpoints.close()
+    resumed = run(tiny, parts, tmp_path, 2)
+    whole = run(tiny, parts, tmp_path / "whole", 2)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 
 def test_metrics_are_those_of_the_steps_kept(tmp_path):

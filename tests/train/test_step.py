@@ -117,7 +117,7 @@ def update(tiny, loss, parts, config=None, rows=4):
     params = jax.tree.map(jnp.asarray, tiny.make_params(recipe, config))
     tx = optax.sgd(0.1)
     state = train_state.init_state(params, recipe, tx)
-    step = jax.jit(make_train_step(Asr(config, deterministic=False), recipe, tx))
+    step = jax.jit(make_train_step(Asr(config), recipe, tx))
     state, metrics = step(state, tiny.make_batch(0, rows=rows, samples=12_000))
     return jax.device_get((state.params, metrics))
 
@@ -138,6 +138,23 @@ def test_micro_batches_are_the_whole_batch(tiny):
         assert set(seen) == set(metrics)
         for name, value in metrics.items():
             np.testing.assert_allclose(seen[name], value, rtol=2e-5, err_msg=name)
+
+
+def test_frozen_parts_run_without_dropout(tiny):
+    """What is learnt on top of a frozen encoder meets the encoder as it will be."""
+    encoder = dataclasses.replace(tiny.CONFIG.encoder, dropout=0.5)
+    config = dataclasses.replace(tiny.CONFIG, encoder=encoder)
+    heard = {}
+    for trained in ("adaptor", "encoder/subsampling"):
+        for name, shapes in (("noisy", config), ("plain", tiny.CONFIG)):
+            rules = ((f"{trained}/.*", 1.0), (".*", None))
+            recipe = tiny.make_recipe(tiny.PLAIN_TRANSCRIBE, rules)
+            tx, state = tiny.make_state(recipe, shapes)
+            step = jax.jit(make_train_step(Asr(shapes), recipe, tx))
+            heard[trained, name] = float(step(state, tiny.make_batch(0))[1]["loss"])
+    assert heard["adaptor", "noisy"] == heard["adaptor", "plain"]
+    trained = "encoder/subsampling"
+    assert heard[trained, "noisy"] != heard[trained, "plain"]
 
 
 def test_rows_that_do_not_divide_are_refused(tiny):
