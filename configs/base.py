@@ -229,8 +229,9 @@ def set_length(config: ConfigDict, steps: int) -> None:
     """Let a stage train for so long, save ten times and measure five, at least."""
     config.steps = steps
     config.checkpoint_every = max(1, min(config.checkpoint_every, steps // 10))
-    if config.get("probe") and config.probe.every:
-        config.probe.every = max(1, min(config.probe.every, steps // 5))
+    drift = config.get("probe")
+    if drift is not None and drift.every:
+        drift.every = max(1, min(drift.every, steps // 5))
 
 
 def probe(size: str) -> ConfigDict:

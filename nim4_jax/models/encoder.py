@@ -29,8 +29,11 @@ class EncoderState(Protocol):
     All other leaves are arrays [B, …].
     """
 
-    blocks: Any
-    mask: Bool[Array, "B C"]
+    @property
+    def blocks(self) -> Any: ...
+
+    @property
+    def mask(self) -> Bool[Array, "B C"]: ...
 
 
 class Encoder(Protocol):
