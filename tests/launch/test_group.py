@@ -53,7 +53,12 @@ OWN = {
         "optimizer.warmup_steps": 1,
         "loss.views": 1,
     },
-    "stage2": {"steps": 2, **FOLLOW},
+    # There is no pretrained LLM of this size: it trains, too.
+    "stage2": {
+        "steps": 2,
+        "rules": (("(adaptor|llm|phoneme_reader)/.*", 1.0), (".*", None)),
+        **FOLLOW,
+    },
     "stage3": {"steps": 6, "follow.min_steps": 2, "follow.last_steps": 2, **FOLLOW},
 }
 NAMES = list(OWN)
