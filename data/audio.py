@@ -1,21 +1,32 @@
 """Audio files, bytes and arrays to mono float32 at 16 kHz, whole or in blocks.
 
 Everything below the data package sees one form of audio: float32 samples in [-1, 1),
-one channel, 16 kHz. libsndfile reads wav, flac, ogg (Vorbis, Opus) and mp3; soxr
-resamples. What cannot be read raises `AudioError`, which names the file and carries a
-short machine-readable reason, so that a training run can count it and go on.
+one channel, 16 kHz. `decoder.py` decodes (libsndfile reads wav, flac, ogg and mp3,
+ffmpeg the rest), `channels.py` makes one channel of several, soxr resamples. What
+cannot be read raises `AudioError`, which names the file and carries a short
+machine-readable reason, so that a training run can count it and go on.
 """
 
 from __future__ import annotations
 
-import io
+import dataclasses
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
+
+from nim4_jax.data.audio_error import (
+    AUDIO_REASONS,
+    LARGEST,
+    AudioError,
+    check_header,
+    check_seconds,
+)
+from nim4_jax.data.channels import Channel, ChannelMixer
+from nim4_jax.data.decoder import Decoder, Part, guard
+
+__all__ = ["AUDIO_REASONS", "SAMPLE_RATE", "Audio", "AudioError", "decode"]
 
 SAMPLE_RATE = 16000
 """Samples a second of everything that leaves this module, Hz."""
@@ -23,27 +34,10 @@ SAMPLE_RATE = 16000
 Audio = str | os.PathLike | bytes | np.ndarray
 """A path, an encoded file's bytes, or samples ([S] or [S, channels])."""
 
-_TAIL_BYTES = 65536  # longer than the largest possible Ogg page (65,307 bytes)
+_AT_THE_END = ("truncated", "damaged audio")  # what is left was read before
 _DURATION_SLACK = 0.25  # seconds by which a file may fall short of its stated length
-
-
-class AudioError(ValueError):
-    """Audio that cannot be used; `reason` is one of `AUDIO_REASONS`."""
-
-    def __init__(self, reason: str, name: str, detail: str):
-        super().__init__(f"{name}: {reason}: {detail}")
-        self.reason = reason
-        self.name = name
-
-
-AUDIO_REASONS = (
-    "missing file",
-    "unreadable audio",
-    "zero length",
-    "truncated",
-    "not finite",
-    "too long",
-)
+_MOST_SECONDS = 6 * 3600.0
+"""Of what is decoded whole, if no other limit is given: 1.4 GB of samples."""
 
 
 def decode(
@@ -53,8 +47,9 @@ def decode(
     name: str | None = None,
     duration: float | None = None,
     max_seconds: float | None = None,
+    channel: Channel = "mix",
 ) -> np.ndarray:
-    """Decode audio to mono float32 samples at 16 kHz; channels are averaged.
+    """Decode audio to mono float32 samples at 16 kHz.
 
     Args:
         audio: path, encoded bytes, or samples: floats in [-1, 1), or integers of which
@@ -64,53 +59,57 @@ def decode(
         name: what errors call the audio; a path's own name if None.
         duration: seconds that the audio should have (a manifest's field); a decoded
             length that falls short of it by more than 0.25 s is a truncated file.
-        max_seconds: refuse longer audio from its header, before decoding it.
+        max_seconds: refuse longer audio from its header, before decoding it; six hours
+            if None: `read_blocks` reads more.
+        channel: which one, as `channels` describes.
 
     Returns:
         float32 [S] at 16 kHz.
 
     Raises:
-        AudioError: missing, unreadable, empty, truncated, not finite, or too long.
+        AudioError: missing, unreadable, empty, truncated, damaged, not finite, too
+            long, or with a rate or channels that no speech has.
     """
     name = name or _name_audio(audio)
+    if max_seconds is None:
+        max_seconds = _MOST_SECONDS
     if isinstance(audio, np.ndarray):
-        rate = sample_rate or SAMPLE_RATE
-        _check_seconds(len(audio) / rate, max_seconds, name)
-        samples = _scale_integers(audio)
+        samples = _convert_array(audio, sample_rate, name, max_seconds, channel)
     else:
-        samples, rate = _read_file(audio, name, max_seconds)
-    if samples.ndim > 1:
-        samples = _average_channels(samples)
+        span = _Span(0.0, None, max_seconds)
+        with Decoder(audio, name) as decoder:
+            samples = _join(_read_span(decoder, span, channel))
     if not samples.size:
         raise AudioError("zero length", name, "it holds no sample")
-    if not np.isfinite(samples).all():
-        raise AudioError("not finite", name, "it holds NaN or infinite samples")
-    seconds = len(samples) / rate
+    seconds = len(samples) / SAMPLE_RATE
     if duration is not None and seconds < duration - _DURATION_SLACK:
         raise AudioError(
             "truncated",
             name,
             f"it holds {seconds:.2f} s, expected {duration:.2f} s",
         )
-    return resample(samples, rate, SAMPLE_RATE)
+    return samples
 
 
 def decode_piece(
     audio: Audio,
     start: float,
-    seconds: float,
+    seconds: float | None,
     *,
     sample_rate: int | None = None,
     name: str | None = None,
+    channel: Channel = "mix",
 ) -> np.ndarray:
     """Decode a part of a recording; of a file only that part is read.
 
     Args:
         audio: as `decode` takes it.
         start: where the part begins, s.
-        seconds: its length; less is returned where the recording ends earlier.
+        seconds: its length, None to the end; less is returned where the recording ends
+            earlier.
         sample_rate: rate of an array, Hz; 16000 if None.
         name: what errors call the audio; a path's own name if None.
+        channel: which one, as `channels` describes.
 
     Returns:
         float32 [S] at 16 kHz.
@@ -122,18 +121,14 @@ def decode_piece(
     if isinstance(audio, np.ndarray):
         rate = sample_rate or SAMPLE_RATE
         first = round(start * rate)
-        samples = audio[first : first + int(np.ceil(seconds * rate))]
-        return decode(samples, sample_rate=rate, name=name)
-    with _open_file(audio, name) as file:
-        rate = file.samplerate
-        try:
-            file.seek(min(round(start * rate), file.frames))
-        except soundfile.LibsndfileError as error:
-            raise AudioError(
-                "truncated", name, f"no way to {start} s: {error}"
-            ) from error
-        samples = _read_frames(file, int(np.ceil(seconds * rate)), name)
-    return decode(samples, sample_rate=rate, name=name)
+        last = None if seconds is None else first + int(np.ceil(seconds * rate))
+        piece = audio[first:last]
+        return decode(piece, sample_rate=rate, name=name, channel=channel)
+    with Decoder(audio, name) as decoder:
+        samples = _join(_read_span(decoder, _Span(start, seconds), channel))
+    if not samples.size:
+        raise AudioError("zero length", name, f"it holds no sample behind {start} s")
+    return samples
 
 
 def resample(samples: np.ndarray, source_rate: float, target_rate: float) -> np.ndarray:
@@ -182,63 +177,214 @@ def read_duration(
     name = name or _name_audio(audio)
     if isinstance(audio, np.ndarray):
         return len(audio) / (sample_rate or SAMPLE_RATE)
-    with _open_file(audio, name) as file:
-        return file.frames / file.samplerate
+    with Decoder(audio, name) as decoder:
+        return decoder.measure()
 
 
-def read_blocks(path: str | os.PathLike, seconds: float) -> Iterator[np.ndarray]:
+def count_channels(path: str | os.PathLike) -> int:
+    """Channels of a file.
+
+    Raises:
+        AudioError: missing or unreadable.
+    """
+    with Decoder(path, _name_audio(path)) as decoder:
+        return next(decoder.read_parts()).channels
+
+
+def read_blocks(
+    path: str | os.PathLike | bytes,
+    seconds: float,
+    *,
+    channel: Channel = "mix",
+    start: float = 0.0,
+    length: float | None = None,
+    name: str | None = None,
+) -> Iterator[np.ndarray]:
     """Decode a file of any length in blocks, at 16 kHz, in constant memory.
 
-    The concatenated blocks are `decode(path)` up to the resampler's rounding (a stream
-    resampler carries its filter state over the block borders).
+    The concatenated blocks are `decode(path)`, whatever their length.
 
     Args:
         path: an audio file.
         seconds: length of a block; every block but the last has exactly
             `round(seconds · 16000)` samples.
+        channel: which one, as `channels` describes.
+        start: where to begin, s.
+        length: seconds to read, None to the end.
+        name: what errors call the audio; the path if None.
 
     Yields:
         float32 [S] blocks at 16 kHz; nothing for an empty file.
 
     Raises:
-        AudioError: missing, unreadable, truncated, or not finite.
+        AudioError: missing, unreadable, or not finite; truncated or damaged, behind the
+            last block of what could be decoded.
     """
-    name = _name_audio(path)
     size = round(seconds * SAMPLE_RATE)
     if size < 1:
         raise ValueError(f"got blocks of {seconds} s; give at least one sample")
     pending = np.zeros(0, np.float32)
-    for samples in _read_resampled(path, name, seconds):
-        pending = np.concatenate([pending, samples])
-        while len(pending) >= size:
-            yield pending[:size].copy()
-            pending = pending[size:]
+    fault = None
+    with Decoder(path, name or _name_audio(path)) as decoder:
+        pieces = _read_span(decoder, _Span(start, length), channel)
+        while True:
+            try:
+                pending = np.concatenate([pending, next(pieces)])
+            except StopIteration:
+                break
+            except AudioError as error:
+                fault = error
+                break
+            for at in range(0, len(pending) // size * size, size):
+                yield pending[at : at + size].copy()
+            pending = pending[len(pending) // size * size :]
     if len(pending):
         yield pending
+    if fault:
+        raise fault
 
 
-def _read_resampled(path, name: str, seconds: float) -> Iterator[np.ndarray]:
-    """Mono 16 kHz pieces of a file, as the stream resampler hands them out."""
-    with _open_file(path, name) as file:
-        rate = file.samplerate
-        stream = None
-        if rate != SAMPLE_RATE:
-            stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, "float32", "HQ")
-        expected, count = file.frames, 0
-        while True:
-            samples = _read_frames(file, max(1, round(seconds * rate)), name)
-            last = not len(samples)
-            count += len(samples)
-            samples = _average_channels(samples)
-            if not np.isfinite(samples).all():
-                raise AudioError("not finite", name, "it holds NaN or infinite samples")
-            if stream is not None:
-                samples = stream.resample_chunk(samples, last=last)
-            if len(samples):
-                yield samples
-            if last:
+@dataclasses.dataclass
+class _Span:
+    """What of a recording is read.
+
+    Attributes:
+        start: s still to go over.
+        length: s still to read, None for all.
+        limit: s beyond which the recording is refused, None for none.
+    """
+
+    start: float
+    length: float | None
+    limit: float | None = None
+
+
+def _read_span(decoder: Decoder, span: _Span, channel: Channel) -> Iterator[np.ndarray]:
+    """Mono pieces at 16 kHz of a span of a recording.
+
+    What is damaged or truncated is told behind everything that could be decoded, in all
+    parts; and not at all if it lies behind the span.
+    """
+    fault = None
+    parts, read = decoder.read_parts(), 0.0
+    while span.length is None or span.length > 0:
+        try:
+            part = next(parts, None)
+            if part is None:
                 break
-        _check_complete(path, name, count, expected, file.format)
+        except AudioError as error:
+            fault = fault or error
+            break
+        with guard(decoder.name):
+            if span.limit is not None and part.frames is not None:
+                check_seconds(read + part.frames / part.rate, span.limit, decoder.name)
+            if span.start > 0:
+                wanted = round(span.start * part.rate)
+                gone = part.skip(wanted)
+                span.start = 0.0 if gone >= wanted else span.start - gone / part.rate
+        try:
+            for samples in _read_part(part, decoder.name, span, channel):
+                read += len(samples) / SAMPLE_RATE
+                check_seconds(read, span.limit, decoder.name)
+                yield samples
+        except AudioError as error:
+            if error.reason not in _AT_THE_END:
+                raise
+            fault = fault or error
+    parts.close()
+    if fault:
+        raise fault
+
+
+def _read_part(
+    part: Part, name: str, span: _Span, channel: Channel
+) -> Iterator[np.ndarray]:
+    """Mono pieces at 16 kHz of what is left of a part."""
+    try:
+        mixer = ChannelMixer(part.rate, part.channels, channel)
+    except ValueError as error:
+        raise AudioError("unsupported audio", name, str(error)) from error
+    stream = None
+    if part.rate != SAMPLE_RATE:
+        stream = soxr.ResampleStream(part.rate, SAMPLE_RATE, 1, "float32", "HQ")
+    left = None
+    if span.length is not None:
+        left = int(np.ceil(span.length * part.rate))
+        span.length = 0.0
+    blocks, fault, last = part.read_blocks(part.rate), None, False
+    while not last:
+        block = np.zeros((0, part.channels), np.float32)
+        try:
+            with guard(name):
+                block = next(blocks, block)
+        except AudioError as error:
+            fault = error
+        if left is not None:
+            block = block[:left]
+            left -= len(block)
+        last = len(block) < part.rate or left == 0
+        samples = mixer.feed(block, last=last)
+        check_samples(samples, name)
+        if stream is not None:
+            samples = stream.resample_chunk(samples, last=last)
+        if len(samples):
+            yield samples
+    if left:  # the span goes on in the next part
+        span.length = left / part.rate
+    if fault is None and left != 0:
+        with guard(name):
+            next(blocks, None)  # what was wrong is told behind the last block
+    if fault:
+        raise fault
+
+
+def _join(pieces: Iterator[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.float32), *pieces])
+
+
+def _convert_array(
+    audio: np.ndarray,
+    sample_rate: int | None,
+    name: str,
+    max_seconds: float,
+    channel: Channel,
+) -> np.ndarray:
+    """Samples of an array, mono at 16 kHz."""
+    rate = sample_rate or SAMPLE_RATE
+    if audio.ndim not in (1, 2):
+        raise AudioError(
+            "unsupported audio",
+            name,
+            f"an array of shape {audio.shape}, expected [S] or [S, channels]",
+        )
+    check_header(rate, 1 if audio.ndim == 1 else audio.shape[1], name)
+    check_seconds(len(audio) / rate, max_seconds, name)
+    samples = _scale_integers(audio)
+    if samples.ndim > 1:
+        try:
+            mixer = ChannelMixer(rate, samples.shape[1], channel)
+        except ValueError as error:
+            raise AudioError("unsupported audio", name, str(error)) from error
+        samples = mixer.feed(samples, last=True)
+    check_samples(samples, name)
+    return resample(samples, rate, SAMPLE_RATE)
+
+
+def check_samples(samples: np.ndarray, name: str) -> None:
+    """See that samples are numbers that sound can have.
+
+    Raises:
+        AudioError: one is not finite, or beyond ±LARGEST.
+    """
+    usable = np.abs(samples) <= LARGEST  # False for NaN
+    if not usable.all():
+        place = int(np.flatnonzero(~usable)[0])
+        raise AudioError(
+            "not finite",
+            name,
+            f"it holds NaN, infinite or absurdly large samples (sample {place} of a "
+            f"second is {samples[place]}), expected numbers in [-1, 1)",
+        )
 
 
 def _name_audio(audio: Audio) -> str:
@@ -246,13 +392,14 @@ def _name_audio(audio: Audio) -> str:
         return "audio array"
     if isinstance(audio, bytes):
         return "audio bytes"
-    return os.fspath(audio)
+    return os.fsdecode(audio)
 
 
 def _scale_integers(samples: np.ndarray) -> np.ndarray:
     """Integer samples to float32 in [-1, 1); floats pass."""
     if samples.dtype.kind == "f":
-        return samples.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # what is too large is refused by name
+            return samples.astype(np.float32, copy=False)
     if samples.dtype.kind not in "iu":
         raise ValueError(
             f"audio array has dtype {samples.dtype}; "
@@ -262,96 +409,3 @@ def _scale_integers(samples: np.ndarray) -> np.ndarray:
         return (samples.astype(np.float32) - 128.0) / 128.0
     bits = 16 if samples.dtype.itemsize == 8 else samples.dtype.itemsize * 8
     return (samples / float(2 ** (bits - 1))).astype(np.float32)
-
-
-def _average_channels(samples: np.ndarray) -> np.ndarray:
-    """float32 [S, channels] to [S]; of one channel it is a view, not a copy."""
-    if samples.shape[1] == 1:
-        return samples[:, 0]
-    return samples.mean(axis=1, dtype=np.float32)
-
-
-def _check_seconds(seconds: float, max_seconds: float | None, name: str) -> None:
-    if max_seconds is not None and seconds > max_seconds:
-        raise AudioError(
-            "too long", name, f"{seconds:.2f} s, the limit is {max_seconds:.2f} s"
-        )
-
-
-def _open_file(audio, name: str) -> soundfile.SoundFile:
-    if isinstance(audio, bytes):
-        if not audio:
-            raise AudioError("zero length", name, "it has no byte")
-        source = io.BytesIO(audio)
-    else:
-        source = os.fspath(audio)
-        if not Path(source).is_file():
-            raise AudioError("missing file", name, "there is no such file")
-        if not Path(source).stat().st_size:
-            raise AudioError("zero length", name, "the file has no byte")
-    try:
-        return soundfile.SoundFile(source)
-    except soundfile.LibsndfileError as error:
-        raise AudioError("unreadable audio", name, str(error)) from error
-
-
-def _read_file(audio, name: str, max_seconds: float | None) -> tuple[np.ndarray, int]:
-    """All samples [S, channels] of a file or its bytes, and its rate."""
-    with _open_file(audio, name) as file:
-        _check_seconds(file.frames / file.samplerate, max_seconds, name)
-        samples = _read_frames(file, -1, name)
-        _check_complete(audio, name, len(samples), file.frames, file.format)
-        return samples, file.samplerate
-
-
-def _read_frames(file: soundfile.SoundFile, frames: int, name: str) -> np.ndarray:
-    try:
-        return file.read(frames, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise AudioError("truncated", name, f"decoding broke off: {error}") from error
-
-
-def _check_complete(audio, name: str, count: int, expected: int, form: str) -> None:
-    """Raise if the file ends before its own header or container says that it should."""
-    if count < expected:
-        raise AudioError(
-            "truncated", name, f"{count} of the header's {expected} frames decoded"
-        )
-    if form == "WAV":
-        missing = _count_missing_wav_bytes(audio)
-        if missing:
-            raise AudioError(
-                "truncated", name, f"{missing} bytes are missing at the end"
-            )
-    if form == "OGG" and not _has_last_ogg_page(audio):
-        raise AudioError("truncated", name, "the stream's last Ogg page is missing")
-
-
-def _read_ends(audio, head: int, tail: int) -> tuple[bytes, bytes, int]:
-    """First `head` and last `tail` bytes, and the size in bytes."""
-    if isinstance(audio, bytes):
-        return audio[:head], audio[-tail:], len(audio)
-    with open(audio, "rb") as file:
-        first = file.read(head)
-        size = os.fstat(file.fileno()).st_size
-        file.seek(max(0, size - tail))
-        return first, file.read(tail), size
-
-
-def _count_missing_wav_bytes(audio) -> int:
-    """Bytes by which a RIFF file is shorter than its header says.
-
-    Writers of pipes leave 0 or 0xFFFFFFFF as the size: it says nothing then.
-    """
-    head, _, size = _read_ends(audio, 8, 8)
-    stated = int.from_bytes(head[4:8], "little")
-    if head[:4] != b"RIFF" or stated in (0, 0xFFFFFFFF):
-        return 0
-    return max(0, stated + 8 - size)
-
-
-def _has_last_ogg_page(audio) -> bool:
-    """Whether the last Ogg page carries the end-of-stream flag (RFC 3533 §6)."""
-    _, tail, _ = _read_ends(audio, 4, _TAIL_BYTES)
-    page = tail.rfind(b"OggS")
-    return page >= 0 and len(tail) > page + 5 and bool(tail[page + 5] & 4)

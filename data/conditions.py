@@ -30,6 +30,7 @@ from nim4_jax.data import (
     channel,
     noise,
     noise_synthesis,
+    records,
     rooms,
     sources,
     telephone,
@@ -156,6 +157,8 @@ class Changed:
             "audio": samples,
             "sample_rate": SAMPLE_RATE,
             "duration": len(samples) / SAMPLE_RATE,
+            "offset": None,
+            "channel": "mix",
         }
 
     def _change(
@@ -355,18 +358,18 @@ class Joined:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)} joined ones")
         members, pauses = self._groups[index]
-        records = [sources.describe(self._source, member) for member in members]
-        texts = (record["text"].strip() for record in records)
-        keywords = dict.fromkeys(word for row in records for word in row["keywords"])
+        joined = [sources.describe(self._source, member) for member in members]
+        texts = (record["text"].strip() for record in joined)
+        keywords = dict.fromkeys(word for row in joined for word in row["keywords"])
         return {
             "audio": np.zeros(0, np.int16),
             "sample_rate": SAMPLE_RATE,
             "text": " ".join(text for text in texts if text),
             "lang": self._langs[index],
             "keywords": tuple(keywords),
-            "id": f"{self._name}-{records[0]['id']}",
-            "duration": sum(map(measure, records)) + sum(pauses),
-            "origin": f"{self._name} from {records[0]['origin']}",
+            "id": f"{self._name}-{joined[0]['id']}",
+            "duration": sum(map(measure, joined)) + sum(pauses),
+            "origin": f"{self._name} from {joined[0]['origin']}",
         }
 
     def __getitem__(self, index: int) -> Record:
@@ -387,6 +390,8 @@ class Joined:
                     **record,
                     "audio": joined["audio"],
                     "sample_rate": joined["sample_rate"],
+                    "offset": joined.get("offset"),
+                    "channel": joined.get("channel", "mix"),
                 }
             pieces += [_make_pause(joined["id"], pause), samples]
         samples = np.concatenate(pieces)
@@ -408,23 +413,13 @@ def decode(record: Record) -> Float[np.ndarray, " S"]:
     Raises:
         AudioError: they cannot be read.
     """
-    return audio.decode(
-        record["audio"],
-        sample_rate=record.get("sample_rate"),
-        name=transforms.name_record(record),
-        duration=record.get("duration"),
-    )
+    return records.decode(record)
 
 
 def measure(record: Record) -> float:
     """Seconds of a record, from its field or its header; 0 where neither tells."""
-    seconds = record.get("duration")
-    if seconds is not None:
-        return float(seconds)
     try:
-        return audio.read_duration(
-            record["audio"], sample_rate=record.get("sample_rate")
-        )
+        return records.measure(record)
     except audio.AudioError:
         return 0.0
 

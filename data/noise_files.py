@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from nim4_jax.data import audio, noise, sources, transforms
+from nim4_jax.data import audio, noise, records, sources
 from nim4_jax.data.skips import SkipReport
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
@@ -74,11 +74,9 @@ class NoiseFiles:
     def _measure(self, number: int, report: SkipReport) -> float:
         """Seconds of a recording; 0 if it cannot be used, which is counted."""
         record = self._corpus[number]
-        name = transforms.name_record(record)
+        name = records.name(record)
         try:
-            seconds = audio.read_duration(
-                record["audio"], sample_rate=record.get("sample_rate"), name=name
-            )
+            seconds = records.measure(record, stated=False)
             if seconds <= 0:
                 raise audio.AudioError("zero length", name, "it lasts 0 s")
         except audio.AudioError as error:
@@ -104,11 +102,5 @@ class NoiseFiles:
         record = self._corpus[int(self._usable[choice])]
         wanted = size / audio.SAMPLE_RATE
         start = rng.uniform(0.0, max(0.0, self.seconds[choice] - wanted))
-        piece = audio.decode_piece(
-            record["audio"],
-            start,
-            wanted,
-            sample_rate=record.get("sample_rate"),
-            name=transforms.name_record(record),
-        )
+        piece = records.decode_piece(record, start, wanted)
         return noise.loop(piece, 0, size)

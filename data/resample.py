@@ -11,6 +11,7 @@ import soxr
 from jaxtyping import Float, Float32, Int16
 
 from nim4_jax.data.audio import SAMPLE_RATE, to_float32
+from nim4_jax.data.audio_error import LARGEST
 
 LOWEST_RATE = 1000
 """Hz; below it one sample becomes so many that soxr runs out of memory."""
@@ -18,7 +19,6 @@ HIGHEST_RATE = 1_000_000
 """Hz; far above any sound card's; soxr hangs on absurd rates."""
 
 _QUALITY = "HQ"  # as `audio.resample`: streams must equal files
-_LARGEST = 1e30  # soxr's filter turns float32's largest numbers into NaN
 _MOST_CHANNELS = 64
 
 Packet = (
@@ -128,7 +128,7 @@ def _mix(samples: Packet) -> Float[np.ndarray, "S"]:
     with np.errstate(over="ignore", invalid="ignore"):
         if wide:
             mono = mono.mean(axis=1, dtype=np.float32)
-        usable = np.abs(mono) <= _LARGEST  # False for NaN
+        usable = np.abs(mono) <= LARGEST  # False for NaN
     if not usable.all():
         place = int(np.flatnonzero(~usable)[0])
         raise ValueError(

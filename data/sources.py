@@ -9,10 +9,13 @@ A source is a random-access sequence of records:
     keywords      tuple of strings, entities that occur in the transcript
     id            name of the utterance
     duration      seconds, None where unknown
+    offset        s, where a segment of the audio begins, None for all of it
+    channel       which of several, as `channels` describes: "mix", "left", "right", 0 …
     origin        "file:line" or "data set:index", for messages
 
-A manifest is a JSON-lines file; `audio` (relative to the manifest) and `text` are
-required, `lang`, `duration`, `keywords`, `id` optional, other keys free.
+A manifest is a JSON-lines file; `audio` (or `audio_filepath`; relative to the manifest)
+and `text` are required; `lang`, `duration`, `keywords`, `id`, `channel` and the segment
+(`timings.py`) are optional, other keys free.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 import numpy as np
+
+from nim4_jax.data import channels, timings
 
 Record = dict[str, Any]
 
@@ -118,14 +123,17 @@ class Manifest:
 
     def __getitem__(self, index: int) -> Record:
         number, row = self._rows[index]
+        offset, duration = timings.find_segment(row, f"{self.path}:{number}")
         return {
             "audio": str(self.path.parent / row["audio"]),
             "sample_rate": None,
             "text": row["text"],
             "lang": row.get("lang", "auto"),
             "keywords": tuple(row.get("keywords", ())),
-            "id": str(row.get("id", Path(row["audio"]).stem)),
-            "duration": row.get("duration"),
+            "id": str(row.get("id", _name_utterance(row["audio"], offset))),
+            "duration": duration,
+            "offset": offset,
+            "channel": row.get("channel", "mix"),
             "origin": f"{self.path}:{number}",
         }
 
@@ -185,6 +193,8 @@ def _parse_line(line: str, origin: str) -> dict:
         raise ValueError(f"{origin}: not JSON: {error}") from error
     if not isinstance(row, dict):
         raise ValueError(f"{origin}: got {type(row).__name__}, expected an object")
+    if "audio_filepath" in row:
+        row.setdefault("audio", row["audio_filepath"])
     for key in ("audio", "text"):
         if key not in row:
             raise ValueError(f"{origin}: the key {key!r} is missing; has {sorted(row)}")
@@ -195,7 +205,14 @@ def _parse_line(line: str, origin: str) -> dict:
             f"{origin}: unknown lang {row['lang']!r}; choose from {', '.join(LANGS)}"
         )
     _check_optional(row, origin)
+    timings.find_segment(row, origin)
     return row
+
+
+def _name_utterance(path: str, offset: float | None) -> str:
+    """A name for an utterance without one: segments of a recording differ."""
+    stem = Path(path).stem
+    return stem if offset is None else f"{stem}@{offset:g}"
 
 
 def _check_optional(row: dict, origin: str) -> None:
@@ -206,6 +223,10 @@ def _check_optional(row: dict, origin: str) -> None:
         raise ValueError(
             f"{origin}: 'duration' is {duration!r}, expected seconds (a number ≥ 0)"
         )
+    try:
+        channels.check_choice(row.get("channel", "mix"))
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from error
     keywords = row.get("keywords", [])
     if not isinstance(keywords, list) or not all(isinstance(k, str) for k in keywords):
         raise ValueError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nim4_jax.data import audio, buckets, nonspeech, sources, transforms
+from nim4_jax.data import audio, buckets, nonspeech, records, sources, transforms
 from nim4_jax.data.buckets import Bucket, Lengths
 from nim4_jax.data.config import DataConfig, make_buckets
 from nim4_jax.data.skips import (
@@ -85,7 +85,7 @@ def survey(
         record = corpus[index]
         texts.append(record["text"])
         origins.append(record["origin"])
-        name = transforms.name_record(record)
+        name = records.name(record)
         recordings.append(numbers.setdefault(name, len(numbers)))
         try:
             seconds[index] = _measure(record, shapes[-1].seconds)
@@ -183,12 +183,7 @@ def _measure(record: sources.Record, max_seconds: float) -> float:
     Raises:
         AudioError: no audio, or longer than the largest bucket.
     """
-    name = transforms.name_record(record)
-    seconds = record.get("duration")
-    if seconds is None:
-        seconds = audio.read_duration(
-            record["audio"], sample_rate=record.get("sample_rate"), name=name
-        )
+    name, seconds = records.name(record), records.measure(record)
     if seconds <= 0:
         raise audio.AudioError("zero length", name, "it lasts 0 s")
     if seconds > max_seconds:

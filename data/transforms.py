@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from nim4_jax.data import audio, tempo
+from nim4_jax.data import audio, records, tempo
 from nim4_jax.data.sources import Record
 from nim4_jax.text import phonemes
 
@@ -150,29 +150,16 @@ def load_samples(
     limit = max_seconds + _LENGTH_SLACK
     kept = cached
     if kept is None:
-        decoded = audio.decode(
-            record["audio"],
-            sample_rate=record.get("sample_rate"),
-            name=name_record(record),
-            duration=record.get("duration"),
-            max_seconds=limit * speed,
-        )
-        kept = audio.to_int16(decoded)
+        kept = audio.to_int16(records.decode(record, limit * speed))
     elif len(kept) > limit * speed * audio.SAMPLE_RATE:
         # Read before for a larger bucket: what a cache holds must not show.
-        name, seconds = name_record(record), len(kept) / audio.SAMPLE_RATE
+        name, seconds = records.name(record), len(kept) / audio.SAMPLE_RATE
         detail = f"{seconds:.2f} s, the limit is {limit * speed:.2f} s"
         raise audio.AudioError("too long", name, detail)
     change = tempo.change_tempo if keep_pitch else audio.change_speed
     samples = change(audio.to_float32(kept), speed)
     size = round(max_seconds * audio.SAMPLE_RATE)
     return samples[:size], kept
-
-
-def name_record(record: Record) -> str:
-    """What messages call a record: its audio file, else its origin."""
-    path = record["audio"]
-    return path if isinstance(path, str) else record["origin"]
 
 
 def pad_rows(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from nim4_jax.data import audio, conditions, pipeline, sources
+from nim4_jax.data import audio, conditions, pipeline, records, sources
 from nim4_jax.data.config import DataConfig
 from nim4_jax.data.skips import SkipReport
 from nim4_jax.decode import segments, subtitles
@@ -78,10 +78,8 @@ def read_long(record: sources.Record) -> Float[np.ndarray, " S"]:
         AudioError: they cannot be read.
     """
     if isinstance(record["audio"], np.ndarray):
-        return audio.decode(
-            record["audio"], sample_rate=record["sample_rate"], name=record["origin"]
-        )
-    blocks = list(audio.read_blocks(record["audio"], _BLOCK_SECONDS))
+        return records.decode(record)
+    blocks = list(records.read_blocks(record, _BLOCK_SECONDS))
     return np.concatenate([*blocks, np.zeros(0, np.float32)])
 
 

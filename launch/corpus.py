@@ -6,7 +6,7 @@ hold a row a file, in the order of the listing:
     file      as the listing has it
     duration  seconds read
     text      transcript, "" where there is none
-    error     why there is none, "" if all is well
+    error     why there is none, or what of it is missing, "" if all is well
     segments  if asked for: with times and words, as `nim4 transcribe` writes them; in
               Parquet as a text of JSON
 """
@@ -85,7 +85,16 @@ def list_files(listing: str) -> list[str]:
         found = sorted(str(it) for it in every if it.suffix.lower() in SUFFIXES)
     elif Path(listing.partition("?")[0]).suffix == ".jsonl":
         manifest = sources.open_source(listing)
-        found = [manifest[number]["audio"] for number in range(len(manifest))]
+        rows = [manifest[number] for number in range(len(manifest))]
+        if segment := next(
+            (row for row in rows if row.get("offset") is not None), None
+        ):
+            raise ValueError(
+                f"{segment['origin']}: it names a segment of {segment['audio']}; whole "
+                "recordings are transcribed here: list each once, without offset or "
+                "begin and end."
+            )
+        found = [row["audio"] for row in rows]
     elif not path.is_file():
         raise ValueError(f"{listing} is no file and no folder; give one of recordings.")
     elif path.suffix == ".parquet":
@@ -218,12 +227,12 @@ class Worker:
 
 
 def _describe(recording: transcribe.Recording, segments: bool) -> dict[str, Any]:
-    """A row; of a file that broke off no text is kept."""
+    """A row; of a file that broke off what could be decoded has its text."""
     row = {
         "file": recording.path,
         "duration": round(recording.duration, 3),
         "text": "" if recording.error else recording.text,
-        "error": recording.error,
+        "error": recording.error or recording.warning,
     }
     if segments:
         made = json.loads(transcribe.render(recording, "json"))["segments"]
@@ -238,7 +247,10 @@ def _store(rows: Sequence[dict[str, Any]], path: Path) -> None:
         if path.suffix == ".parquet":
             _write_parquet(rows, partial)
         else:
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            lines = (
+                json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+                for row in rows
+            )
             partial.write_text("".join(lines), encoding="utf8")
         os.replace(partial, path)
     except OSError:

@@ -53,9 +53,6 @@ def test_stereo_becomes_the_mean(tmp_path, make_tone):
     left = make_tone(0.5)
     soundfile.write(tmp_path / "a.wav", np.stack([left, 0 * left], 1), 16000, "FLOAT")
     np.testing.assert_allclose(audio.decode(tmp_path / "a.wav"), left / 2, atol=1e-7)
-    np.testing.assert_allclose(
-        audio.decode(np.stack([left, -left], 1)), 0 * left, atol=1e-7
-    )
     np.testing.assert_array_equal(audio.decode(left[:, None]), left)
 
 
@@ -95,7 +92,7 @@ def refuse(reason: str, source, **options) -> None:
 
 def test_missing_empty_and_foreign_files(tmp_path):
     refuse("missing file", tmp_path / "none.wav")
-    refuse("missing file", tmp_path)
+    refuse("not a file", tmp_path)
     (tmp_path / "empty.wav").touch()
     refuse("zero length", tmp_path / "empty.wav")
     refuse("zero length", b"")

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.data import sources
+from nim4_jax.data import audio, pipeline, records, sources, timings
 
 
 def test_records_of_a_manifest(tmp_path, write_manifest):
@@ -26,6 +28,8 @@ def test_records_of_a_manifest(tmp_path, write_manifest):
         "keywords": (),
         "id": "b",
         "duration": 1.5,
+        "offset": None,
+        "channel": "mix",
         "origin": f"{path}:1",
     }
     assert second["audio"] == "/c.wav" and second["lang"] == "auto"
@@ -134,3 +138,95 @@ def test_a_bundled_set_is_selected_like_a_manifest():
     assert 0 < len(part) < len(whole)
     with pytest.raises(ValueError, match="lang=fr"):
         sources.open_source("bundled:commands:test?lang=fr")
+
+
+@pytest.mark.parametrize(
+    ("keys", "offset", "duration"),
+    [
+        ({}, None, None),
+        ({"duration": 2}, None, 2),
+        ({"offset": 1.5, "duration": 2}, 1.5, 2),
+        ({"offset": 0, "duration": 2}, 0, 2),
+        ({"offset": 1.5}, 1.5, None),
+        ({"start": 1.5, "duration": 2, "channel": 0}, 1.5, 2),
+        ({"begin": 1, "end": 3.5}, 1, 2.5),
+        ({"start": 1, "stop": 3.5, "duration": 2.5}, 1, 2.5),
+        ({"end": 3.5}, 0, 3.5),
+        ({"start": None, "end": None, "duration": 2}, None, 2),
+        ({"to": "Ann", "time": "noon", "from": "Bo", "offset_note": 3}, None, None),
+    ],
+)
+def test_a_segment_in_every_usual_spelling(keys, offset, duration):
+    row = {"audio": "a.wav", "text": "hi", **keys}
+    assert timings.find_segment(row, "m:1") == (offset, duration)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"offset": "1.5"}, "'offset' is '1.5', expected seconds"),
+        ({"begin": -1, "end": 2}, "'begin' is -1"),
+        ({"begin": 3, "end": 3}, "'end' is 3, expected more than 'begin', 3"),
+        ({"offset": 1, "begin": 2}, "mean the same"),
+        ({"begin": 1, "end": 3, "duration": 7.5}, "'duration' is 7.5"),
+        ({"start_time": 1.0}, "'start_time'.*looks like a timing"),
+        ({"segment_end": 1.0}, "looks like a timing"),
+        ({"begin_ms": 1500, "duration": 2}, "looks like a timing"),
+        ({"offset_samples": 16000}, "looks like a timing"),
+        ({"timestamp": [1.0, 2.0]}, "looks like a timing"),
+        ({"channel": "middle"}, "'middle' is unknown"),
+        ({"channel": -1}, "-1 is unknown"),
+    ],
+)
+def test_a_segment_that_says_two_things_or_none_is_named(tmp_path, keys, message):
+    path = tmp_path / "m.jsonl"
+    path.write_text(json.dumps({"audio": "a.wav", "text": "hi", **keys}))
+    with pytest.raises(ValueError, match=rf"m\.jsonl:1: .*{message}"):
+        sources.open_source(str(path))
+
+
+def test_only_the_segment_is_read_everywhere(tmp_path, make_tone, write_manifest):
+    """Training, evaluation and conditions hear the segment; its tone has its pitch."""
+    tones = [make_tone(1.0, 16_000, pitch) for pitch in (300, 900, 600)]
+    stereo = np.stack([np.concatenate(tones), np.zeros(48_000, np.float32)], axis=1)
+    soundfile.write(tmp_path / "three.wav", stereo, 16_000)
+    rows = [
+        {"audio_filepath": "three.wav", "text": "a", "offset": 1.0, "duration": 1.0},
+        {"audio": "three.wav", "text": "b", "begin": 2.0, "end": 3.0, "channel": 0},
+        {"audio": "three.wav", "text": "c", "start": 2.0},
+        {"audio": "three.wav", "text": "d", "offset": 2.5, "duration": 1.0},
+    ]
+    path = write_manifest(tmp_path / "m.jsonl", rows)
+    source = sources.open_source(str(path))
+    assert [row["id"] for row in source] == [
+        "three@1",
+        "three@2",
+        "three@2",
+        "three@2.5",
+    ]
+    heard = [records.decode(source[number]) for number in range(3)]
+    for samples, pitch, level in zip(heard, (900, 600, 600), (0.5, 1.0, 0.5)):
+        assert len(samples) == 16_000
+        spectrum = np.abs(np.fft.rfft(samples))
+        assert abs(spectrum.argmax() - pitch) <= 1
+        assert samples.max() == pytest.approx(0.3 * level, rel=0.01)
+    with pytest.raises(audio.AudioError, match=r"segment from 2.5 s holds 0.50 s"):
+        records.decode(source[3])
+    assert [records.measure(source[number]) for number in range(3)] == [1.0] * 3
+    blocks = list(records.read_blocks(source[0], 0.4))
+    np.testing.assert_array_equal(np.concatenate(blocks), heard[0])
+    changed = sources.open_source(f"level:-6:{path}")[0]
+    assert len(changed["audio"]) == 16_000
+    assert len(records.decode(changed)) == 16_000
+    config = pipeline.DataConfig(
+        sources=(str(path),), batch_size=2, bucket_seconds=(1.5,), needs=()
+    )
+    report = pipeline.SkipReport()
+    lengths = {
+        int(index): int(mask.sum())
+        for batch in pipeline.iterate_eval(config, report=report)
+        for index, mask in zip(batch["index"], batch["audio_mask"])
+        if index >= 0
+    }
+    assert {lengths[number] for number in range(3)} == {16_000}
+    assert report.counts == {"truncated": 1}
