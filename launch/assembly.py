@@ -220,9 +220,12 @@ def build_settings(config: ConfigDict) -> TrainSettings:
 def describe(made: TrainSettings, config: ConfigDict) -> dict[str, Any]:
     """Facts that go into each checkpoint: enough to rebuild the model from it.
 
-    Kernels belong to the devices of a run, and the model may load on others.
+    Kernels and rounded operands belong to the devices of a run, and the model may load
+    on others.
     """
-    policy = dataclasses.replace(made.model.policy, kernels="auto")
+    policy = dataclasses.replace(
+        made.model.policy, kernels="auto", operands="compute"
+    )
     model = dataclasses.replace(made.model, policy=policy)
     return {
         "stage": made.stage,

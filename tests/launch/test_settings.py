@@ -129,10 +129,12 @@ def test_kernels_are_of_a_run_and_not_of_its_model():
     """A checkpoint loads on other devices; one from before the setting loads too."""
     config = stage1.get_config("nano")
     config.model.policy.kernels = "splash"
+    config.model.policy.operands = "bfloat16"
     made = assembly.build_settings(config)
     assert made.model.policy.kernels == "splash"
     stored = assembly.describe(made, config)["model"]
-    assert assembly.build_model_config(stored).policy.kernels == "auto"
+    policy = assembly.build_model_config(stored).policy
+    assert (policy.kernels, policy.operands) == ("auto", "compute")
     del stored["policy"]["kernels"]
     assert assembly.build_model_config(stored).policy.kernels == "auto"
 
