@@ -26,9 +26,10 @@ from nim4_jax.decode.events import Event, Final
 from nim4_jax.decode.listener import Listener
 from nim4_jax.decode.session import Session
 from nim4_jax.decode.stream_config import StreamConfig
-from nim4_jax.launch import live_display, live_source, recognition
+from nim4_jax.launch import live_display, live_source, recognition, stdin_source
 from nim4_jax.launch.live_display import FORMATS
-from nim4_jax.launch.live_source import MICROPHONE, PACES, STDIN, Inbox, Warn
+from nim4_jax.launch.live_source import MICROPHONE, PACES, STDIN, Inbox
+from nim4_jax.launch.stdin_source import Warn
 from nim4_jax.text import prompt
 
 DETECTORS = ("silero", "blank")
@@ -39,9 +40,9 @@ def define_flags() -> None:
     flags.DEFINE_boolean(
         "stream",
         False,
-        "Transcribe one recording while it is heard: a file, - for raw 16 bit "
-        "little-endian PCM on stdin, mic for the microphone (a file of that name: "
-        "./mic).",
+        "Transcribe one recording while it is heard: a file, - for stdin (raw 16 bit "
+        "little-endian PCM, or a file with a header), mic for the microphone (a file "
+        "of that name: ./mic).",
     )
     flags.DEFINE_enum("pace", "fast", PACES, "With --stream, how files are fed.")
     flags.DEFINE_integer(
@@ -67,8 +68,11 @@ def define_flags() -> None:
         lower_bound=resample.LOWEST_RATE,
         upper_bound=resample.HIGHEST_RATE,
     )
-    flags.DEFINE_integer(
-        "channels", 1, "Channels of --stream -.", lower_bound=1, upper_bound=64
+    flags.DEFINE_string(
+        "channels",
+        "mix",
+        "What is heard of several channels: mix, left, right, or each alone (not with "
+        "--stream). With --stream -, a number: how many alternate in raw PCM.",
     )
 
 
@@ -213,7 +217,7 @@ def run(
     detector: str = "silero",
     hotwords: Sequence[str] = (),
     rate: int = audio.SAMPLE_RATE,
-    channels: int = 1,
+    channels: str = "mix",
 ) -> Outcome:
     """Transcribe a recording to stdout while it is heard.
 
@@ -228,7 +232,7 @@ def run(
         detector: one of DETECTORS.
         hotwords: names for every prompt.
         rate: of stdin, Hz.
-        channels: of stdin.
+        channels: one of `CHOICES` of data/channels.py, or how many alternate in stdin.
 
     Raises:
         ValueError: nothing to hear, no usable model, or an unknown choice.
@@ -242,6 +246,7 @@ def run(
             raise ValueError(
                 f"--{name}={given} is not for streams; use one of {choices}."
             )
+    stdin_source.parse_channels(channels)
     live_source.check_source(recording)
     _report("loading…")
     listener = load_listener(model, chunk_ms, left, detector, hotwords, _warn)
@@ -287,7 +292,7 @@ def main(model: str, recordings: Sequence[str], given: Any) -> None:
         detector=given.detector,
         hotwords=tuple(name for name in names if name),
         rate=given.rate,
-        channels=given.channels,
+        channels=str(given.channels),
     )
     if outcome.failed:
         sys.exit(1)

@@ -109,7 +109,8 @@ def make_show(form: str, out: TextIO) -> Callable[[Event], None]:
 
     def render(event: Event) -> str:
         if form == "json":
-            return json.dumps(describe(event), ensure_ascii=False) + "\n"
+            described = describe(event)
+            return json.dumps(described, ensure_ascii=False, allow_nan=False) + "\n"
         if terminal:
             return draw(event, shutil.get_terminal_size().columns)
         text = clean(event.text) if isinstance(event, Final) else ""

@@ -14,21 +14,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from nim4_jax.data import audio, resample
+from nim4_jax.launch import stdin_source
+from nim4_jax.launch.stdin_source import Warn
 
 PACES = ("fast", "real")
 STDIN = "-"
 MICROPHONE = "mic"
 ROOM_MS = 10_000
 """Audio that is read ahead of the recogniser."""
-
-_READ = 1 << 16  # bytes asked of a pipe at once
-
-Warn = Callable[[str], None]
 
 
 class Inbox:
@@ -76,46 +74,6 @@ class Inbox:
                 raise packet
             self._room.release()
             yield packet
-
-
-class Readable(Protocol):
-    """Bytes of a pipe: fewer than asked for where no more are there yet."""
-
-    def read(self, size: int, /) -> bytes | None: ...
-
-
-def read_pcm(
-    source: Readable, channels: int, frames: int, warn: Warn
-) -> Iterator[np.ndarray]:
-    """Raw 16 bit little-endian PCM in packets.
-
-    Args:
-        source: unbuffered.
-        channels: whose samples alternate.
-        frames: of a packet; only the last may have fewer.
-        warn: told when the end is within a frame, whose bytes are dropped.
-
-    Yields:
-        int16 [S, channels].
-    """
-    width = 2 * channels
-    wanted, held, ended = frames * width, bytearray(), False
-    while not ended:
-        read = source.read(min(wanted - len(held), _READ))
-        held += read or b""
-        ended = not read
-        if len(held) < wanted and not ended:
-            continue
-        whole = len(held) // width * width
-        if whole:
-            samples = np.frombuffer(bytes(held[:whole]), "<i2").astype(np.int16)
-            yield samples.reshape(-1, channels)
-        del held[:whole]
-    if held:
-        warn(
-            f"warning: stdin ended within a sample; {len(held)} of {width} bytes were "
-            "dropped. Expected 16 bit samples: see --channels."
-        )
 
 
 def hold_pace(
@@ -172,7 +130,7 @@ def open_source(
     packet_ms: int,
     pace: str,
     rate: int,
-    channels: int,
+    channels: str,
     warn: Warn,
 ) -> Iterator[Inbox]:
     """Start to read a file, stdin or the microphone.
@@ -181,8 +139,8 @@ def open_source(
         recording: a path, STDIN or MICROPHONE.
         packet_ms: audio of a packet.
         pace: of a file, one of PACES.
-        rate: of stdin, Hz.
-        channels: of stdin.
+        rate: of raw stdin, Hz.
+        channels: as `stdin_source.parse_channels` takes them.
         warn: told of audio that is lost.
     """
     if recording == MICROPHONE:
@@ -192,11 +150,10 @@ def open_source(
     if recording == STDIN:
         # Unbuffered: a thread within a buffered read cannot be left at the exit.
         pipe = io.FileIO(sys.stdin.fileno(), closefd=False)
-        frames = max(1, round(rate * packet_ms / 1000))
-        packets = read_pcm(pipe, channels, frames, warn)
+        rate, packets = stdin_source.open_stdin(pipe, packet_ms, rate, channels, warn)
     else:
-        rate = audio.SAMPLE_RATE
-        packets = audio.read_blocks(recording, packet_ms / 1000)
+        rate, (_, channel) = audio.SAMPLE_RATE, stdin_source.parse_channels(channels)
+        packets = audio.read_blocks(recording, packet_ms / 1000, channel=channel)
         packets = hold_pace(packets) if pace == "real" else packets
     inbox = Inbox(rate, max(2, ROOM_MS // packet_ms))
     threading.Thread(target=inbox.fill, args=(packets,), daemon=True).start()

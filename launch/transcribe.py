@@ -20,7 +20,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from nim4_jax import whole_file
-from nim4_jax.data import audio
+from nim4_jax.data import audio, channels
 from nim4_jax.decode import segments, subtitles
 from nim4_jax.decode.endpoint import Detector, EndpointConfig, Silero
 from nim4_jax.decode.recogniser import Recogniser, Transcript
@@ -31,6 +31,7 @@ from nim4_jax.serving import manifest
 
 FORMATS = ("text", "json", "srt", "vtt")
 VADS = ("silero", "none")
+CHANNELS = (*channels.CHOICES, "each")
 _SUFFIXES = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
 _BLOCK_SECONDS = 10.0
 
@@ -84,7 +85,9 @@ class Recording:
     Attributes:
         path: as given.
         passages: what is done so far.
+        channel: that is heard, as `channels` describes.
         error: why there is no transcript, "" if all is well.
+        warning: what of the audio could not be decoded, "" if all could.
         samples: read so far, at 16 kHz.
         waiting: samples of the segments not yet transcribed, by their start in seconds.
         read: whether the whole file has been cut.
@@ -92,10 +95,19 @@ class Recording:
 
     path: str
     passages: list[Passage] = dataclasses.field(default_factory=list)
+    channel: channels.Channel = "mix"
     error: str = ""
+    warning: str = ""
     samples: int = 0
     waiting: dict[float, int] = dataclasses.field(default_factory=dict)
     read: bool = False
+
+    @property
+    def label(self) -> str:
+        """The path, with the channel (counted from 1) where each is heard alone."""
+        if isinstance(self.channel, int):
+            return f"{self.path} (channel {self.channel + 1})"
+        return self.path
 
     @property
     def duration(self) -> float:
@@ -132,7 +144,7 @@ class Recording:
 
 def transcribe_files(
     loaded: recognition.Loaded,
-    paths: Sequence[str],
+    paths: Sequence[str | tuple[str, channels.Channel]],
     *,
     batch: int = 8,
     vad: str = "silero",
@@ -145,7 +157,8 @@ def transcribe_files(
 
     Args:
         loaded: the model and its shapes; segments are as long as the largest shape.
-        paths: audio files of any format, rate, channels and length.
+        paths: audio files of any format, rate, channels and length, each alone or with
+            the channel of it that is heard.
         batch: most segments at once.
         vad: one of VADS: recordings longer than the largest shape are cut where nobody
             speaks and their silence is left out, or ("none") cut at quiet places.
@@ -154,7 +167,8 @@ def transcribe_files(
 
     Yields:
         Recordings in the order of the paths; a file that cannot be read has `error` set
-        and does not stop the others.
+        and does not stop the others; one that breaks off has `warning` set, and the
+        transcript of what came before.
 
     Raises:
         ValueError: an unknown vad.
@@ -163,13 +177,14 @@ def transcribe_files(
         raise ValueError(f"vad {vad!r} is unknown; use one of {VADS}.")
     detector = Silero() if vad == "silero" else None
     limit = loaded.bucket_seconds[-1]
-    total, count = _survey(paths, limit)
+    given = [path if isinstance(path, tuple) else (path, "mix") for path in paths]
+    total, count = _survey([path for path, _ in given], limit)
     rows = 1
     while rows < min(batch, count):
         rows *= 2
     rows = min(rows, batch)
     batcher = Batcher(loaded.bucket_seconds, (rows,) * len(loaded.bucket_seconds))
-    recordings = [Recording(path) for path in paths]
+    recordings = [Recording(path, channel=channel) for path, channel in given]
     emitted = 0
     bar = tqdm(total=round(total), unit="s", disable=None if show_progress else True)
     with bar:
@@ -221,10 +236,22 @@ def _iterate_batches(
 
 
 def _read(recording: Recording) -> Iterator[np.ndarray]:
-    """The file's blocks, counted."""
-    for block in audio.read_blocks(recording.path, _BLOCK_SECONDS):
-        recording.samples += len(block)
-        yield block
+    """The file's blocks, counted; what is wrong behind them is only noted.
+
+    Raises:
+        AudioError: nothing could be read.
+    """
+    blocks = audio.read_blocks(
+        recording.path, _BLOCK_SECONDS, channel=recording.channel
+    )
+    try:
+        for block in blocks:
+            recording.samples += len(block)
+            yield block
+    except audio.AudioError as error:
+        if not recording.samples:
+            raise
+        recording.warning = str(error)
 
 
 def _cut(
@@ -264,7 +291,8 @@ def render(recording: Recording, form: str) -> str:
     if form == "text":
         return recording.text + "\n"
     if form == "json":
-        return json.dumps(_describe(recording), ensure_ascii=False) + "\n"
+        described = _describe(recording)
+        return json.dumps(described, ensure_ascii=False, allow_nan=False) + "\n"
     cues = subtitles.make_cues((p.text, p.words) for p in recording.passages)
     return subtitles.to_srt(cues) if form == "srt" else subtitles.to_vtt(cues)
 
@@ -289,16 +317,48 @@ def _describe(recording: Recording) -> dict:
         }
         for passage in recording.passages
     ]
-    return {
+    made = {
         "file": recording.path,
         "duration": round(recording.duration, 3),
         "text": recording.text,
         "segments": passages,
     }
+    if isinstance(recording.channel, int):
+        made["channel"] = recording.channel + 1
+    if recording.warning:
+        made["warning"] = recording.warning
+    return made
 
 
-def plan_outputs(paths: Sequence[str], form: str, out: str | None) -> list[Path | None]:
-    """Where each transcript goes, None for stdout.
+def plan_channels(
+    paths: Sequence[str], choice: str
+) -> list[tuple[str, channels.Channel]]:
+    """What is heard: each path with its channel; with "each" all that a file has.
+
+    Raises:
+        ValueError: an unknown choice.
+    """
+    if choice != "each":
+        if choice not in channels.CHOICES:
+            raise ValueError(
+                f"--channels={choice} is not for recordings; use one of "
+                f"{', '.join(CHANNELS)}."
+            )
+        return [(path, choice) for path in paths]
+    planned: list[tuple[str, channels.Channel]] = []
+    for path in paths:
+        try:
+            count = audio.count_channels(path)
+        except audio.AudioError:
+            count = 1  # what is wrong is told when it is read
+        planned += [(path, number) for number in range(count)]
+    return planned
+
+
+def plan_outputs(
+    paths: Sequence[str | tuple[str, channels.Channel]], form: str, out: str | None
+) -> list[Path | None]:
+    """Where each transcript goes, None for stdout; of channels, NAME.1.srt and so on.
 
     Raises:
         ValueError: several subtitle files to one stdout, or two to one name.
@@ -311,8 +371,10 @@ def plan_outputs(paths: Sequence[str], form: str, out: str | None) -> list[Path 
             )
         return [None] * len(paths)
     targets: dict[Path, str] = {}
-    for path in paths:
-        target = Path(out) / (Path(path).stem + _SUFFIXES[form])
+    for given in paths:
+        path, channel = given if isinstance(given, tuple) else (given, "mix")
+        number = f".{channel + 1}" if isinstance(channel, int) else ""
+        target = Path(out) / (Path(path).stem + number + _SUFFIXES[form])
         if target in targets:
             raise ValueError(
                 f"{targets[target]} and {path} would both be written to {target}; "
@@ -332,6 +394,7 @@ def run(
     vad: str = "silero",
     chunk_ms: int = 0,
     left: int = 4,
+    channel: str = "mix",
 ) -> list[Recording]:
     """Transcribe files and print or write what `form` asks for.
 
@@ -344,16 +407,19 @@ def run(
         vad: how long recordings are cut, one of VADS.
         chunk_ms: length of chunks, 0 for the full pass.
         left: chunks seen to the left.
+        channel: one of CHANNELS.
 
     Returns:
-        All recordings, those that could not be read with `error` set (also on stderr).
+        All recordings, those that could not be read with `error` set, those that broke
+        off with `warning` (both also on stderr).
 
     Raises:
         ValueError: no usable model, an unknown format or vad, or outputs that collide.
     """
     if form not in FORMATS:
         raise ValueError(f"format {form!r} is unknown; use one of {FORMATS}.")
-    targets = plan_outputs(paths, form, out)
+    planned = plan_channels(paths, channel)
+    targets = plan_outputs(planned, form, out)
     loaded = recognition.load(model, chunk_ms=chunk_ms, left=left)
     loaded.recogniser.check_writes()
     if out:
@@ -361,7 +427,7 @@ def run(
     done = []
     stream = transcribe_files(
         loaded,
-        paths,
+        planned,
         batch=batch,
         vad=vad,
         timings=form != "text",
@@ -372,11 +438,13 @@ def run(
         if recording.error:
             print(f"error: {recording.error}", file=sys.stderr, flush=True)
             continue
+        if recording.warning:
+            print(f"warning: {recording.warning}", file=sys.stderr, flush=True)
         text = render(recording, form)
         if target is not None:
             whole_file.write_text(target, text)
-        elif form == "text" and len(paths) > 1:
-            print(f"{recording.path}: {text}", end="", flush=True)
+        elif form == "text" and len(planned) > 1:
+            print(f"{recording.label}: {text}", end="", flush=True)
         else:
             print(text, end="", flush=True)
     return done
@@ -405,8 +473,9 @@ def main(argv: Sequence[str]) -> None:
         vad=given.vad,
         chunk_ms=given.chunk_ms,
         left=given.left,
+        channel=str(given.channels),
     )
-    if any(recording.error for recording in done):
+    if any(recording.error or recording.warning for recording in done):
         sys.exit(1)
 
 

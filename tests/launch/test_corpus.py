@@ -154,3 +154,11 @@ def test_texts_are_those_of_transcribe(worker, recordings, model_files):
     for path in paths:
         (alone,) = transcribe.transcribe_files(loaded, [path], batch=2, vad="none")
         assert texts[path] == ("" if alone.error else alone.text)
+
+
+def test_a_manifest_of_segments_is_refused(tmp_path):
+    """Each whole recording would be transcribed once for every segment."""
+    row = {"audio": "a.wav", "text": "", "offset": 1.0, "duration": 2.0}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r"m\.jsonl:1: it names a segment of .*a\.wav"):
+        corpus.list_files(str(tmp_path / "m.jsonl"))

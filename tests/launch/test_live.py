@@ -14,15 +14,19 @@ import numpy as np
 import pytest
 import soundfile
 from absl import app
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nim4_jax.data import audio, sources
 from nim4_jax.decode.events import Final, Partial, SpeechStarted, SpeechStopped
 from nim4_jax.decode.listener import Listener
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.decode.timing import Word
-from nim4_jax.launch import live, live_display, live_source, recognition, transcribe
+from nim4_jax.launch import (
+    live,
+    live_display,
+    live_source,
+    recognition,
+    transcribe,
+)
 
 RATE = 16_000
 CONFIG = StreamConfig(chunk=4, left=4, chunks=40, text_tokens=64, suffix_tokens=40)
@@ -293,35 +297,6 @@ def test_hotwords_without_room_are_named(model_files):
 
 
 # --- sources
-
-
-class Trickle:
-    """A pipe that hands out a few bytes at a time."""
-
-    def __init__(self, content: bytes, sizes):
-        self.content, self.sizes = io.BytesIO(content), itertools.cycle(sizes)
-
-    def read(self, size: int) -> bytes:
-        return self.content.read(min(size, next(self.sizes)))
-
-
-@given(
-    st.integers(0, 70),
-    st.integers(1, 3),
-    st.integers(1, 9),
-    st.lists(st.integers(1, 11), min_size=1, max_size=4),
-)
-def test_pcm_is_read_whole_whatever_the_pipe_hands_out(length, channels, frames, sizes):
-    content = bytes(range(length))
-    warned = []
-    packets = list(
-        live_source.read_pcm(Trickle(content, sizes), channels, frames, warned.append)
-    )
-    assert all(len(packet) == frames for packet in packets[:-1])
-    odd = length % (2 * channels)
-    joined = b"".join(packet.astype("<i2").tobytes() for packet in packets)
-    assert joined == content[: length - odd]
-    assert len(warned) == bool(odd)
 
 
 def test_files_are_fed_when_a_microphone_would():

@@ -85,12 +85,19 @@ def test_no_speech_is_the_empty_string(done, name):
         ("nothing.wav", "zero length"),
         ("empty.wav", "zero length"),
         ("text.wav", "unreadable audio"),
-        ("cut.wav", "truncated"),
         ("missing.wav", "missing file"),
     ],
 )
 def test_a_bad_file_is_named_with_its_reason(done, name, reason):
     assert name in done[name].error and reason in done[name].error
+
+
+def test_what_came_before_a_broken_end_is_transcribed(done):
+    recording = done["cut.wav"]
+    assert recording.error == "" and recording.text
+    assert recording.duration == pytest.approx((9000 - 44) / 32_000)
+    assert "cut.wav: truncated" in recording.warning
+    assert "truncated" in json.loads(transcribe.render(recording, "json"))["warning"]
 
 
 def test_a_file_is_the_same_alone_and_among_others(loaded, files, done):
@@ -172,8 +179,8 @@ def run_program(monkeypatch, model_files):
 
     def run(paths, **given) -> int:
         defaults = {"format": "text", "out": None, "batch": 3, "left": 4}
+        defaults |= {"vad": "silero", "stream": False, "channels": "mix"}
         defaults |= {"chunk_ms": 0}
-        defaults |= {"vad": "silero", "stream": False}
         values = {"model": model_files[0], "bundle": None, **defaults, **given}
         # The process's own flags belong to the test runner and to other commands.
         given = SimpleNamespace(FLAGS=SimpleNamespace(**values))
@@ -188,11 +195,29 @@ def run_program(monkeypatch, model_files):
 
 
 def test_the_program_goes_on_after_a_bad_file(run_program, files, capsys):
-    paths = [str(files / name) for name in ("cut.wav", "short.wav", "phone.wav")]
+    names = ("text.wav", "cut.wav", "short.wav", "phone.wav")
+    paths = [str(files / name) for name in names]
     assert run_program(paths) == 1
     printed = capsys.readouterr()
-    assert "cut.wav: truncated" in printed.err
+    assert "error: " in printed.err and "text.wav: unreadable" in printed.err
+    assert "warning: " in printed.err and "cut.wav: truncated" in printed.err
     assert [line.split(": ")[0] for line in printed.out.splitlines()] == paths[1:]
+    assert run_program(paths[1:2]) == 1  # a part is not all
+    assert capsys.readouterr().out
+
+
+def test_each_channel_is_transcribed_alone(run_program, files, tmp_path, capsys):
+    path, out = str(files / "stereo.wav"), tmp_path / "channels"
+    assert run_program([path], channels="each") == 0
+    labels = [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert labels == [f"{path} (channel 1)", f"{path} (channel 2)"]
+    assert run_program([path], channels="each", format="json", out=str(out)) == 0
+    made = [json.loads((out / f"stereo.{n}.json").read_text()) for n in (1, 2)]
+    assert [it["channel"] for it in made] == [1, 2]
+    assert run_program([str(files / "phone.wav")], channels="right") == 1
+    assert "1 channel, and no channel 'right'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="mix, left, right, each"):
+        run_program([path], channels="middle")
 
 
 def test_files_are_written_beside_each_other(run_program, files, tmp_path, capsys):
