@@ -2,7 +2,8 @@
 
 nim4 build_hotwords --input=names.jsonl --out=hotwords
 
-The list: a name a line; or TSV or JSONL with text, pronunciation, weight, tag, tenant.
+The list: a name a line; or TSV, CSV or JSONL with text, pronunciation, weight, tag,
+tenant.
 Names of a tenant come into a database of their own, OUT/tenants/TENANT, which nobody
 else opens. A second build into the same folder keeps the readings that it finds there.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
+from nim4_jax import line_file
 from nim4_jax.data import sources
 from nim4_jax.launch import runtime
 from nim4_jax.retrieval import database, names
@@ -65,8 +67,7 @@ def _spread(listed: Sequence[Name], workers: int) -> Iterator[tuple[bytes, ...]]
 
 def _read_sentences(place: str) -> Iterator[str]:
     if os.path.isfile(place) and not place.endswith((".json", ".jsonl")):
-        with open(place, encoding="utf8", errors="replace") as lines:
-            yield from lines
+        yield from (line for _, line in line_file.read(place))
         return
     records = sources.open_source(place)
     for index in range(len(records)):
