@@ -256,9 +256,7 @@ def _write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    flat = [
-        {key: _make_cell(key, value) for key, value in row.items()} for row in rows
-    ]
+    flat = [{key: _make_cell(key, value) for key, value in row.items()} for row in rows]
     parquet.write_table(pyarrow.Table.from_pylist(flat), path)
 
 

@@ -171,7 +171,7 @@ def run_program(monkeypatch, model_files):
     """`transcribe` with paths and flags: (paths, **flags) → exit code."""
 
     def run(paths, **given) -> int:
-        defaults = {"format": "text", "out": None, "batch": 3, "chunk": 0, "left": 4}
+        defaults = {"format": "text", "out": None, "batch": 3, "chunk_ms": 0, "left": 4}
         defaults |= {"vad": "silero", "stream": False}
         values = {"model": model_files[0], "bundle": None, **defaults, **given}
         # The process's own flags belong to the test runner and to other commands.
@@ -205,6 +205,29 @@ def test_files_are_written_beside_each_other(run_program, files, tmp_path, capsy
     }
     assert (out / "short.srt").read_text().startswith("1\n00:00:00,")
     assert capsys.readouterr().out == ""
+
+
+def test_a_transcript_that_cannot_be_written_costs_no_other(
+    run_program, files, tmp_path, capsys
+):
+    out = tmp_path / "made"
+    (out / "short.txt").mkdir(parents=True)
+    paths = [str(files / name) for name in ("short.wav", "phone.wav")]
+    assert run_program(paths, out=str(out)) == 1
+    assert "short.wav: no transcript is written" in capsys.readouterr().err
+    assert (out / "phone.txt").read_text(encoding="utf8").strip()
+
+
+def test_passages_far_apart_are_lines_that_name_their_file(capsys):
+    passages = [
+        transcribe.Passage(start, start + 1.0, text, 0.0, ())
+        for start, text in ((0.0, "call"), (1.5, "home"), (90.0, "播放"))
+    ]
+    recording = transcribe.Recording("long.wav", passages)
+    assert json.loads(transcribe.render(recording, "json"))["text"] == "call home\n播放"
+    for named, lead in ((True, "long.wav: "), (False, "")):
+        transcribe._deliver(recording, "text", None, named=named)
+        assert capsys.readouterr().out == f"{lead}call home\n{lead}播放\n"
 
 
 def test_outputs_that_collide_are_refused():
