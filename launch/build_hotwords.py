@@ -3,7 +3,7 @@
 nim4 build_hotwords --input=names.jsonl --out=hotwords
 
 The list: a name a line; or TSV, CSV or JSONL with text, pronunciation, weight, tag,
-tenant.
+tenant. A name listed twice has the readings of both lines and the greater weight.
 Names of a tenant come into a database of their own, OUT/tenants/TENANT, which nobody
 else opens. A second build into the same folder keeps the readings that it finds there.
 """
@@ -98,6 +98,8 @@ def find_folders(out: str, tenants: Sequence[str]) -> dict[str, Path]:
 def run(path: str, out: str, text: str, workers: int) -> dict[str, database.Database]:
     """Build everybody's database and one for each tenant of the list.
 
+    A tenant who is no longer listed has an empty one from then on.
+
     Returns:
         Database of each tenant, "" for everybody's.
 
@@ -107,7 +109,9 @@ def run(path: str, out: str, text: str, workers: int) -> dict[str, database.Data
     listed: dict[str, list[Name]] = collections.defaultdict(list)
     for name in names.read_names(path):
         listed[name.tenant].append(name)
-    folders = find_folders(out, sorted(listed))
+    kept = Path(out).glob(f"tenants/*/{database.MANIFEST}")
+    before = (file.parent.name for file in kept)
+    folders = find_folders(out, sorted({*listed, *before}))
     return {
         tenant: build(listed.get(tenant, []), str(folder), text, workers)
         for tenant, folder in folders.items()
@@ -134,15 +138,23 @@ def build(
 def _pronounce_new(
     listed: Sequence[Name], known: dict[str, tuple[bytes, ...]], workers: int
 ) -> dict[str, tuple[bytes, ...]]:
-    """Readings by text, of which only new ones are worked out."""
+    """Readings by text, of which only new ones are worked out.
+
+    A text that is listed several times has the readings of all its lines: a line that
+    cannot be pronounced hides no other.
+    """
+    told = {name.text for name in listed if name.pronunciation}
     fresh = {
-        name.text: name
+        (name.text, name.pronunciation): name
         for name in listed
-        if name.pronunciation or name.text not in known
+        if name.text in told or name.text not in known
     }
     spoken = _spread(list(fresh.values()), workers)
     progress = tqdm(spoken, "pronouncing", len(fresh), unit="name", disable=None)
-    return {**known, **dict(zip(fresh, progress))}
+    found: dict[str, dict[bytes, None]] = {}
+    for (text, _), own in zip(fresh, progress):
+        found.setdefault(text, {}).update(dict.fromkeys(own))
+    return {**known, **{text: tuple(own) for text, own in found.items()}}
 
 
 def _report(
