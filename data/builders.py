@@ -6,7 +6,6 @@ sets bundled with the project are folders of ArrayRecord files under `data/bundl
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+
+from nim4_jax import line_file
 
 BUNDLED = Path(__file__).parent / "bundled"
 VERSION = "1.0.0"
@@ -100,14 +101,13 @@ def read_manifest(manifest: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: bad JSON, a missing field or a missing audio file, with the line.
     """
-    for number, line in enumerate(manifest.read_text(encoding="utf8").splitlines(), 1):
-        place = f"{manifest}:{number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place}: not JSON: {error}") from error
+    for place, record in line_file.read_json(manifest):
         wanted = ("audio", "duration", "keywords", *TEXT_FIELDS)
-        missing = [field for field in wanted if field not in record]
+        missing = [
+            field
+            for field in wanted
+            if not isinstance(record, dict) or field not in record
+        ]
         if missing:
             raise ValueError(f"{place}: missing {', '.join(missing)}; needs {wanted}")
         audio = manifest.parent / record["audio"]

@@ -152,7 +152,7 @@ def read_divisions(archive: Path) -> Iterator[str]:
 def read_dictionary(archive: Path) -> Iterator[str]:
     """Words tagged as names in jieba's dictionary, lines `word frequency tag`."""
     for content in _read_files(archive, DICTIONARY):
-        for line in content.decode("utf8").splitlines():
+        for line in content.decode("utf8").rstrip("\n").split("\n"):
             word, _, tag = line.rsplit(" ", 2)
             if _NAME_TAG.match(tag):
                 yield word

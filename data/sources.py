@@ -15,13 +15,14 @@ A source is a random-access sequence of records:
 
 A manifest is a JSON-lines file; `audio` (or `audio_filepath`; relative to the manifest)
 and `text` are required; `lang`, `duration`, `keywords`, `id`, `channel` and the segment
-(`timings.py`) are optional, other keys free.
+(`timings.py`) are optional, other keys free. It is UTF-8, or UTF-16 by its byte order
+mark. Halves of surrogate pairs in a text become U+FFFD.
 """
 
 from __future__ import annotations
 
-import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
+from nim4_jax import line_file
 from nim4_jax.data import channels, timings
 
 Record = dict[str, Any]
@@ -110,10 +112,9 @@ class Manifest:
             raise ValueError(f"no manifest at {path}; give a JSON-lines file")
         conditions = _parse_query(query, path)
         rows = []
-        with self.path.open(encoding="utf8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    rows.append((number, _parse_line(line, f"{path}:{number}")))
+        for number, line in line_file.read(self.path):
+            if line.strip():
+                rows.append((number, _parse_line(line, f"{path}:{number}")))
         self._rows = [row for row in rows if _matches(row[1], conditions)]
         if not self._rows:
             raise ValueError(_describe_empty(path, query, conditions, rows))
@@ -130,7 +131,10 @@ class Manifest:
             "text": row["text"],
             "lang": row.get("lang", "auto"),
             "keywords": tuple(row.get("keywords", ())),
-            "id": str(row.get("id", _name_utterance(row["audio"], offset))),
+            # A file's name may be of any bytes; its audio is found by all of them.
+            "id": line_file.replace_surrogates(
+                str(row.get("id", _name_utterance(row["audio"], offset)))
+            ),
             "duration": duration,
             "offset": offset,
             "channel": row.get("channel", "mix"),
@@ -187,10 +191,7 @@ def _parse_line(line: str, origin: str) -> dict:
     Raises:
         ValueError: naming file and line.
     """
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{origin}: not JSON: {error}") from error
+    row = line_file.parse_json(line, origin)
     if not isinstance(row, dict):
         raise ValueError(f"{origin}: got {type(row).__name__}, expected an object")
     if "audio_filepath" in row:
@@ -206,6 +207,10 @@ def _parse_line(line: str, origin: str) -> dict:
         )
     _check_optional(row, origin)
     timings.find_segment(row, origin)
+    if "\\u" in line:  # the only way in for halves of surrogate pairs
+        row["text"] = line_file.replace_surrogates(row["text"])
+        given = row.get("keywords", [])
+        row["keywords"] = [line_file.replace_surrogates(keyword) for keyword in given]
     return row
 
 
@@ -218,8 +223,8 @@ def _name_utterance(path: str, offset: float | None) -> str:
 def _check_optional(row: dict, origin: str) -> None:
     duration = row.get("duration")
     number = isinstance(duration, (int, float)) and not isinstance(duration, bool)
-    # The comparison chain is false for NaN and infinity too.
-    if duration is not None and not (number and 0 <= duration < float("inf")):
+    # False for NaN, infinity, and integers beyond any float.
+    if duration is not None and not (number and 0 <= duration <= sys.float_info.max):
         raise ValueError(
             f"{origin}: 'duration' is {duration!r}, expected seconds (a number ≥ 0)"
         )

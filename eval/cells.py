@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nim4_jax import line_file, whole_file
+
 Row = dict[str, Any]
 
 DONE, ABSENT, UNFIT, FAILED = "done", "absent", "unfit", "failed"
@@ -91,9 +93,9 @@ def write(folder: str, cell: Cell) -> None:
             "rows": len(cell.rows),
         }
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in cell.rows)
-        (partial / "hyps.jsonl").write_text("".join(lines), encoding="utf8")
+        (partial / "hyps.jsonl").write_bytes(whole_file.encode("".join(lines)))
         text = json.dumps(facts, ensure_ascii=False, indent=1) + "\n"
-        (partial / "cell.json").write_text(text, encoding="utf8")
+        (partial / "cell.json").write_bytes(whole_file.encode(text))
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)
     except OSError:
@@ -117,8 +119,7 @@ def read_folder(path: Path) -> Cell:
         ValueError: a file is damaged.
     """
     facts = json.loads((path / "cell.json").read_text(encoding="utf8"))
-    lines = (path / "hyps.jsonl").read_text(encoding="utf8").splitlines()
-    rows = tuple(json.loads(line) for line in lines)
+    rows = tuple(row for _, row in line_file.read_json(path / "hyps.jsonl"))
     if len(rows) != facts["rows"] or facts["status"] not in STATUSES:
         raise ValueError(
             f"{path} holds {len(rows)} utterances of {facts['rows']} with the status "

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nim4_jax import line_file
 from nim4_jax.eval import bootstrap, entities, metrics, outputs
 from nim4_jax.eval.bootstrap import Difference
 from nim4_jax.eval.metrics import Counts
@@ -108,17 +108,13 @@ def read_rows(folder: str) -> list[Row]:
             "`nim4 evaluate --out` wrote."
         )
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not JSON: {error}") from error
+    for place, row in line_file.read_json(path):
         missing = [
             key for key in _WANTED if not isinstance(row, dict) or key not in row
         ]
         if missing:
             raise ValueError(
-                f"{path}:{number}: has no {', '.join(missing)}; expected what "
+                f"{place}: has no {', '.join(missing)}; expected what "
                 "`nim4 evaluate` writes."
             )
         rows.append(row)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nim4_jax import line_file
 from nim4_jax.context.distractors import Distractors
 from nim4_jax.context.keywords import KeywordSet, collect, spell
 from nim4_jax.context.statistical import StatisticalExtractor
@@ -231,8 +232,7 @@ def read_texts(places: Sequence[str]) -> tuple[str, ...]:
 
 def _read(place: str) -> Iterator[str]:
     if Path(place).is_file() and not place.endswith((".json", ".jsonl")):
-        with open(place, encoding="utf8", errors="replace") as lines:
-            yield from (line.strip() for line in lines)
+        yield from (line.strip() for _, line in line_file.read(place))
         return
     records = sources.open_source(place)
     for index in range(len(records)):

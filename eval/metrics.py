@@ -9,6 +9,7 @@ errors as it has units.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Hashable, Iterable, Sequence
 
 from rapidfuzz.distance import Levenshtein
@@ -30,6 +31,9 @@ LOOP_UNITS = 6
 """which makes so many units or more,"""
 LOOP_SHARE = 0.5
 """and at least this share of the output."""
+
+_CHARACTERS = re.compile("[\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]")
+_LATIN = re.compile("[a-z\u00df-\u024f]")
 
 Edit = tuple[str, int, int]
 """("replace", "delete" or "insert"; place in the reference; place in the output)."""
@@ -86,7 +90,12 @@ def add_up(counts: Iterable[Counts]) -> Counts:
 
 
 def find_language(text: str, lang: str) -> str:
-    """Language of a reference: "en", "zh" or "mixed"; its units decide for "auto".
+    """Language of a reference: "en", "zh" or "mixed"; its script decides for "auto".
+
+    | script                          | language               |
+    | Chinese characters, kana        | zh: counted one by one |
+    | these and Latin letters         | mixed                  |
+    | any other, or nothing but signs | en: counted in words   |
 
     Raises:
         ValueError: an unknown language.
@@ -95,10 +104,10 @@ def find_language(text: str, lang: str) -> str:
         return lang
     if lang != "auto":
         raise ValueError(f"unknown language {lang!r}; use {[*METRICS, 'auto']}.")
-    units = normalise.split_units(normalise.normalise(text, "mixed"), "mixed")
-    chinese = any(not unit.isascii() for unit in units)
-    latin = any(unit.isascii() and unit.isalpha() for unit in units)
-    return ("mixed" if latin else "zh") if chinese else "en"
+    # By Chinese rules ½ is 2分之1, by English ones 1 half: neither is in the text.
+    if not _CHARACTERS.search(normalise.normalise(text, "en")):
+        return "en"
+    return "mixed" if _LATIN.search(normalise.normalise(text, "mixed")) else "zh"
 
 
 def score_text(

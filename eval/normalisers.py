@@ -22,10 +22,11 @@ from collections.abc import Callable
 from typing import Any
 
 from nim4_jax.text import normalise as own
+from nim4_jax.text import signs
 
 NAMES = ("ours", "raw", "whisper", "wetext")
 
-_APOSTROPHE = re.compile(r"(?<=\w)['’](?=\w)")
+_APOSTROPHE = re.compile(r"(?<=\w)'(?=\w)")
 
 
 def check(name: str) -> None:
@@ -81,6 +82,7 @@ def split(text: str, lang: str) -> list[str]:
 
 def _strip(text: str) -> str:
     """Lower case, letters and numbers alone; an apostrophe within a word goes."""
+    text = signs.unify_apostrophes(signs.strip_invisible(text))
     text = _APOSTROPHE.sub("", unicodedata.normalize("NFKC", text).lower())
     kept = (c if unicodedata.category(c)[0] in "LMN" else " " for c in text)
     return " ".join("".join(kept).split())

@@ -44,6 +44,9 @@ _MAIN = ("text", "phonemes", "shuffled")
 
 _WAYS = ("set", "language", "metric", "normaliser", "error %", "raw %", "U- %", "B- %")
 
+_NAMED = 5
+"""Skipped files that the tables name, for each reason; report.json has more."""
+
 _DELAYS = ("first_partial_delay", "partial_lag", "final_delay")
 
 
@@ -52,8 +55,10 @@ def build(model: str, results: Sequence[SetResult]) -> Report:
 
     Returns:
         {"model", "sets": [{"set", "utterances", "audio_seconds", "processing_seconds",
-        "real_time_factor", "rtfx" (its inverse), "normaliser", "skipped", "scores":
-        {kind: {"languages": {lang: row}, "mean_percent": mean over the languages}}}]}
+        "real_time_factor", "rtfx" (its inverse), "normaliser", "skipped": {reason:
+        count}, "skipped_lines": {reason: "file:line: reason: detail" of up to 1,000},
+        "scores": {kind: {"languages": {lang: row}, "mean_percent": mean over the
+        languages in which something was said, None where nothing was}}}]}
         with the kinds "text", "raw" (punctuation and case count), "unbiased" (U-WER,
         outside of names), "biased" (B-WER, in names), "phonemes" and "shuffled", where
         they were scored; a row has metric, percent, substitutions, deletions,
@@ -77,6 +82,7 @@ def build(model: str, results: Sequence[SetResult]) -> Report:
             "rtfx": round(result.inverse_real_time_factor, 2),
             "normaliser": result.normaliser,
             "skipped": result.skipped,
+            "skipped_lines": result.skip_lines,
             "scores": scores,
         }
         judged = [row.entities for row in result.utterances if row.entities]
@@ -109,8 +115,10 @@ def _summarise(rows: Sequence[Utterance], kind: str) -> Report | None:
         }
     if not languages:
         return None
-    rates = [row["percent"] for row in languages.values()]
-    return {"languages": languages, "mean_percent": round(sum(rates) / len(rates), 3)}
+    # Where nothing was said there is no rate, however much was written.
+    rates = [row["percent"] for row in languages.values() if row["reference"]]
+    mean = round(sum(rates) / len(rates), 3) if rates else None
+    return {"languages": languages, "mean_percent": mean}
 
 
 def to_markdown(report: Report) -> str:
@@ -139,6 +147,10 @@ def to_markdown(report: Report) -> str:
     for part in report["sets"]:
         for reason, count in sorted(part["skipped"].items()):
             lines.append(f"\n{part['set']}: skipped {count}, {reason}")
+            named = part["skipped_lines"].get(reason, [])
+            lines += [f"- {line}" for line in named[:_NAMED]]
+            if len(named) > _NAMED:
+                lines.append("- …, see report.json")
     return "\n".join(lines) + "\n"
 
 
@@ -182,7 +194,6 @@ def _table_rows(part: Report, kind: str, scored: Report) -> list[str]:
             row["utterances"],
             f"{row['audio_seconds']:.1f}",
             row["metric"] + mark,
-            # Where nothing was said there is no rate, however much was written.
             f"{row['percent']:.2f}" if row["reference"] else "",
             row["substitutions"],
             row["deletions"],
@@ -192,7 +203,7 @@ def _table_rows(part: Report, kind: str, scored: Report) -> list[str]:
             f"{part['rtfx']:.1f}",
         )
         rows.append(_join_cells(cells))
-    if len(scored["languages"]) > 1:
+    if len(scored["languages"]) > 1 and scored["mean_percent"] is not None:
         names = "/".join(
             sorted({row["metric"] for row in scored["languages"].values()})
         )

@@ -223,9 +223,7 @@ def describe(made: TrainSettings, config: ConfigDict) -> dict[str, Any]:
     Kernels and rounded operands belong to the devices of a run, and the model may load
     on others.
     """
-    policy = dataclasses.replace(
-        made.model.policy, kernels="auto", operands="compute"
-    )
+    policy = dataclasses.replace(made.model.policy, kernels="auto", operands="compute")
     model = dataclasses.replace(made.model, policy=policy)
     return {
         "stage": made.stage,

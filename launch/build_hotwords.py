@@ -2,7 +2,8 @@
 
 nim4 build_hotwords --input=names.jsonl --out=hotwords
 
-The list: a name a line; or TSV or JSONL with text, pronunciation, weight, tag, tenant.
+The list: a name a line; or TSV, CSV or JSONL with text, pronunciation, weight, tag,
+tenant. A name listed twice has the readings of both lines and the greater weight.
 Names of a tenant come into a database of their own, OUT/tenants/TENANT, which nobody
 else opens. A second build into the same folder keeps the readings that it finds there.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
+from nim4_jax import line_file
 from nim4_jax.data import sources
 from nim4_jax.launch import runtime
 from nim4_jax.retrieval import database, names
@@ -65,8 +67,7 @@ def _spread(listed: Sequence[Name], workers: int) -> Iterator[tuple[bytes, ...]]
 
 def _read_sentences(place: str) -> Iterator[str]:
     if os.path.isfile(place) and not place.endswith((".json", ".jsonl")):
-        with open(place, encoding="utf8", errors="replace") as lines:
-            yield from lines
+        yield from (line for _, line in line_file.read(place))
         return
     records = sources.open_source(place)
     for index in range(len(records)):
@@ -97,6 +98,8 @@ def find_folders(out: str, tenants: Sequence[str]) -> dict[str, Path]:
 def run(path: str, out: str, text: str, workers: int) -> dict[str, database.Database]:
     """Build everybody's database and one for each tenant of the list.
 
+    A tenant who is no longer listed has an empty one from then on.
+
     Returns:
         Database of each tenant, "" for everybody's.
 
@@ -106,7 +109,9 @@ def run(path: str, out: str, text: str, workers: int) -> dict[str, database.Data
     listed: dict[str, list[Name]] = collections.defaultdict(list)
     for name in names.read_names(path):
         listed[name.tenant].append(name)
-    folders = find_folders(out, sorted(listed))
+    kept = Path(out).glob(f"tenants/*/{database.MANIFEST}")
+    before = (file.parent.name for file in kept)
+    folders = find_folders(out, sorted({*listed, *before}))
     return {
         tenant: build(listed.get(tenant, []), str(folder), text, workers)
         for tenant, folder in folders.items()
@@ -133,15 +138,23 @@ def build(
 def _pronounce_new(
     listed: Sequence[Name], known: dict[str, tuple[bytes, ...]], workers: int
 ) -> dict[str, tuple[bytes, ...]]:
-    """Readings by text, of which only new ones are worked out."""
+    """Readings by text, of which only new ones are worked out.
+
+    A text that is listed several times has the readings of all its lines: a line that
+    cannot be pronounced hides no other.
+    """
+    told = {name.text for name in listed if name.pronunciation}
     fresh = {
-        name.text: name
+        (name.text, name.pronunciation): name
         for name in listed
-        if name.pronunciation or name.text not in known
+        if name.text in told or name.text not in known
     }
     spoken = _spread(list(fresh.values()), workers)
     progress = tqdm(spoken, "pronouncing", len(fresh), unit="name", disable=None)
-    return {**known, **dict(zip(fresh, progress))}
+    found: dict[str, dict[bytes, None]] = {}
+    for (text, _), own in zip(fresh, progress):
+        found.setdefault(text, {}).update(dict.fromkeys(own))
+    return {**known, **{text: tuple(own) for text, own in found.items()}}
 
 
 def _report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-from nim4_jax.launch import memory
+from nim4_jax.launch import memory, output
 
 COMMANDS = {
     "train": "train one stage",
@@ -61,8 +61,13 @@ def main() -> None:
         )
         sys.exit(2)
     memory.keep()  # before the imports of the command start threads
+    output.accept_any_text()
     sys.argv = [f"nim4 {command}", *arguments[1:]]
-    runpy.run_module(f"nim4_jax.launch.{command}", run_name="__main__", alter_sys=True)
+    try:
+        module = f"nim4_jax.launch.{command}"
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt:
+        output.end_interrupted()  # while it was imported
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nim4_jax import whole_file
+from nim4_jax import line_file, whole_file
 from nim4_jax.data import sources
 from nim4_jax.launch import recognition, runtime, transcribe
 
@@ -100,8 +100,8 @@ def list_files(listing: str) -> list[str]:
     elif path.suffix == ".parquet":
         found = [str(path.parent / name) for name in _read_column(path)]
     elif path.suffix == ".txt":
-        lines = path.read_text(encoding="utf8").splitlines()
-        found = [str(path.parent / line.strip()) for line in lines if line.strip()]
+        lines = (line.strip() for _, line in line_file.read(path))
+        found = [str(path.parent / line) for line in lines if line]
     else:
         raise ValueError(
             f"{listing} is no listing; give a folder, a manifest (.jsonl), a .parquet "
@@ -143,7 +143,7 @@ def plan(paths: Sequence[str], out: str, config: CorpusConfig) -> list[Shard]:
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256("\n".join(paths).encode()).hexdigest()
+    digest = hashlib.sha256(whole_file.encode("\n".join(paths))).hexdigest()
     asked = {**dataclasses.asdict(config), "files": len(paths), "sha256": digest}
     note = folder / "corpus.json"
     if note.is_file():
@@ -194,10 +194,12 @@ class Worker:
         """What `transcribe` returns of a block, as Ray Data calls it.
 
         Args:
-            block: pyarrow table with the columns "shard", all alike, and "file".
+            block: pyarrow table with the columns "shard", all alike, and "file", names
+                in bytes.
         """
         (number,) = set(block["shard"].to_pylist())
-        done = self.transcribe(Shard(number, tuple(block["file"].to_pylist())))
+        names = map(os.fsdecode, block["file"].to_pylist())
+        done = self.transcribe(Shard(number, tuple(names)))
         return {key: [value] for key, value in done.items()}
 
     def transcribe(self, shard: Shard) -> dict[str, float]:
@@ -251,7 +253,7 @@ def _store(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
                 for row in rows
             )
-            partial.write_text("".join(lines), encoding="utf8")
+            partial.write_bytes(whole_file.encode("".join(lines)))
         os.replace(partial, path)
     except OSError:
         partial.unlink(missing_ok=True)
@@ -259,15 +261,18 @@ def _store(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Segments are JSON in a column of text: of empty lists no type can be told."""
+    """Segments are JSON in a column of text: of empty lists no type can be told.
+
+    The name of a file may be of any bytes, a column of text may not.
+    """
     import pyarrow
     from pyarrow import parquet
 
-    flat = [
-        {
-            key: json.dumps(value, ensure_ascii=False) if key == "segments" else value
-            for key, value in row.items()
-        }
-        for row in rows
-    ]
+    flat = [{key: _make_cell(key, value) for key, value in row.items()} for row in rows]
     parquet.write_table(pyarrow.Table.from_pylist(flat), path)
+
+
+def _make_cell(key: str, value: Any) -> Any:
+    if key == "segments":
+        return json.dumps(value, ensure_ascii=False)
+    return whole_file.encode(value).decode() if isinstance(value, str) else value

@@ -65,7 +65,7 @@ def format_summary(
             for language, row in scored["languages"].items():
                 name = f"{row['metric']} {language}, {part['set']}{mark}"
                 lines.append(f"| {name} | {row['percent']:.1f} % |")
-            if len(scored["languages"]) > 1:
+            if len(scored["languages"]) > 1 and scored["mean_percent"] is not None:
                 name = f"mean error, {part['set']}{mark}"
                 lines.append(f"| {name} | {scored['mean_percent']:.1f} % |")
         speed = f"real-time factor, {part['set']}"

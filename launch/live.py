@@ -30,6 +30,7 @@ from nim4_jax.launch import live_display, live_source, recognition, stdin_source
 from nim4_jax.launch.live_display import FORMATS
 from nim4_jax.launch.live_source import MICROPHONE, PACES, STDIN, Inbox
 from nim4_jax.launch.stdin_source import Warn
+from nim4_jax.retrieval import names
 from nim4_jax.text import prompt
 
 DETECTORS = ("silero", "blank")
@@ -280,7 +281,7 @@ def main(model: str, recordings: Sequence[str], given: Any) -> None:
         )
     if given.out:
         raise ValueError("--out is not for streams; send stdout to a file: … > FILE.")
-    names = (name.strip() for name in re.split("[,，]", given.hotwords))
+    listed = map(names.clean, re.split("[,，]", given.hotwords))
     outcome = run(
         model,
         recordings[0],
@@ -290,7 +291,7 @@ def main(model: str, recordings: Sequence[str], given: Any) -> None:
         chunk_ms=given.chunk_ms,
         left=given.left,
         detector=given.detector,
-        hotwords=tuple(name for name in names if name),
+        hotwords=tuple(name for name in listed if name),
         rate=given.rate,
         channels=str(given.channels),
     )

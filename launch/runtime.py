@@ -16,7 +16,7 @@ from absl import app, flags, logging
 
 import nim4_jax
 import nim4_jax.configs
-from nim4_jax.launch import device_memory, memory
+from nim4_jax.launch import cache, device_memory, memory, output
 from nim4_jax.train.interruption import Interrupted
 
 EXIT_AGAIN = 75
@@ -40,8 +40,7 @@ def prepare() -> None:
         lambda record: record.levelno >= py_logging.ERROR or _ours(record)
     )
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        home = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
-        jax.config.update("jax_compilation_cache_dir", os.path.join(home, "nim4-jax"))
+        jax.config.update("jax_compilation_cache_dir", cache.find_folder())
 
 
 def _ours(record: py_logging.LogRecord) -> bool:
@@ -65,6 +64,8 @@ def find_config(argument: str) -> str:
 def guard(function: Callable[[Any], None]) -> Callable[[Any], None]:
     """The function, with errors of input as one line on stderr and exit code 2.
 
+    Ctrl-C is one line, too, and exit code 130.
+
     NIM4_TRACEBACK=1 shows where they came from. What was interrupted and is to be
     started again ends with `EXIT_AGAIN`.
 
@@ -75,6 +76,8 @@ def guard(function: Callable[[Any], None]) -> Callable[[Any], None]:
     def guarded(argv: Any) -> None:
         try:
             function(argv)
+        except KeyboardInterrupt:
+            _end(output.INTERRUPTED, "interrupted")
         except Interrupted as reason:
             _end(EXIT_AGAIN, f"stopped: {reason}; run the same command again")
         except Exception as error:
@@ -135,6 +138,7 @@ def launch(
 ) -> None:
     """Define and parse flags, then run `main` as a program."""
     memory.keep()
+    output.accept_any_text()
     prepare()
     define_flags()
     app.run(guard(main), flags_parser=_parse)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
+from nim4_jax import line_file
 from nim4_jax.data import grammar
 from nim4_jax.text import prompt, tokenizer
 
@@ -21,20 +21,14 @@ def read_texts(path: str, domain: str | None) -> Iterator[str]:
     Raises:
         ValueError: a line is no JSON object with a string "text"; names file and line.
     """
-    with Path(path).open(encoding="utf8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                text = record["text"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}:{number}: expected a JSON object with a field text, got "
-                    f"{line.strip()[:80]!r}"
-                ) from error
-            if domain is None or record.get("domain") == domain:
-                yield str(text)
+    for place, record in line_file.read_json(path):
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            raise ValueError(
+                f"{place}: expected a JSON object with a field text, got "
+                f"{str(record)[:80]!r}"
+            )
+        if domain is None or record.get("domain") == domain:
+            yield line_file.replace_surrogates(record["text"])
 
 
 def collect_texts(

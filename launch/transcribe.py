@@ -121,8 +121,9 @@ class Recording:
 
     @property
     def text(self) -> str:
-        """The whole transcript."""
-        return subtitles.join_texts(passage.text for passage in self.passages)
+        """The whole transcript; passages far apart are lines of their own."""
+        parts = ((each.start, each.end, each.text) for each in self.passages)
+        return subtitles.join_passages(parts)
 
     def add(self, start: float, transcript: Transcript) -> None:
         """Take the transcript of the segment that starts at `start`."""
@@ -435,19 +436,36 @@ def run(
     )
     for target, recording in zip(targets, stream, strict=True):
         done.append(recording)
-        if recording.error:
-            print(f"error: {recording.error}", file=sys.stderr, flush=True)
-            continue
-        if recording.warning:
-            print(f"warning: {recording.warning}", file=sys.stderr, flush=True)
-        text = render(recording, form)
-        if target is not None:
-            whole_file.write_text(target, text)
-        elif form == "text" and len(planned) > 1:
-            print(f"{recording.label}: {text}", end="", flush=True)
-        else:
-            print(text, end="", flush=True)
+        _deliver(recording, form, target, named=len(planned) > 1)
     return done
+
+
+def _deliver(
+    recording: Recording, form: str, target: Path | None, *, named: bool
+) -> None:
+    """Write or print what a recording has become, or its error on stderr.
+
+    Args:
+        recording: complete; `error` is set if its transcript cannot be written.
+        form: one of FORMATS.
+        target: file; None for stdout.
+        named: whether lines of text on stdout begin with what it is called.
+    """
+    if recording.warning and not recording.error:
+        print(f"warning: {recording.warning}", file=sys.stderr, flush=True)
+    if not recording.error and target is not None:
+        try:
+            whole_file.write_text(target, render(recording, form))
+        except OSError as error:
+            recording.error = f"{recording.path}: no transcript is written: {error}"
+    if recording.error:
+        print(f"error: {recording.error}", file=sys.stderr, flush=True)
+    elif target is None:
+        text = render(recording, form)
+        if named and form == "text":
+            lines = text.removesuffix("\n").split("\n")
+            text = "".join(f"{recording.label}: {line}\n" for line in lines)
+        print(text, end="", flush=True)
 
 
 def main(argv: Sequence[str]) -> None:

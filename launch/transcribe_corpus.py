@@ -74,7 +74,12 @@ def iterate(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     blocks = [
-        pyarrow.table({"shard": [it.number] * len(it.paths), "file": list(it.paths)})
+        pyarrow.table(
+            {
+                "shard": [it.number] * len(it.paths),
+                "file": [os.fsencode(path) for path in it.paths],
+            }
+        )
         for it in shards
     ]
     done = ray.data.from_arrow(blocks).map_batches(

@@ -8,9 +8,17 @@ from pathlib import Path
 from etils import epath
 
 
+def encode(text: str) -> bytes:
+    r"""UTF-8, with halves of surrogate pairs as JSON has them, \udce9.
+
+    The names of files may be of any bytes: no such name must cost a result.
+    """
+    return text.encode("utf8", "backslashreplace")
+
+
 def write_text(path: epath.PathLike, text: str) -> None:
-    """Replace a file by `text` in UTF-8; see `write_bytes`."""
-    write_bytes(path, text.encode("utf8"))
+    """Replace a file by `text`, see `encode` and `write_bytes`."""
+    write_bytes(path, encode(text))
 
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:

@@ -1,6 +1,7 @@
 """The plan of the house: namespaced imports, small files, and the size of the model."""
 
 import ast
+import re
 from pathlib import Path
 
 from nim4_jax.configs import stage4
@@ -11,6 +12,21 @@ FOLDERS = ("nim4_jax", "configs", "data", "eval", "launch", "serving", "tests")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 PARTS = {"configs", "data", "eval", "launch", "serving", "tests"}
 GENERIC = {"utils.py", "helpers.py", "common.py", "misc.py"}
+
+
+# Distributions that are imported under another name, and those that others import.
+MODULES = {
+    "absl-py": "absl",
+    "etils[epath]": "etils",
+    "ml-collections": "ml_collections",
+    "orbax-checkpoint": "orbax",
+    "tensorflow-datasets": "tensorflow_datasets",
+}
+INDIRECT = {
+    "array-record": "tensorflow_datasets and grain read with it",
+    "flatbuffers": "jax.export serialises with it, undeclared",
+    "importlib-resources": "tensorflow_datasets imports it, undeclared",
+}
 
 
 def find_imports(path: Path) -> set[str]:
@@ -71,3 +87,18 @@ def test_the_table_adds_up():
     """Markdown rows with shares and the sum."""
     table = parameters.format_table({"a": 4_000, "b": 6_000})
     assert "| a | 4,000 | 40.0 % |" in table and "**10,000**" in table
+
+
+def test_what_is_required_is_used():
+    """Every dependency of setup.py is imported by the product, or says by whom."""
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf8"))
+    (required,) = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "REQUIRES"
+    ]
+    names = {re.split("[<>=,]", requirement)[0] for requirement in required}
+    product = (path for path in FILES if ROOT / "tests" not in path.parents)
+    imported = set().union(*map(find_imports, product))
+    wanted = {MODULES.get(name, name): name for name in names - set(INDIRECT)}
+    assert {name for module, name in wanted.items() if module not in imported} == set()

@@ -1,5 +1,6 @@
 """A file is there whole or not at all."""
 
+import json
 import resource
 import subprocess
 import sys
@@ -29,6 +30,12 @@ def test_text_is_replaced(tmp_path):
         whole_file.write_text(path, text)
         assert path.read_text(encoding="utf8") == text
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_of_any_bytes_is_written_as_json_has_it(tmp_path):
+    name, path = "caf\udce9.wav", tmp_path / "rows.json"
+    whole_file.write_text(path, json.dumps({"file": name}, ensure_ascii=False))
+    assert json.loads(path.read_text(encoding="utf8")) == {"file": name}
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="POSIX only")

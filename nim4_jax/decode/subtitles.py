@@ -17,6 +17,7 @@ LINES = 2
 _WIDE = COLUMNS / 16.0
 _LONGEST = 7.0  # seconds that a cue stays
 _PAUSE = 1.0  # seconds of silence that end a cue
+_APART = 5.0  # seconds without speech that end a line of text
 _SHORTEST = 0.8  # seconds that a cue stays at least, if the next one lets it
 _HAN = re.compile("[\u3007\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]")
 
@@ -48,6 +49,24 @@ def join_texts(texts: Iterable[str]) -> str:
         glued = not joined or _HAN.match(text[:1]) or _HAN.search(joined[-2:])
         joined += text if glued or not text else f" {text}"
     return joined
+
+
+def join_passages(passages: Iterable[tuple[float, float, str]]) -> str:
+    """The text of a recording: a line for what follows a long silence.
+
+    Args:
+        passages: start and end in seconds, and text, in the order of time.
+    """
+    lines: list[list[str]] = []
+    before = 0.0
+    for start, end, text in passages:
+        if not text:
+            continue
+        if not lines or start - before >= _APART:
+            lines.append([])
+        lines[-1].append(text)
+        before = end
+    return "\n".join(map(join_texts, lines))
 
 
 def make_cues(passages: Iterable[tuple[str, Sequence[Word]]]) -> list[Cue]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import einops
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -36,9 +37,9 @@ class Adaptor(nn.Module):
         """Float [B, U, D] → Float [B, ⌈U/stride⌉, width_out]."""
         stride = self.stride
         values = frames.masked().values
-        batch, length, width = values.shape
-        values = jnp.pad(values, ((0, 0), (0, -length % stride), (0, 0)))
-        groups = values.reshape(batch, -1, stride * width)
+        extra = -values.shape[1] % stride
+        values = jnp.pad(values, ((0, 0), (0, extra), (0, 0)))
+        groups = einops.rearrange(values, "b (u g) d -> b u (g d)", g=stride)
         up = linear(
             stride * self.width_in,
             self.width_hidden,

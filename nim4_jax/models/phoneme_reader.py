@@ -10,6 +10,7 @@ Source: ours; in the spirit of JOIST (arXiv 2210.07353).
 
 from __future__ import annotations
 
+import einops
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -36,9 +37,9 @@ class PhonemeReader(nn.Module):
         """Float [B, U, P] → Float [B, ⌈U/stride⌉, width]; no weight is negative."""
         stride = self.stride
         values = classes.masked().values
-        batch, length, count = values.shape
-        values = jnp.pad(values, ((0, 0), (0, -length % stride), (0, 0)))
-        groups = values.reshape(batch, -1, stride * count)
+        extra = -values.shape[1] % stride
+        values = jnp.pad(values, ((0, 0), (0, extra), (0, 0)))
+        groups = einops.rearrange(values, "b (u g) p -> b u (g p)", g=stride)
         axes = (None, "embed")
         project = linear(
             stride * self.num_phonemes, self.width, axes, self.policy, name="project"

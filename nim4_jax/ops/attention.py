@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import einops
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -217,24 +218,20 @@ def attend(
 
 
 def _attend_xla(queries, keys, values, mask, scale):
-    batch, length, heads, width = queries.shape
-    kv_heads = keys.shape[1]
-    rows = length * (heads // kv_heads)
+    length, kv_heads = queries.shape[1], keys.shape[1]
     # Two plain batched products, queries and weights on the left: einsum puts the cache
     # there, and XLA's CPU then multiplies values by a naive loop.
-    grouped = queries.reshape(batch, length, kv_heads, -1, width)
-    grouped = jnp.swapaxes(grouped, 1, 2).reshape(batch, kv_heads, rows, width)
+    grouped = einops.rearrange(queries, "b l (k g) h -> b k (l g) h", k=kv_heads)
     logits = jax.lax.dot_general(
         keys,
         grouped,
         (((3,), (3,)), ((0, 1), (0, 1))),
         preferred_element_type=jnp.float32,
     )
-    logits = jnp.swapaxes(logits, 2, 3)
-    logits = logits.reshape(batch, kv_heads, length, -1, keys.shape[2])
+    logits = einops.rearrange(logits, "b k c (l g) -> b k l g c", l=length)
     weights = masked_softmax(logits * jnp.float32(scale), mask[:, None, :, None])
-    weights = weights.astype(values.dtype).reshape(batch, kv_heads, rows, -1)
+    weights = weights.astype(values.dtype)
+    weights = einops.rearrange(weights, "b k l g c -> b k (l g) c")
     outputs = jax.lax.dot_general(weights, values, (((3,), (2,)), ((0, 1), (0, 1))))
-    outputs = outputs.reshape(batch, kv_heads, length, -1, width)
-    outputs = jnp.swapaxes(outputs, 1, 2).reshape(batch, length, heads, width)
+    outputs = einops.rearrange(outputs, "b k (l g) h -> b l (k g) h", l=length)
     return outputs.astype(queries.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import einops
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -40,18 +41,17 @@ def token_log_probs(
         best = jnp.argmax(logits, axis=-1) == ids
         return chosen - jax.nn.logsumexp(logits, axis=-1), best
 
-    batch, length = targets.shape
+    length = targets.shape[1]
     if length <= chunk:
         return score((hidden, targets))
     extra = -length % chunk
     hidden = jnp.pad(hidden, ((0, 0), (0, extra), (0, 0)))
     targets = jnp.pad(targets, ((0, 0), (0, extra)))
-    pieces = (length + extra) // chunk
-    hidden = jnp.moveaxis(hidden.reshape(batch, pieces, chunk, -1), 1, 0)
-    targets = jnp.moveaxis(targets.reshape(batch, pieces, chunk), 1, 0)
+    hidden = einops.rearrange(hidden, "b (piece c) d -> piece b c d", c=chunk)
+    targets = einops.rearrange(targets, "b (piece c) -> piece b c", c=chunk)
     log_probs, best = jax.lax.map(score, (hidden, targets))
 
     def join(array: Array) -> Array:
-        return jnp.moveaxis(array, 0, 1).reshape(batch, -1)[:, :length]
+        return einops.rearrange(array, "piece b c -> b (piece c)")[:, :length]
 
     return join(log_probs), join(best)

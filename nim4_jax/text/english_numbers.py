@@ -95,12 +95,21 @@ def _read_decimals(words: Sequence[str], index: int) -> tuple[str, int]:
         index += 1
 
 
+def _is_spoken(word: str) -> bool:
+    """Whether a number that begins with the word may continue another one.
+
+    100 5 are two numbers; five five, and 5 5, are said digit by digit.
+    """
+    return len(word) == 1 or not _NUMERAL.fullmatch(word)
+
+
 def write_digits(words: Sequence[str]) -> list[str]:
     """Words with every spoken number written in digits.
 
     Rule: one hundred and five → 105, two point five million → 2500000, three point one
-    four → 3.14, twenty first → 21st; numbers side by side are one (nineteen eighty four
-    → 1984, five five one → 551, eight oh five → 805).
+    four → 3.14, twenty first → 21st; spoken numbers side by side are one (nineteen
+    eighty four → 1984, five five one → 551, eight oh five → 805), and so are digits (5
+    5 1 → 551); numerals of several digits stay apart (100 5).
 
     Args:
         words: lower case, without punctuation.
@@ -111,7 +120,9 @@ def write_digits(words: Sequence[str]) -> list[str]:
     while index < len(words):
         if joins and words[index] in ("oh", "o"):
             following, _ = _read_cardinal(words, index + 1)
-            if following.isdigit() and not _word(words, index + 1).startswith("0"):
+            first = _word(words, index + 1)
+            continues = following.isdigit() and _is_spoken(first)
+            if continues and not first.startswith("0"):
                 written[-1] += "0"
                 index += 1
                 continue
@@ -126,11 +137,12 @@ def write_digits(words: Sequence[str]) -> list[str]:
                 decimals, behind = _read_decimals(words, after + 1)
                 if decimals:
                     value, after = f"{value}.{decimals}", behind
-            if joins and value.isdigit():
+            spoken = value.isdigit() and _is_spoken(words[index])
+            if joins and spoken:
                 written[-1] += value
             else:
                 written.append(value)
-            index, joins = after, value.isdigit()
+            index, joins = after, spoken
         else:
             written.append(words[index])
             index, joins = index + 1, False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from nim4_jax.text import chinese_numbers, english_numbers
+from nim4_jax.text import chinese_numbers, english_numbers, signs
 
 LANGUAGES = ("en", "zh", "mixed", "auto")
 _HAN = "\u3007\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
@@ -76,17 +76,17 @@ _MOST_PASSES = 64
 
 
 def _strip_marks(text: str) -> str:
-    """Without Latin accents: é → e; letters of other scripts keep their marks."""
+    """Without Latin accents: é → e, ø → o; other scripts' letters keep their marks."""
     plain = "".join(
         c for c in unicodedata.normalize("NFD", text) if not "\u0300" <= c <= "\u036f"
     )
-    return unicodedata.normalize("NFC", plain)
+    return signs.replace_letters(unicodedata.normalize("NFC", plain))
 
 
 def _strip_punctuation(text: str) -> str:
     """Letters, marks, numbers, decimal points and % behind a digit; else spaces."""
     text = re.sub(r"(?<=[0-9])[,](?=[0-9]{3}(?![0-9]))", "", text)
-    text = re.sub(r"(?<=[a-z])['’](?=[a-z])", "", text)
+    text = re.sub(r"(?<=[a-z])'(?=[a-z])", "", text)
     kept = []
     for i, c in enumerate(text):
         before = text[i - 1 : i]
@@ -124,12 +124,13 @@ def _unify_english(text: str) -> str:
 
 
 def _normalise_once(text: str, chinese: bool) -> str:
-    text = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
+    text = signs.unify_apostrophes(signs.strip_invisible(text))
+    text = unicodedata.normalize("NFKC", signs.part_numbers(text, chinese)).lower()
     text = _BRACKETED.sub(" ", _strip_marks(text))
     text = re.sub(r"\b(?:[a-z]\.){2,}", lambda m: m[0].replace(".", "") + " ", text)
     for pattern, spoken in _CONTRACTIONS:
         text = pattern.sub(spoken, text)
-    text = _write_prices(text, chinese)
+    text = _write_prices(signs.spell(text, chinese), chinese)
     if chinese:
         text = re.sub(r"(?<=[0-9]):(?=[0-9])", "点", text)
     else:
@@ -154,7 +155,8 @@ def normalise(text: str, lang: str = "auto") -> str:
     """The form of a text that is scored.
 
     Rule: Unicode NFKC, lower case, no accents, brackets and their content, fillers or
-    punctuation; contractions written out; American spelling; numbers in digits. With
+    punctuation; contractions written out; American spelling; numbers in digits (five
+    five one → 551, but 100 5 are two), fractions and minus as they are said. With
     Chinese rules also: numerals in digits, no space beside a Chinese character.
     normalise(normalise(x)) == normalise(x).
 

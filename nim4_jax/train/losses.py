@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,7 +119,7 @@ def _beside(*parts: Any) -> Any:
 
     def interleave(*leaves: Array) -> Array:
         stacked = jnp.stack(leaves, axis=1)
-        return stacked.reshape(-1, *stacked.shape[2:])
+        return einops.rearrange(stacked, "b part ... -> (b part) ...")
 
     return jax.tree.map(interleave, *parts)
 
@@ -222,7 +223,7 @@ class CrCtc:
             share = jnp.clip(1.0 - step / self.flat_start, 0.0, 1.0).astype(jnp.float32)
             total = share * even + (1.0 - share) * total
         if self.views == 2:
-            pair = [logits[view::2] for view in range(2)]
+            pair = einops.rearrange(logits, "(b view) u p -> view b u p", view=2)
             agreement = jnp.sum(ctc.consistency(*pair, usable[::2]))
             rise = jnp.clip(step / max(self.alpha_warmup, 1), 0.0, 1.0)
             total = total + self.alpha * rise.astype(jnp.float32) * agreement

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 import tensorboardX
 from etils import epath
 
-from nim4_jax import whole_file
+from nim4_jax import line_file, whole_file
 from nim4_jax.train import consensus
 
 _FILE, _EVENTS = "metrics.jsonl", "tensorboard"
@@ -90,10 +91,7 @@ def read_metrics(workdir: str) -> list[dict[str, float]]:
     """All rows of a run's metrics.jsonl; a last line that was cut off is left out."""
     path = epath.Path(workdir) / _FILE
     rows = []
-    if path.exists():
-        for line in path.read_text(encoding="utf8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        for _, row in line_file.read_json(path):
+            rows.append(row)
     return rows

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nim4_jax.data import audio, pipeline, records, sources, timings
@@ -230,3 +230,71 @@ def test_only_the_segment_is_read_everywhere(tmp_path, make_tone, write_manifest
     }
     assert {lengths[number] for number in range(3)} == {16_000}
     assert report.counts == {"truncated": 1}
+
+
+def test_halves_of_surrogate_pairs_in_texts_are_replaced(tmp_path):
+    """A text that no file can hold would be lost after all of the set was decoded."""
+    path = tmp_path / "m.jsonl"
+    row = {"audio": "caf\udce9.wav", "text": "ok \ud83d", "keywords": ["\ude00", "x"]}
+    path.write_text(json.dumps(row) + "\n", encoding="ascii")
+    (record,) = sources.open_source(str(path))
+    assert record["text"] == "ok \ufffd" and record["keywords"] == ("\ufffd", "x")
+    assert record["id"] == "caf\ufffd"
+    assert record["audio"] == str(tmp_path / "caf\udce9.wav")  # any bytes are a name
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_manifest_from_windows(tmp_path, encoding):
+    path = tmp_path / "m.jsonl"
+    line = '{"audio": "a.wav", "text": "循环\u2028播放"}\r\n'
+    path.write_bytes(line.encode(encoding))
+    (record,) = sources.open_source(str(path))
+    assert record["text"] == "循环\u2028播放"
+
+
+def test_a_manifest_in_another_encoding_is_named(tmp_path):
+    path = tmp_path / "gbk.jsonl"
+    path.write_bytes('{"audio": "a.wav", "text": "循环"}\n'.encode("gbk"))
+    with pytest.raises(ValueError, match=r"gbk\.jsonl:1: not UTF-8.*GB18030"):
+        sources.open_source(str(path))
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(10**400)
+    | st.floats()
+    | st.text(st.characters(), max_size=8),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=4,
+)
+FIELDS = st.sampled_from(["audio", "text", "lang", "duration", "keywords", "id", "x"])
+ROWS = st.dictionaries(FIELDS, VALUES, max_size=6).map(
+    lambda row: {"audio": "a.wav", "text": "hi", **row}
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ROWS, st.booleans(), st.data())
+def test_any_manifest_is_read_or_its_line_named(tmp_path_factory, row, ascii, data):
+    """Values of any kind, and any bytes in the place of some."""
+    path = tmp_path_factory.getbasetemp() / "fuzz.jsonl"
+    content = bytearray(
+        json.dumps(row, ensure_ascii=ascii).encode("utf8", "backslashreplace")
+    )
+    for _ in range(data.draw(st.integers(0, 2))):
+        place = data.draw(st.integers(0, len(content)))
+        content[place : place + data.draw(st.integers(0, 3))] = data.draw(
+            st.binary(max_size=3)
+        )
+    path.write_bytes(content)
+    try:
+        records = list(sources.open_source(str(path)))
+    except ValueError as error:
+        assert str(error).startswith(f"{path}:")
+        return
+    for record in records:
+        record["text"].encode(), record["id"].encode()
+        assert all(keyword.encode() for keyword in record["keywords"] if keyword)
+        assert record["duration"] is None or float(record["duration"]) >= 0

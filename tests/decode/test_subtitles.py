@@ -101,3 +101,18 @@ def test_times_are_well_formed_and_do_not_overlap(parts):
 )
 def test_join_texts(texts, joined):
     assert subtitles.join_texts(texts) == joined
+
+
+@pytest.mark.parametrize(
+    ("passages", "joined"),
+    [
+        ([(0, 2, "call george"), (3, 5, "green")], "call george green"),
+        ([(0, 2, "at home"), (120, 122, "循环播放"), (125, 126, "咖啡")],
+         "at home\n循环播放咖啡"),
+        ([(9, 10, "a"), (11, 70, ""), (71, 72, "b")], "a\nb"),
+        ([(60, 61, "alone")], "alone"),
+        ([], ""),
+    ],
+)  # fmt: skip
+def test_passages_far_apart_are_lines(passages, joined):
+    assert subtitles.join_passages(passages) == joined

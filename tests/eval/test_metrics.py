@@ -121,6 +121,13 @@ def test_percent_without_reference_counts_what_was_written():
         ("播放 Yesterday", "auto", "mixed"),
         ("调到 25 度", "auto", "zh"),
         ("", "auto", "en"),
+        ("smørrebrød på dansk", "auto", "en"),
+        ("Да здравствует Łódź", "auto", "en"),
+        ("привет", "auto", "en"),
+        ("カラオケ", "auto", "zh"),
+        ("播放 Ænima", "auto", "mixed"),
+        ("½ − 5 °C", "auto", "en"),
+        ("三分之一 ½", "auto", "zh"),
         ("打开 window", "zh", "zh"),
     ],
 )

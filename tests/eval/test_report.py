@@ -43,6 +43,27 @@ def test_a_table_has_one_width_and_names_what_was_skipped():
     assert "skipped 2, too long" in table
 
 
+def test_there_is_no_mean_where_nothing_was_said():
+    """Seven words written of silence are no error rate of 700 %."""
+    silent = Utterance("a", "en", "", 1.0, "a b c d e f g", 0.0, Counts(0, 0, 7, 0))
+    other = dataclasses.replace(silent, name="b", lang="zh")
+    spoken = Utterance("c", "mixed", "go", 1.0, "go on", 0.0, Counts(0, 0, 1, 1))
+    for rows, mean in (((silent, other), None), ((silent, other, spoken), 100.0)):
+        made = report.build("m", [SetResult("s", rows, 1.0, {}, {})])
+        assert made["sets"][0]["scores"]["text"]["mean_percent"] == mean
+        assert "700" not in report.to_markdown(made)
+
+
+def test_skipped_files_are_named():
+    lines = [f"m.jsonl:{n}: missing file: {n}.wav" for n in range(7)]
+    rows = make_result().utterances
+    result = SetResult("s", rows, 1.0, {"missing file": 7}, {"missing file": lines})
+    made = report.build("m", [result])
+    assert made["sets"][0]["skipped_lines"] == {"missing file": lines}
+    table = report.to_markdown(made)
+    assert "- m.jsonl:4: missing file: 4.wav\n- …, see report.json" in table
+
+
 def test_outputs_are_counted_by_language():
     rows = (
         Utterance("a", "en", "go home", 1.0, "", 0.0, Counts(0, 2, 0, 2)),

@@ -71,6 +71,32 @@ def test_a_given_pronunciation_wins(tmp_path):
     assert [n.text for n in base.names_of(int(matches.keys[0]))] == ["NIO"]
 
 
+def find(base, pronunciation):
+    """Texts of the names that are said so."""
+    (key,) = pronounce(Name("x", pronunciation))
+    _, matches = base.machine.scan(0, np.frombuffer(key, np.uint8))
+    return {n.text for key in matches.keys for n in base.names_of(int(key))}
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_name_listed_twice_has_the_readings_of_both_lines(tmp_path, turn):
+    """In any order, of a folder that knows it already; one may be of no use."""
+    build(tmp_path, "NIO\n")
+    endless = "AH " * 200
+    lines = ["NIO\tW EY L AY", f"NIO\t{endless}", "NIO"][::turn]
+    build(tmp_path, "\n".join(lines))
+    base = database.load(str(tmp_path / "db"))
+    (usual, *_) = pronounce(Name("NIO"))
+    spelled = {base.machine.spell(key) for key in range(len(base.machine.lengths))}
+    assert usual in spelled and find(base, "W EY L AY") == {"NIO"}
+
+
+def test_a_tenant_who_is_no_longer_listed_finds_nothing(tmp_path):
+    build(tmp_path, "NIO\nWeilai\t\t\t\tacme\n")
+    build(tmp_path, "NIO\n")
+    assert not texts(database.load(str(tmp_path / "db" / "tenants" / "acme")))
+
+
 def test_workers_change_nothing(tmp_path):
     letters = itertools.product("bdgk", "aeiou", "lmnr", "aeiou", "tsz")
     content = "\n".join("".join(name) for name in itertools.islice(letters, 600))

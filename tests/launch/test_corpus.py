@@ -116,6 +116,27 @@ def test_a_shard_has_a_row_a_file_with_its_error(worker, recordings):
     assert not list(part.parent.glob("*.tmp"))
 
 
+@pytest.mark.parametrize("form", corpus.FORMATS)
+def test_the_name_of_a_file_may_be_of_any_bytes(worker, monkeypatch, form):
+    """One such name must not cost a shard."""
+    config = dataclasses.replace(worker._config, form=form)
+    monkeypatch.setattr(worker, "_config", config)
+    assert worker.transcribe(Shard(8, ("caf\udce9.wav",)))["errors"] == 1
+    part = corpus.name_part(worker._out, 8, form)
+    if form == "jsonl":
+        assert json.loads(part.read_text(encoding="utf8"))["file"] == "caf\udce9.wav"
+    else:
+        (row,) = parquet.read_table(part).to_pylist()
+        assert row["file"] == r"caf\udce9.wav"
+
+
+def test_a_list_from_windows(tmp_path):
+    content = "\ufeffen06.wav\r\n循环\u2028.wav\r\n".encode()
+    (tmp_path / "l.txt").write_bytes(content)
+    found = corpus.list_files(str(tmp_path / "l.txt"))
+    assert found == [str(tmp_path / name) for name in ("en06.wav", "循环\u2028.wav")]
+
+
 def test_rows_are_the_same_in_parquet(worker, recordings, monkeypatch):
     config = dataclasses.replace(worker._config, segments=True)
     shard = Shard(0, tuple(corpus.list_files(str(recordings))))

@@ -233,6 +233,29 @@ def test_files_are_written_beside_each_other(run_program, files, tmp_path, capsy
     assert capsys.readouterr().out == ""
 
 
+def test_a_transcript_that_cannot_be_written_costs_no_other(
+    run_program, files, tmp_path, capsys
+):
+    out = tmp_path / "made"
+    (out / "short.txt").mkdir(parents=True)
+    paths = [str(files / name) for name in ("short.wav", "phone.wav")]
+    assert run_program(paths, out=str(out)) == 1
+    assert "short.wav: no transcript is written" in capsys.readouterr().err
+    assert (out / "phone.txt").read_text(encoding="utf8").strip()
+
+
+def test_passages_far_apart_are_lines_that_name_their_file(capsys):
+    passages = [
+        transcribe.Passage(start, start + 1.0, text, 0.0, ())
+        for start, text in ((0.0, "call"), (1.5, "home"), (90.0, "播放"))
+    ]
+    recording = transcribe.Recording("long.wav", passages)
+    assert json.loads(transcribe.render(recording, "json"))["text"] == "call home\n播放"
+    for named, lead in ((True, "long.wav: "), (False, "")):
+        transcribe._deliver(recording, "text", None, named=named)
+        assert capsys.readouterr().out == f"{lead}call home\n{lead}播放\n"
+
+
 def test_outputs_that_collide_are_refused():
     with pytest.raises(ValueError, match=r"a/x\.wav and b/x\.flac"):
         transcribe.plan_outputs(["a/x.wav", "b/x.flac"], "text", "out")

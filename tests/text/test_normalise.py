@@ -9,7 +9,8 @@ from nim4_jax.text.normalise import LANGUAGES, normalise, split_units
 _WORDS = (
     "one two twenty five hundred thousand million and point oh first second 3 3.5 07 "
     "15 don't it's o 100 % $ . , 零 一 二 两 十 百 千 万 亿 点 百分之 年 个 嗯 uh ( ) "
-    "[ ] < > ' s ’ : 5 é ① ½ ﬁ Ⅷ U.S. colour mr İ ß"
+    "[ ] < > ' s ’ : 5 é ① ½ ﬁ Ⅷ U.S. colour mr İ ß / - − ² ⅔ ʼ \u200b ø 8:05 555-1234 "
+    "half thirds squared minus 负 又 分之 1/3 \u00a0000"
 )
 PIECES = st.lists(st.sampled_from([*_WORDS.split(), " "]), max_size=14)
 ANYTHING = st.one_of(
@@ -61,6 +62,40 @@ def test_english(left, right):
 )  # fmt: skip
 def test_chinese(left, right):
     assert normalise(left, "zh") == normalise(right, "zh") == normalise(left, "mixed")
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "lang"),
+    [
+        ("½ cup", "one half cup", "en"), ("1/3", "⅓", "en"), ("⅔", "two thirds", "en"),
+        ("2½", "2 1/2", "en"), ("2 1/2", "two and one half", "en"),
+        ("三分之一", "1/3", "zh"), ("½", "二分之一", "zh"), 
+        ("2½", "二又二分之一", "zh"), ("到-5度", "到负五度", "zh"),
+        ("-5", "minus five", "en"), ("−5", "-5", "en"), ("3-1", "three to one", "en"),
+        ("负五度", "-5度", "zh"), ("-$5", "minus five dollars", "en"),
+        ("10²", "ten squared", "en"), ("555-1234", "five five five one two three four",
+         "en"), ("1\u00a0000\u202f000", "1,000,000", "en"), ("8:30", "eight thirty",
+         "en"),
+        *((f"don{sign}t", "do not", "en") for sign in "'’ʼ′`´＇"),
+        ("hel\u200blo\ufeff wor\u00adld", "hello world", "en"),
+        ("循\u200b环", "循环", "zh"),
+        ("smørrebrød", "smorrebrod", "en"), ("Łódź, Æon", "lodz aeon", "en"),
+    ],
+)  # fmt: skip
+def test_what_is_read_alike_is_one_form(left, right, lang):
+    assert normalise(left, lang) == normalise(right, lang)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("½", "12"), ("1/3", "13"), ("2½", "212"), ("2½", "21/2"), ("-5", "5"),
+        ("100 5", "1005"), ("10²", "102"), ("24/7", "247"), ("10-5", "105"),
+        ("20 20", "2020"), ("1/1", "11"), ("one hundred 5", "1005"), ("3:1", "31"),
+    ],
+)  # fmt: skip
+def test_what_is_not_read_alike_is_not(left, right):
+    assert normalise(left, "en") != normalise(right, "en")
 
 
 def test_words_that_only_look_like_numbers_stay():
