@@ -10,6 +10,9 @@ from pathlib import Path
 
 from nim4_jax.text.phonemes import PHONEME_IDS
 
+LIGHTEST, HEAVIEST = 2.0**-20, 2.0**20
+"""Weights that a name may have: finite scores, and bounds that float32 holds."""
+
 _COLUMNS = ("text", "pronunciation", "weight", "tag", "tenant")
 
 
@@ -20,7 +23,7 @@ class Name:
     Attributes:
         text: as it shall be written.
         pronunciation: names of phonemes with spaces between; empty: from the text.
-        weight: factor on its score.
+        weight: factor on its score, LIGHTEST … HEAVIEST.
         tag: of whatever kind the user sorts names by.
         tenant: who alone may find it; empty: everybody.
     """
@@ -34,8 +37,12 @@ class Name:
     def __post_init__(self):
         if not isinstance(self.text, str) or not self.text:
             raise ValueError(f"a name needs a text, got {self.text!r}.")
-        if not 0.0 < self.weight < float("inf"):
-            raise ValueError(f"weight {self.weight!r} of {self.text!r} must be > 0.")
+        number = isinstance(self.weight, int | float)
+        if not number or not LIGHTEST <= self.weight <= HEAVIEST:
+            raise ValueError(
+                f"weight {self.weight!r} of {self.text!r} must be a number from "
+                f"{LIGHTEST:g} to {HEAVIEST:g}; 1 is the usual one."
+            )
         for phoneme in self.pronunciation.split():
             if phoneme not in PHONEME_IDS:
                 raise ValueError(
