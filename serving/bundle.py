@@ -33,11 +33,11 @@ from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.rates import Rates
 from nim4_jax.serving import manifest
+from nim4_jax.serving.files import Files, read_tensors
 from nim4_jax.serving.manifest import BundleError, Manifest
-from nim4_jax.text import phonemes
+from nim4_jax.text import phonemes, prompt
 from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.types import Frames, Labels
-from nim4_jax.weights import snapshot
 
 _HEARD = len(dataclasses.fields(Heard))
 _GENERATION = len(dataclasses.fields(Generation))
@@ -57,11 +57,13 @@ def load(
         chunk: encoder frames (40 ms) per chunk in whole recordings, as in streaming; 0
             for the full pass.
         left: chunks that a chunk sees to its left.
-        check: whether every file's SHA-256 is compared with the manifest.
+        check: whether every file's SHA-256 is compared with the manifest: at once,
+            and again of the very bytes of a program when it is first needed.
 
     Raises:
-        BundleError: no bundle, one of another schema or phoneme inventory, a corrupt
-            file, or programs for other platforms than this one.
+        BundleError: no bundle, one of another schema, phoneme inventory or prompt, a
+            file that is corrupt or that the manifest does not list, or programs for
+            other platforms than this one.
     """
     if chunk_ms < 0 or left < 0:
         raise BundleError(f"chunks of {chunk_ms} ms, {left} to the left, must be ≥ 0.")
@@ -73,14 +75,15 @@ def load(
             f"{phonemes.INVENTORY_HASH[:12]}; use the version of the package that made "
             f"it ({facts.made_with.get('nim4-jax')})."
         )
-    if check:
-        manifest.check_files(folder, facts)
+    files = Files(folder, facts, check)
+    files.verify()
+    tokenizer = _read_tokenizer(files)
+    _check_texts(files, tokenizer)
     rates = Rates(**facts.rates)
     chunking = Chunking.full()
     if chunk_ms:
         chunking = Chunking.of(rates.frames_of_chunk(chunk_ms), left)
-    programs = BundlePrograms(folder, facts, _read_weights(folder, facts), chunking)
-    tokenizer = Tokenizer.from_file(str(Path(folder, manifest.TOKENIZER)))
+    programs = BundlePrograms(files, _read_weights(files), chunking)
     return Loaded(Recogniser(programs, tokenizer), facts.bucket_seconds, facts.rows)
 
 
@@ -99,17 +102,54 @@ def check_platform(folder: str, facts: Manifest) -> None:
         )
 
 
-def _read_weights(folder: str, facts: Manifest) -> dict[str, Array]:
-    """Parameters on the device, in the dtypes that the programs take."""
-    path = str(Path(folder, manifest.WEIGHTS))
-    found = {}
+def _read_tokenizer(files: Files) -> Tokenizer:
     try:
-        with snapshot.opened(path) as (file, _):
-            for name, dtype in facts.parameters.items():
-                array = file.get_tensor(name)
-                found[name] = jax.device_put(array.astype(jnp.dtype(dtype), copy=False))
+        return Tokenizer(files.read(manifest.TOKENIZER).decode("utf8"))
+    except BundleError:
+        raise
     except ValueError as error:
-        raise BundleError(str(error)) from error
+        path = Path(files.folder, manifest.TOKENIZER)
+        raise BundleError(f"{path}: {error}") from error
+
+
+def _check_texts(files: Files, tokenizer: Tokenizer) -> None:
+    """Refuse phonemes and a prompt that the programs would read as something else.
+
+    Raises:
+        BundleError: naming the file, what it says and what this package does.
+    """
+    here = {
+        manifest.PHONEMES: list(phonemes.INVENTORY),
+        manifest.PROMPT: {
+            "texts": list(prompt.TEMPLATE_TEXTS),
+            "prefix": prompt.encode_prefix(tokenizer),
+            "suffix": prompt.encode_suffix(tokenizer),
+            "end_id": tokenizer.end_id,
+        },
+    }
+    for name, wanted in here.items():
+        found = files.read_json(name)
+        if isinstance(found, dict):
+            found.pop("layout", None)
+        if found != wanted:
+            raise BundleError(
+                f"{Path(files.folder, name)} says {str(found)[:200]}…, this package "
+                f"uses {str(wanted)[:200]}…: the programs were exported with another "
+                "one. Use the version of the package that made the bundle "
+                f"({files.facts.made_with.get('nim4-jax')}), or export it again."
+            )
+
+
+def _read_weights(files: Files) -> dict[str, Array]:
+    """Parameters on the device, in the dtypes that the programs take."""
+    path = Path(files.folder, manifest.WEIGHTS)
+    tensors, found = read_tensors(path, files.map(manifest.WEIGHTS)), {}
+    for name, dtype in files.facts.parameters.items():
+        if name not in tensors:
+            raise BundleError(f"{path} has no {name}; export the bundle again.")
+        # A copy: on a CPU the device would go on using the mapped file.
+        array = np.array(tensors[name], jnp.dtype(dtype))
+        found[name] = jax.device_put(array)
     return found
 
 
@@ -118,16 +158,24 @@ class BundlePrograms:
     """The programs of a bundle as `decode.programs.Programs`.
 
     Attributes:
-        folder: of the bundle.
-        facts: its manifest.
+        files: of the bundle.
         params: path → parameter, on the device.
         chunking: how far the encoder sees in whole recordings.
     """
 
-    folder: str
-    facts: Manifest
+    files: Files
     params: dict[str, Array]
     chunking: Chunking
+
+    @property
+    def folder(self) -> str:
+        """Of the bundle."""
+        return self.files.folder
+
+    @property
+    def facts(self) -> Manifest:
+        """Its manifest."""
+        return self.files.facts
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -236,9 +284,9 @@ class BundlePrograms:
                 f"{', '.join(sorted(self.facts.programs))}."
             )
         facts = self.facts.programs[name]
-        path = Path(self.folder, facts.file)
+        path, content = Path(self.folder, facts.file), self.files.read(facts.file)
         try:
-            exported = export.deserialize(bytearray(path.read_bytes()))
+            exported = export.deserialize(bytearray(content))
         except Exception as error:
             raise BundleError(
                 f"{path} cannot be read by jax {jax.__version__} (the bundle was made "
@@ -263,7 +311,8 @@ class BundlePrograms:
     def _find_stream(self, config: StreamConfig) -> str:
         """Name of the sizes of a stream."""
         if config in self.streams:
-            return f"{round(1000 * config.seconds)}ms"
+            names = manifest.name_streams(self.streams)
+            return names[self.streams.index(config)]
         chunks = [sizes.seconds * 1000 for sizes in self.streams]
         raise BundleError(
             f"streams with chunks of {1000 * config.seconds:g} ms and {config}: "

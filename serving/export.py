@@ -255,12 +255,13 @@ def _describe(names: Sequence[str], arrays: Sequence[Any]) -> tuple:
 def _plan(source: Source) -> Iterator[_Draft]:
     """All programs, in the order in which audio flows."""
     sizes = export.symbolic_shape("b, s, w")
-    for config in source.streams:
-        yield _plan_encoder(source.programs, config, sizes)
+    names = manifest.name_streams(source.streams)
+    for name, config in zip(names, source.streams):
+        yield _plan_encoder(source.programs, name, config, sizes)
     for seconds in source.bucket_seconds:
         yield from _plan_whole(source.programs, seconds, sizes)
-    for config in source.streams:
-        yield from _plan_stream(source.programs, config, sizes)
+    for name, config in zip(names, source.streams):
+        yield from _plan_stream(source.programs, name, config, sizes)
 
 
 def _audio(rows: Any, samples: Any) -> Frames:
@@ -276,7 +277,7 @@ def _labels(rows: Any, width: Any) -> Labels:
 
 
 def _plan_encoder(
-    programs: ModelPrograms, config: StreamConfig, sizes: Sequence[Any]
+    programs: ModelPrograms, name: str, config: StreamConfig, sizes: Sequence[Any]
 ) -> _Draft:
     rows, model = sizes[0], programs.model
     encoder = model.config.encoder.build(model.config.policy)
@@ -293,7 +294,7 @@ def _plan_encoder(
         _array((rows,)),
     )
     return _Draft(
-        f"encode_chunk-{_name(config)}",
+        f"encode_chunk-{name}",
         ("cmvn", "encoder"),
         run,
         {"audio": _audio(rows, config.window), "state": state},
@@ -338,10 +339,10 @@ def _plan_whole(
 
 
 def _plan_stream(
-    programs: ModelPrograms, config: StreamConfig, sizes: Sequence[Any]
+    programs: ModelPrograms, name: str, config: StreamConfig, sizes: Sequence[Any]
 ) -> Iterator[_Draft]:
     rows, streams = sizes[:2]
-    name, prefix = _name(config), len(programs.prompt.prefix)
+    prefix = len(programs.prompt.prefix)
     numbers = _array((rows,), jnp.int32)
 
     def start(params, slots):
@@ -401,10 +402,6 @@ def _plan_stream(
             finish,
             {"state": state, "slots": numbers, "limits": numbers, "suffix": suffix},
         )
-
-
-def _name(config: StreamConfig) -> str:
-    return f"{round(1000 * config.seconds)}ms"
 
 
 def _describe_prompt(programs: ModelPrograms) -> dict[str, Any]:

@@ -11,8 +11,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from nim4_jax.decode.stream_config import StreamConfig
 
 SCHEMA = 2
 """Version of the form of a bundle; a reader of another one refuses it."""
@@ -25,6 +28,9 @@ PROMPT = "prompt.json"
 LICENCE = "LICENSE"
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+
+NEEDED = (WEIGHTS, TOKENIZER, PHONEMES, PROMPT)
+"""Files that a bundle is no bundle without."""
 
 _BLOCK = 1 << 22
 
@@ -161,12 +167,51 @@ def read(folder: str) -> Manifest:
         }
         lists = ("platforms", "parts", "bucket_seconds", "rows", "streams")
         facts |= {name: tuple(facts[name]) for name in lists}
-        return Manifest(programs=programs, **facts)
+        made = Manifest(programs=programs, **facts)
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(
             f"{path} is damaged: {type(error).__name__} {error}; copy or export the "
             "bundle again."
         ) from error
+    for name in (*NEEDED, *(one.file for one in programs.values()), *made.files):
+        locate(folder, made, name)
+    return made
+
+
+def locate(folder: str, manifest: Manifest, name: str) -> Path:
+    """Path of a file that the manifest lists.
+
+    Raises:
+        BundleError: it does not, or the name leads out of the bundle.
+    """
+    facts = manifest.files.get(name) if isinstance(name, str) else None
+    if not isinstance(facts, dict) or not {"bytes", "sha256"} <= facts.keys():
+        raise BundleError(
+            f"{Path(folder, FILE)} does not list {name!r} with its size and SHA-256, "
+            "so nothing says that it belongs to the bundle; export the bundle again."
+        )
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+        raise BundleError(
+            f"{Path(folder, FILE)} names {name!r}, which is outside of the bundle; "
+            "such a bundle was not made by nim4 export."
+        )
+    return Path(folder, name)
+
+
+def name_streams(configs: Sequence[StreamConfig]) -> tuple[str, ...]:
+    """A name for the programs of each of these sizes, no two alike.
+
+    "640ms" where only one has such chunks, else "640ms-left4", "640ms-left4-no2".
+    """
+    short = [f"{round(1000 * config.seconds)}ms" for config in configs]
+    names: list[str] = []
+    for name, config in zip(short, configs):
+        if short.count(name) > 1:
+            name = f"{name}-left{config.left}"
+        same = sum(other.split("-no")[0] == name for other in names)
+        names.append(f"{name}-no{same + 1}" if same else name)
+    return tuple(names)
 
 
 def _find_maker(facts: Any) -> str:
@@ -192,29 +237,24 @@ def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def check_files(folder: str, manifest: Manifest) -> None:
-    """Refuse a bundle whose files are not those that it was made with.
+def compare(path: Path, content: memoryview, facts: dict[str, Any]) -> None:
+    """Refuse a file's content that is not what the manifest says.
 
     Raises:
-        BundleError: a file is missing, cut off or changed, by name.
+        BundleError: by the name of the file.
     """
-    for name, facts in manifest.files.items():
-        path = Path(folder, name)
-        if not path.is_file():
-            raise BundleError(f"{path} is missing; copy or export the bundle again.")
-        size = path.stat().st_size
-        if size != facts["bytes"]:
-            raise BundleError(
-                f"{path} has {size} bytes, the manifest says {facts['bytes']}; it was "
-                "cut off or replaced. Copy or export the bundle again."
-            )
-        found = hash_file(path)
-        if found != facts["sha256"]:
-            raise BundleError(
-                f"{path} has SHA-256 {found[:16]}…, the manifest says "
-                f"{facts['sha256'][:16]}…; it is corrupt. Copy or export the bundle "
-                "again."
-            )
+    if len(content) != facts["bytes"]:
+        raise BundleError(
+            f"{path} has {len(content)} bytes, the manifest says {facts['bytes']}; it "
+            "was cut off or replaced. Copy or export the bundle again."
+        )
+    found = hashlib.sha256(content).hexdigest()
+    if found != facts["sha256"]:
+        raise BundleError(
+            f"{path} has SHA-256 {found[:16]}…, the manifest says "
+            f"{str(facts['sha256'])[:16]}…; it is corrupt. Copy or export the bundle "
+            "again."
+        )
 
 
 def hash_file(path: Path) -> str:

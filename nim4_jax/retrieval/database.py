@@ -1,27 +1,23 @@
 """Names by how they sound: built once, checked by sums, mapped from disk.
 
-A database is a folder. Its data files are named after their own generation; the
-manifest, replaced in one step, says which ones count. A reader keeps what it has mapped
-while a new generation takes its place.
+A database is a folder of generations, see `generations`. A reader keeps what it has
+mapped while a new one takes its place.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import json
+import itertools
 import math
-import zlib
 from collections.abc import Iterable, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from nim4_jax import whole_file
-from nim4_jax.retrieval import automaton, windows
+from nim4_jax.retrieval import automaton, generations, windows
 from nim4_jax.retrieval.automaton import Automaton
 from nim4_jax.retrieval.chance import Background, PhonemeBigrams
 from nim4_jax.retrieval.names import Name
@@ -29,8 +25,8 @@ from nim4_jax.retrieval.verification import Demand
 from nim4_jax.retrieval.windows import Windows
 from nim4_jax.text.phonemes import INVENTORY_HASH
 
-FORMAT = 2
-MANIFEST = "manifest.json"
+FORMAT = 3
+MANIFEST = generations.MANIFEST
 _NEVER = 1e-37  # an hour
 
 Readings = Mapping[str, Sequence[bytes]]
@@ -102,10 +98,31 @@ class Database:
             tag=self.tag_names[self.tags[number]],
         )
 
-    def names_of(self, key: int) -> list[Name]:
-        """All names that sound like a key."""
+    def names_of(
+        self, key: int, most: int | None = None, gone: Set[str] = frozenset()
+    ) -> list[Name]:
+        """Names that sound like a key, the heaviest first.
+
+        Args:
+            key: of the machine.
+            most: names; None for all.
+            gone: texts to leave out.
+        """
+        numbers = self.named[self.first[key] : self.first[key + 1]].tolist()
+        if not gone:
+            numbers = numbers[:most]
+        names = (name for name in map(self.name, numbers) if name.text not in gone)
+        return list(itertools.islice(names, most))
+
+    def has(self, key: int, text: str) -> bool:
+        """Whether a name of that text sounds like a key."""
         numbers = self.named[self.first[key] : self.first[key + 1]]
-        return [self.name(int(number)) for number in numbers]
+        begins, encoded = self.offsets[numbers], text.encode("utf8")
+        alike = self.offsets[numbers + 1] - begins == len(encoded)
+        return any(
+            self.text[begin : begin + len(encoded)].tobytes() == encoded
+            for begin in begins[alike]
+        )
 
     def allow(self, gate: Gate) -> Bool[np.ndarray, " K"]:
         """Keys that a gate lets through."""
@@ -162,7 +179,9 @@ def build(
         ],
         np.int32,
     ).reshape(-1, 2)
-    pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+    # By key, the heaviest name first.
+    heavy = np.asarray([-kept[index].weight for index in pairs[:, 1]], np.float32)
+    pairs = pairs[np.lexsort((heavy, pairs[:, 0]))]
     counts = np.bincount(pairs[:, 0], minlength=len(numbered))
     encoded = [name.text.encode("utf8") for name in kept]
     tag_names = tuple(sorted({name.tag for name in kept} | {""}))
@@ -176,7 +195,7 @@ def build(
         named=pairs[:, 1].copy(),
         text=np.frombuffer(b"".join(encoded), np.uint8),
         offsets=_sums(list(map(len, encoded))),
-        weights=np.asarray([name.weight for name in kept], np.float16),
+        weights=np.asarray([name.weight for name in kept], np.float32),
         tags=np.asarray([places[name.tag] for name in kept], np.uint16),
         tag_names=tag_names,
     )
@@ -207,32 +226,23 @@ def _arrays(database: Database) -> dict[str, np.ndarray]:
 
 
 def save(database: Database, folder: str) -> None:
-    """Write a new generation; what was there before counts until the last moment."""
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    before = sorted(place.glob("*.npy"))
-    generation = 1 + max((int(file.name.split("-")[0]) for file in before), default=0)
-    files = {}
-    for name, array in _arrays(database).items():
-        path = place / f"{generation}-{name}.npy"
-        np.save(path, array)
-        files[name] = {
-            "file": path.name,
-            "bytes": path.stat().st_size,
-            "crc32": _sum(path),
-        }
-    manifest = {
+    """Write a new generation; what was there before counts until the last moment.
+
+    Other processes may read and save meanwhile: who saves last counts.
+    """
+    with generations.locked(folder):
+        _write(database, folder)
+
+
+def _write(database: Database, folder: str) -> None:
+    facts = {
         "format": FORMAT,
         "phonemes": INVENTORY_HASH,
         "names": len(database),
         "keys": len(database.machine.lengths),
         "tags": list(database.tag_names),
-        "files": files,
     }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    whole_file.write_text(place / MANIFEST, text + "\n")
-    for file in before:
-        file.unlink()
+    generations.write(folder, _arrays(database), facts)
 
 
 class _Settled:
@@ -256,7 +266,8 @@ def rebuild(
 ) -> None:
     """Save a new generation of a database with some names more and some fewer.
 
-    It takes a minute for a million names: have another process do it.
+    It takes a minute for a million names: have another process do it. Others that
+    rebuild the same folder wait, and find there what this one has added.
 
     Args:
         folder: of the database.
@@ -264,11 +275,13 @@ def rebuild(
         readings: of the added names.
         removed: texts to leave out; added ones stay.
     """
-    base = load(folder)
-    gone = removed | {name.text for name in added}
-    kept = (base.name(number) for number in range(len(base)))
-    names = [*(name for name in kept if name.text not in gone), *added]
-    save(build(names, {**base.read_readings(), **readings}, _Settled(base)), folder)
+    with generations.locked(folder):
+        base = load(folder)
+        gone = removed | {name.text for name in added}
+        kept = (base.name(number) for number in range(len(base)))
+        names = [*(name for name in kept if name.text not in gone), *added]
+        known = {**base.read_readings(), **readings}
+        _write(build(names, known, _Settled(base)), folder)
 
 
 def load(folder: str) -> Database:
@@ -278,12 +291,7 @@ def load(folder: str) -> Database:
         ValueError: nothing there, another format or phoneme inventory, or a file that
             is cut off or changed, by name.
     """
-    place = Path(folder)
-    manifest = _read_manifest(place)
-    files = manifest["files"]
-    with ThreadPoolExecutor() as threads:
-        loaded = threads.map(lambda facts: _open(place, facts), files.values())
-        arrays = dict(zip(files, loaded))
+    manifest, arrays = generations.read(folder, _check)
     parts: dict[str, dict[str, np.ndarray]] = collections.defaultdict(dict)
     for name, array in arrays.items():
         part, _, field = name.rpartition(".")
@@ -298,12 +306,12 @@ def load(folder: str) -> Database:
     )
 
 
-def _read_manifest(place: Path) -> dict[str, Any]:
-    path = place / MANIFEST
+def _check(path: Path, manifest: Any) -> None:
+    """Refuse what another version has made, or something else."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf8"))
         found, inventory = manifest["format"], manifest["phonemes"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest["files"], manifest["tags"]
+    except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no manifest of a hotword database ({error!r}); build one with "
             "nim4 build_hotwords."
@@ -317,28 +325,3 @@ def _read_manifest(place: Path) -> dict[str, Any]:
             f"{path} was built with phoneme inventory {inventory[:12]}, this package "
             f"has {INVENTORY_HASH[:12]}: its ids mean other sounds. Build it again."
         )
-    return manifest
-
-
-def _open(place: Path, facts: dict[str, Any]) -> np.ndarray:
-    """One file, mapped, if it is what the manifest says."""
-    path = place / facts["file"]
-    size = path.stat().st_size if path.is_file() else -1
-    if size != facts["bytes"]:
-        found = "missing" if size < 0 else f"{size} bytes long"
-        raise ValueError(
-            f"{path} is {found}, the manifest says {facts['bytes']} bytes; copy or "
-            "build the database again."
-        )
-    if (found := _sum(path)) != facts["crc32"]:
-        raise ValueError(
-            f"{path} was changed: checksum {found:08x}, the manifest says "
-            f"{facts['crc32']:08x}; copy or build the database again."
-        )
-    # A plain view: calls and slices of `np.memmap` itself cost microseconds each.
-    return np.load(path, mmap_mode="r").view(np.ndarray)
-
-
-def _sum(path: Path) -> int:
-    """CRC-32 of a file, which is mapped and not read into memory."""
-    return zlib.crc32(np.memmap(path, np.uint8, mode="r"))

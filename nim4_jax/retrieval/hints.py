@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 from nim4_jax.retrieval.hotwords import Hit
 from nim4_jax.text import prompt
 from nim4_jax.text.tokenizer import Tokenizer
+
+_CONSIDERED = 64  # names that are tried, however many were heard
 
 
 def select_hints(
@@ -24,7 +27,8 @@ def select_hints(
     ranked = sorted(hits, key=lambda hit: (-hit.score, hit.start, hit.text))
     bare = len(prompt.encode_suffix(tokenizer))
     chosen: tuple[str, ...] = ()
-    for text in dict.fromkeys(hit.text for hit in ranked):
+    distinct = dict.fromkeys(hit.text for hit in ranked)
+    for text in itertools.islice(distinct, _CONSIDERED):
         longer = (*chosen, text)
         if len(prompt.encode_suffix(tokenizer, longer)) - bare <= budget:
             chosen = longer

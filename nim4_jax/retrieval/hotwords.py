@@ -15,13 +15,15 @@ from jaxtyping import Float, Int
 from nim4_jax.retrieval import automaton, rules, verification
 from nim4_jax.retrieval.automaton import Matches
 from nim4_jax.retrieval.database import Database
-from nim4_jax.retrieval.layer import Layer, Part
+from nim4_jax.retrieval.layer import Layer, Part, Served
 from nim4_jax.retrieval.pronunciation import LONGEST
 from nim4_jax.retrieval.verification import Acoustics, Candidates, Verified
 from nim4_jax.text.phonemes import INVENTORY
 
 EXACT = "exact"
 NEAR = "near"
+MOST_ALIKE = 16
+"""Names of one sound that are told of: the heaviest; a prompt takes fewer."""
 _PIECE = verification.FRAMES // 3  # frames that are looked through at once
 
 
@@ -55,12 +57,14 @@ class _Found:
         hit: what the caller sees.
         start: first phoneme of the stream.
         end: one past the last.
+        key: phonemes of the name, one byte each.
         evidence: for a near hit, see `Verified`.
     """
 
     hit: Hit
     start: int
     end: int
+    key: bytes
     evidence: float = 0.0
 
     def weaker_than(self, other: _Found) -> bool:
@@ -95,6 +99,7 @@ class StreamState:
         cursors: where the stream stands in each part that it sees.
         acoustics: the last frames.
         frame_seconds: from one frame of the posteriors to the next.
+        served: what the layers held when `found` was last seen to.
     """
 
     position: int = 0
@@ -106,6 +111,12 @@ class StreamState:
     cursors: tuple[_Cursor, ...] = ()
     acoustics: Acoustics = dataclasses.field(default_factory=_nothing_heard)
     frame_seconds: float = 0.04
+    served: tuple[Served, ...] = ()
+
+    @property
+    def frames(self) -> int:
+        """Frames of posteriors so far: where the next ones begin."""
+        return self.acoustics.begin + len(self.acoustics.ratios)
 
     @property
     def hits(self) -> tuple[Hit, ...]:
@@ -129,6 +140,9 @@ class HotwordRetriever:
     ) -> tuple[StreamState, list[Hit]]:
         """Names that end within the next phonemes.
 
+        A layer that is new to the stream is looked for in the last phonemes before too.
+        Names that no layer holds any more are no hits any more.
+
         Args:
             state: `StreamState()` for a new stream, then what the last call returned.
             phonemes: uint8 ids as the phoneme head heard them.
@@ -143,8 +157,8 @@ class HotwordRetriever:
             still give way to a longer one that ends later, see `rules`.
 
         Raises:
-            ValueError: not one pair of times per phoneme, or posteriors of another
-                inventory.
+            ValueError: not one pair of times per phoneme, posteriors of another
+                inventory, or phonemes that do not begin in these frames in order.
         """
         if times.shape != (len(phonemes), 2):
             raise ValueError(
@@ -155,20 +169,35 @@ class HotwordRetriever:
                 f"posteriors have shape {posteriors.shape}; expected "
                 f"(frames, {len(INVENTORY)}): is the head of another inventory?"
             )
-        if posteriors is None or len(posteriors) <= _PIECE:
+        if posteriors is None:
+            return self._scan(state, phonemes, None, times)
+        frames = _find_frames(times, state.frame_seconds)
+        first = state.frames
+        _check_frames(frames, first, len(posteriors))
+        if len(posteriors) <= _PIECE:
             return self._scan(state, phonemes, posteriors, times)
         fresh: list[Hit] = []
-        first = state.acoustics.begin + len(state.acoustics.ratios)
-        frames = _find_frames(times, state.frame_seconds)
         for begin in range(0, len(posteriors), _PIECE):
-            last = begin + _PIECE >= len(posteriors)
-            inside = (frames >= first + begin) | (begin == 0)
-            inside &= (frames < first + begin + _PIECE) | last
+            inside = (frames >= first + begin) & (frames < first + begin + _PIECE)
             piece = posteriors[begin : begin + _PIECE]
             state, new = self._scan(state, phonemes[inside], piece, times[inside])
             fresh += new
         standing = set(state.hits)
         return state, [hit for hit in fresh if hit in standing]
+
+    def refresh(self, state: StreamState) -> StreamState:
+        """The stream as the layers are now, with nothing more heard."""
+        if _same(state.served, self._look()):
+            return state
+        silence = None
+        if len(state.acoustics.ratios):
+            silence = np.zeros((0, len(INVENTORY)), np.float32)
+        nothing = np.zeros(0, np.uint8), silence, np.zeros((0, 2))
+        return self._scan(state, *nothing)[0]
+
+    def _look(self) -> tuple[Served, ...]:
+        """What the layers hold at this moment."""
+        return tuple(layer.served for layer in self._layers)
 
     def _scan(
         self,
@@ -182,22 +211,25 @@ class HotwordRetriever:
         if posteriors is not None:
             frames = _find_frames(times, state.frame_seconds)
             acoustics = acoustics.extend(posteriors, frames, phonemes)
+        moment = self._look()
+        if not _same(state.served, moment):
+            stands = [one for one in state.found if _is_served(one, moment)]
+            state = dataclasses.replace(state, found=tuple(stands), served=moment)
         known = {id(cursor.part): cursor for cursor in state.cursors}
         clock = np.concatenate([state.times, times])
         first = state.position - len(state.recent)
         cursors, found = [], []
-        for layer in self._layers:
-            served = layer.served
+        for served in moment:
             for part in (served.base, served.added):
                 gone = served.removed if part is served.base else frozenset()
                 cursor, fresh = known.get(id(part)), len(phonemes)
+                position, heard = state.position, phonemes
                 if cursor is None:
-                    cursor, fresh = _join(part, state), len(acoustics.places)
+                    cursor, fresh = _Cursor(part), len(acoustics.places)
+                    recent = np.frombuffer(state.recent, np.uint8)
+                    position, heard = first, np.concatenate([recent, phonemes])
                 place, matches = part.database.machine.scan(
-                    cursor.state,
-                    phonemes,
-                    position=state.position,
-                    allowed=part.allowed,
+                    cursor.state, heard, position=position, allowed=part.allowed
                 )
                 if len(matches):
                     found += _name_exact(part.database, matches, gone, clock, first)
@@ -237,11 +269,35 @@ def _find_frames(
     return np.rint(times[:, 0] / frame_seconds).astype(np.int64)
 
 
-def _join(part: Part, state: StreamState) -> _Cursor:
-    """Where a stream stands in a part that it has not seen yet."""
-    recent = np.frombuffer(state.recent, np.uint8)
-    place, _ = part.database.machine.scan(automaton.ROOT, recent)
-    return _Cursor(part, place)
+def _check_frames(frames: Int[np.ndarray, " N"], first: int, count: int) -> None:
+    """Refuse phonemes outside the frames in which they shall be looked for."""
+    if not len(frames):
+        return
+    if frames[0] < first or frames[-1] >= first + count or (np.diff(frames) < 0).any():
+        raise ValueError(
+            f"phonemes begin in frames {frames.min()} to {frames.max()} of the stream, "
+            f"the posteriors are of {first} to {first + count - 1}; give every piece "
+            "of a stream to its state, times that go on from it (`state.frames`)."
+        )
+
+
+def _same(one: Sequence[Served], other: Sequence[Served]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other))
+
+
+def _is_served(found: _Found, moment: Sequence[Served]) -> bool:
+    """Whether some layer holds the name, under the phonemes that it was found by."""
+    text, key = found.hit.text, np.frombuffer(found.key, np.uint8)
+    for served in moment:
+        for part in (served.base, served.added):
+            if part is served.base and text in served.removed:
+                continue
+            base = part.database
+            _, matches = base.machine.scan(automaton.ROOT, key, allowed=part.allowed)
+            whole = matches.take(matches.ends - matches.starts == len(key))
+            if any(base.has(int(number), text) for number in whole.keys):
+                return True
+    return False
 
 
 def _name_exact(
@@ -257,11 +313,11 @@ def _name_exact(
     found = []
     for key, start, end in zip(*map(np.ndarray.tolist, matches.columns)):
         begin, until = clock[start - first, 0], clock[end - 1 - first, 1]
-        for name in base.names_of(key):
-            if name.text not in gone:
-                score = (end - start) * name.weight
-                hit = Hit(name.text, float(begin), float(until), score, EXACT, name.tag)
-                found.append(_Found(hit, start, end))
+        spelled = base.machine.spell(key)
+        for name in base.names_of(key, MOST_ALIKE, gone):
+            score = (end - start) * name.weight
+            hit = Hit(name.text, float(begin), float(until), score, EXACT, name.tag)
+            found.append(_Found(hit, start, end, spelled))
     return found
 
 
@@ -278,11 +334,11 @@ def _name_near(
         begin, until = (verified.frames[index] * frame_seconds).tolist()
         start, end = verified.spans[index].tolist()
         evidence = float(verified.evidence[index])
-        for name in base.names_of(key):
-            if name.text not in gone:
-                score = alike * name.weight
-                hit = Hit(name.text, begin, until, score, NEAR, name.tag)
-                found.append(_Found(hit, start, end, evidence))
+        spelled = base.machine.spell(key)
+        for name in base.names_of(key, MOST_ALIKE, gone):
+            score = alike * name.weight
+            hit = Hit(name.text, begin, until, score, NEAR, name.tag)
+            found.append(_Found(hit, start, end, spelled, evidence))
     return found
 
 

@@ -109,9 +109,9 @@ def _bound(windows, low, high, depth, label):
 @_jit
 def _narrow(windows, pairs, low, high, depth, label):
     """The windows of a range, alike so far, that go on with a label."""
-    if depth == 0:
+    if len(pairs) and depth == 0:
         return pairs[label << 8], pairs[(label + 1) << 8]
-    if depth == 1:
+    if len(pairs) and depth == 1:
         pair = np.int64(windows[low, 0]) << 8 | label
         return pairs[pair], pairs[pair + 1]
     begin = _bound(windows, low, high, depth, label)

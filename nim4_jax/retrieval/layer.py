@@ -124,16 +124,17 @@ class Layer:
         Returns:
             Those that cannot be pronounced and were left out.
         """
-        listed = list(names)
-        readings = {name.text: pronounce(name) for name in listed}
+        spoken = [(name, pronounce(name)) for name in names]
         with self._lock:
-            for name in listed:
-                if readings[name.text]:
+            for name, readings in spoken:
+                if readings:
                     self._names[name.text] = name
-                    self._readings[name.text] = readings[name.text]
-            # What is in both is served as it was added last.
-            self._replace(self._served.base, self._served.removed | readings.keys())
-        return [name for name in listed if not readings[name.text]]
+                    self._readings[name.text] = readings
+            # What is in both is served as it was added last. A namesake that cannot be
+            # pronounced takes nobody's place.
+            added = {name.text for name, readings in spoken if readings}
+            self._replace(self._served.base, self._served.removed | added)
+        return [name for name, readings in spoken if not readings]
 
     def remove(self, texts: Iterable[str]) -> None:
         """Stop serving names; unknown ones are no error."""

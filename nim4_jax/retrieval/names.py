@@ -13,6 +13,9 @@ from pathlib import Path
 from nim4_jax import line_file
 from nim4_jax.text.phonemes import PHONEME_IDS
 
+LIGHTEST, HEAVIEST = 2.0**-20, 2.0**20
+"""Weights that a name may have: finite scores, and bounds that float32 holds."""
+
 _COLUMNS = ("text", "pronunciation", "weight", "tag", "tenant")
 _HEADERS = {column: column for column in _COLUMNS} | {
     "name": "text",
@@ -38,7 +41,7 @@ class Name:
     Attributes:
         text: as it shall be written.
         pronunciation: names of phonemes with spaces between; empty: from the text.
-        weight: factor on its score.
+        weight: factor on its score, LIGHTEST … HEAVIEST.
         tag: of whatever kind the user sorts names by.
         tenant: who alone may find it; empty: everybody.
     """
@@ -64,8 +67,11 @@ class Name:
                     f"{field} {value!r} of {self.text!r} is a {_describe(value)}; "
                     "expected a string."
                 )
-        if not 0.0 < self.weight < float("inf"):
-            raise ValueError(f"weight {self.weight!r} of {self.text!r} must be > 0.")
+        if not LIGHTEST <= self.weight <= HEAVIEST:
+            raise ValueError(
+                f"weight {self.weight!r} of {self.text!r} must be from {LIGHTEST:g} to "
+                f"{HEAVIEST:g}; 1 is the usual one."
+            )
         for phoneme in self.pronunciation.split():
             if phoneme not in PHONEME_IDS:
                 raise ValueError(

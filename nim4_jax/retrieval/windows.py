@@ -20,6 +20,7 @@ WIDTH = 4
 """Phonemes of a window; a shorter key has none."""
 LONGEST = 48
 """Phonemes of the longest key that is looked for nearly."""
+_FEW = 1 << 12  # windows that are found by halving, not by a table of half a MiB
 _COMMON = 64  # a second window that is in more places than this tells too little
 
 
@@ -57,7 +58,12 @@ class Windows:
 
     @functools.cached_property
     def pairs(self) -> Int[np.ndarray, " C"]:
-        """First window that begins with phonemes a, b or greater ones, at 256 a + b."""
+        """First window that begins with phonemes a, b or greater ones, at 256 a + b.
+
+        Empty where there are so few windows that the table would be larger than they.
+        """
+        if len(self) < _FEW:
+            return np.zeros(0, np.int64)
         heads = self.phonemes[:, 0].astype(np.int64) << 8 | self.phonemes[:, 1]
         return np.searchsorted(heads, np.arange(256 * 257))
 

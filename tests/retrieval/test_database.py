@@ -1,13 +1,17 @@
 """A database gives back what was put in, from disk too, or says what is wrong."""
 
+import concurrent.futures
 import json
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.retrieval import database, names
+from nim4_jax.retrieval import database, generations, names
 from nim4_jax.retrieval.chance import PhonemeBigrams
 from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.pronunciation import pronounce
@@ -51,6 +55,35 @@ def test_every_reading_of_every_name_finds_it():
     assert len(readings["tomato"]) == 2
 
 
+@given(weight=st.floats(names.LIGHTEST, names.HEAVIEST))
+def test_any_weight_is_kept_finite(weight):
+    base, readings = make([Name("NIO", weight=weight), Name("Weilai")])
+    assert base.weights.dtype == np.float32 and np.isfinite(base.weights).all()
+    assert find(base, readings["NIO"][0]) == {"NIO"}
+
+
+@pytest.mark.parametrize(
+    "weight", [0.0, -1.0, 1e-9, 1e9, np.inf, np.nan, "2", None, 1e300]
+)
+def test_other_weights_are_no_weights(weight):
+    with pytest.raises(ValueError, match=r"weight .* of 'NIO' must be a number"):
+        Name("NIO", weight=weight)
+
+
+def test_of_many_names_of_one_sound_the_heaviest_come_first():
+    listed = [
+        Name(text, pronunciation="N IY OW", weight=weight)
+        for text, weight in (("期中", 1.0), ("期终", 3.0), ("其中", 2.0))
+    ]
+    base, _ = make([*listed, Name("Weilai")])
+    (key,) = [k for k in range(2) if len(base.names_of(k)) == 3]
+    found = [name.text for name in base.names_of(key)]
+    assert found == ["期终", "其中", "期中"]
+    assert [n.text for n in base.names_of(key, 1)] == ["期终"]
+    assert [n.text for n in base.names_of(key, 1, {"期终"})] == ["其中"]
+    assert base.has(key, "其中") and not base.has(key, "其") and not base.has(key, "")
+
+
 def test_homophones_share_a_key():
     base, readings = make([Name("期中"), Name("期终"), Name("起重")])
     assert readings["期中"] == readings["期终"] != readings["起重"]
@@ -81,14 +114,89 @@ def test_a_new_generation_takes_the_place_of_the_old_which_stays_usable(tmp_path
     new = database.load(folder)
     assert len(new) == 1
     assert "上海" in find(old, readings["上海"][0])
-    assert len(list((tmp_path / "db").glob("*.npy"))) == len(database._arrays(new))
+    # The generation before is kept, older ones are not.
+    for _ in range(3):
+        database.save(make([Name("Weilai")])[0], folder)
+    kept = sorted(path.name for path in (tmp_path / "db").glob("*/"))
+    assert kept == ["4", "5"]
+    files = list((tmp_path / "db").glob("*/*.npy"))
+    assert len(files) == 2 * len(database._arrays(new))
+
+
+def test_a_writer_that_is_killed_leaves_what_was_there(tmp_path, monkeypatch):
+    folder = str(tmp_path)
+    database.save(make()[0], folder)
+
+    def fill(*_):
+        raise OSError("no room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(generations.whole_file, "write_text", fill)
+        with pytest.raises(OSError, match="no room"):
+            database.save(make([Name("Weilai")])[0], folder)
+    assert len(database.load(folder)) == len(LIST)
+    (tmp_path / "2").mkdir()  # as a killed one would leave it
+    database.save(make([Name("Weilai")])[0], folder)
+    assert len(database.load(folder)) == 1
+    assert not (tmp_path / "2").exists()
+
+
+def test_writers_and_readers_in_processes_see_whole_generations(tmp_path):
+    """Two processes merge one name after the other while this one reads."""
+    folder, texts = str(tmp_path), (("Weilai", "Tesla"), ("Nanjing", "Toronto"))
+    database.save(make()[0], folder)
+    code = """
+        import sys
+        from nim4_jax.retrieval import database
+        from nim4_jax.retrieval.names import Name
+        from nim4_jax.retrieval.pronunciation import pronounce
+        for text in sys.argv[2:]:
+            name = Name(text)
+            database.rebuild(sys.argv[1], [name], {text: pronounce(name)}, set())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), folder]
+    writers = [subprocess.Popen([*command, *own]) for own in texts]
+    sizes = []
+    while any(writer.poll() is None for writer in writers):
+        sizes.append(len(database.load(folder)))
+    assert [writer.returncode for writer in writers] == [0, 0]
+    sizes.append(len(database.load(folder)))
+    assert sizes == sorted(sizes) and sizes[-1] == len(LIST) + 4
+
+
+def test_a_reader_that_is_overtaken_reads_again(tmp_path, monkeypatch):
+    folder = str(tmp_path)
+    database.save(make()[0], folder)
+    opened, writes = generations._open, []
+
+    def overtake(place, facts):
+        if len(writes) < 2:
+            writes.append(database.save(make([Name("Weilai")])[0], folder))
+        return opened(place, facts)
+
+    monkeypatch.setattr(generations, "_open", overtake)
+    assert len(database.load(folder)) == 1
+
+
+def test_threads_that_rebuild_lose_no_name(tmp_path):
+    database.save(make([])[0], str(tmp_path))
+    texts = ["Weilai", "Tesla", "Nanjing", "Toronto", "Lisbon", "Osaka"]
+
+    def merge(text):
+        name = Name(text)
+        database.rebuild(str(tmp_path), [name], {text: pronounce(name)}, set())
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        list(pool.map(merge, texts))
+    base = database.load(str(tmp_path))
+    assert {base.name(number).text for number in range(len(base))} == set(texts)
 
 
 @given(data=st.data())
 def test_any_changed_or_missing_byte_is_found(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("db")
     database.save(make()[0], str(folder))
-    file = data.draw(st.sampled_from(sorted(folder.glob("*.npy"))))
+    file = data.draw(st.sampled_from(sorted(folder.glob("*/*.npy"))))
     content = bytearray(file.read_bytes())
     place = data.draw(st.integers(0, len(content) - 1))
     if data.draw(st.booleans()):
@@ -105,7 +213,7 @@ def test_any_changed_or_missing_byte_is_found(tmp_path_factory, data):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("format", 99, "format 99, this version reads 2"),
+        ("format", 99, "format 99, this version reads 3"),
         ("phonemes", "0" * 64, "inventory 000000000000, this package"),
     ],
 )

@@ -1,6 +1,11 @@
 """Streams hear what their layers hold, in any pieces, while layers change."""
 
+import os
+import subprocess
+import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +18,7 @@ from nim4_jax.retrieval import database, hints
 from nim4_jax.retrieval.database import Gate
 from nim4_jax.retrieval.hotwords import (
     EXACT,
+    MOST_ALIKE,
     NEAR,
     Hit,
     HotwordRetriever,
@@ -111,6 +117,93 @@ def test_what_is_added_is_heard_at_once_even_when_it_was_half_spoken():
     assert fresh == [
         Hit("Weilai", 0.0, times[-1, 1], 2.0 * len(phonemes), "exact", "brand")
     ]
+
+
+def test_what_is_added_is_found_in_what_was_said_a_moment_ago():
+    """By a layer that grows and by one that comes late, exactly and with acoustics."""
+    heard = mishear("Weilai", [])
+    for posteriors in (None, heard.log_probs):
+        served = layer("NIO")
+        first, late = HotwordRetriever([served]), HotwordRetriever([layer("Weilai")])
+        state, _ = first.scan(StreamState(), heard.phonemes, posteriors, heard.times)
+        assert not state.hits
+        for retriever in (first, late):
+            served.add([Name("Weilai")])
+            (hit,) = retriever.refresh(state).hits
+            assert (hit.text, hit.source, hit.start) == ("Weilai", EXACT, 0.0)
+            assert retriever.refresh(retriever.refresh(state)).hits == (hit,)
+
+
+def test_what_was_found_and_is_held_no_more_is_no_hit():
+    """Taken out of additions, of the base, merged away, or seen through others."""
+    names = [Name("NIO House"), Name("Weilai")]
+    base = database.build(names, {name.text: pronounce(name) for name in names})
+    rest = database.build(names[1:], {name.text: pronounce(name) for name in names})
+    for heard in (mishear("NIO House", []), mishear("NIO House", [3])):
+        for posteriors in (heard.log_probs, None):
+            for served in (Layer(base, OPEN), layer("NIO House", "Weilai")):
+                retriever = HotwordRetriever([served])
+                state, _ = retriever.scan(
+                    StreamState(), heard.phonemes, posteriors, heard.times
+                )
+                found = texts(state)
+                assert found <= {"NIO House"}
+                served.add([Name("Tesla")])  # others come and go, it stays
+                assert texts(retriever.refresh(state)) == found
+                served.swap(base)
+                assert texts(retriever.refresh(state)) == found
+                assert not HotwordRetriever([]).refresh(state).hits
+                served.swap(rest)
+                served.remove(["NIO House"])
+                assert not retriever.refresh(state).hits
+                nothing, _ = say()
+                silence = None if posteriors is None else posteriors[:0]
+                state, fresh = retriever.scan(state, nothing, silence, clock(0))
+                assert not state.hits and not fresh
+
+
+def test_phonemes_outside_their_posteriors_are_refused():
+    """Native code reads no array at a place that a caller made up."""
+    heard = mishear("NIO House", [3])
+    retriever, length = HotwordRetriever([layer("NIO House")]), len(heard.log_probs)
+    state, _ = retriever.scan(
+        StreamState(), heard.phonemes, heard.log_probs, heard.times
+    )
+    assert state.frames == length
+    later = heard.times + length * FRAME_SECONDS
+    for times in (heard.times, later + 40.0, later - 0.5, later[::-1]):
+        with pytest.raises(ValueError, match=r"phonemes begin in frames .* posteriors"):
+            retriever.scan(state, heard.phonemes, heard.log_probs, times)
+    retriever.scan(state, heard.phonemes, heard.log_probs, later)
+
+
+@pytest.mark.long
+def test_native_code_reads_inside_its_arrays():
+    """This file and its neighbours once more, with bounds checked."""
+    folder = Path(__file__).parent
+    files = ("hotwords", "lattice", "verification", "automaton", "windows")
+    with tempfile.TemporaryDirectory() as cache:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "pytest", "-q", "-m", "not long"),
+                *(str(folder / f"test_{name}.py") for name in files),
+            ],
+            env={**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": cache},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_thousands_of_names_of_one_sound_are_few_hits():
+    phonemes, times = say("期终")
+    served = Layer(gate=OPEN)
+    sound = " ".join(INVENTORY[i] for i in phonemes)
+    listed = [Name(f"name {n}", pronunciation=sound) for n in range(2_000)]
+    served.add([*listed, Name("heavy", pronunciation=sound, weight=2.0)])
+    hits = hear([served], phonemes, times).hits
+    assert len(hits) == MOST_ALIKE and "heavy" in {hit.text for hit in hits}
 
 
 def test_what_is_removed_is_heard_no_more_and_can_come_back():

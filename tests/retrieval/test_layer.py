@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def test_what_changes_during_a_merge_stays_changed(tmp_path):
 def test_a_corrupt_database_leaves_the_old_one_in_use(tmp_path):
     layer = Layer(write(tmp_path, "Weilai", "Tesla"), OPEN)
     layer.add([Name("Nanjing")])
-    (symbols,) = tmp_path.glob("*machine.symbol.npy")
+    (symbols,) = tmp_path.glob("*/machine.symbol.npy")
     content = bytearray(symbols.read_bytes())
     symbols.unlink()  # the mapped one stays as it is
     content[-1] ^= 1
@@ -93,6 +94,32 @@ def test_a_corrupt_database_leaves_the_old_one_in_use(tmp_path):
         layer.swap(database.load(str(tmp_path)))
     assert [find(layer, t) for t in ("Weilai", "Tesla", "Nanjing")] == [True] * 3
     assert layer.size == 1
+
+
+def test_a_namesake_without_sound_hides_nobody():
+    said = Name("😀", pronunciation="N IY OW")
+    base = database.build([said], {said.text: pronounce(said)})
+    layer = Layer(base, OPEN)
+    assert layer.add([Name("😀")]) == [Name("😀")]
+    assert not layer.served.removed and layer.size == 0
+    other = Layer(gate=OPEN)
+    assert other.add([said, Name("😀")]) == [Name("😀")]
+    assert other.size == 1
+
+
+def test_a_layer_of_one_name_is_small():
+    """What a tenant's or a request's own names cost beside the names."""
+    Layer(gate=OPEN).add([Name("Weilai")])  # what all layers share
+    tracemalloc.start()
+    layers = [Layer(gate=OPEN) for _ in range(10)]
+    for layer in layers:
+        layer.add([Name("Weilai")])
+        part = layer.served.added
+        assert len(part.database.windows.pairs) == 0
+        assert len(part.database.windows.origins) == 256
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size < 10 * 16_384
 
 
 def test_threads_that_add_lose_nothing():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.launch import export as launcher
 from nim4_jax.launch import recognition
 from nim4_jax.serving import bundle, export, manifest
@@ -76,9 +77,70 @@ def test_every_file_is_checked(folder, name, harm, message):
         recognition.load(str(folder))
 
 
+@pytest.mark.parametrize("name", [*manifest.NEEDED, "programs/tick-160ms-32.stablehlo"])
+def test_what_is_not_listed_is_not_loaded(folder, name):
+    facts = json.loads((folder / manifest.FILE).read_text(encoding="utf8"))
+    del facts["files"][name]
+    change(folder, files=facts["files"])
+    for check in (True, False):
+        with pytest.raises(BundleError, match=rf"does not list '{name}'"):
+            bundle.load(str(folder), check=check)
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc/hostname", "programs/../../x"])
+def test_no_program_lies_outside_of_the_bundle(folder, path):
+    facts = json.loads((folder / manifest.FILE).read_text(encoding="utf8"))
+    facts["programs"]["hear-0.8s"]["file"] = path
+    facts["files"][path] = {"bytes": 1, "sha256": "0" * 64}
+    change(folder, **facts)
+    for check in (True, False):
+        with pytest.raises(BundleError, match=r"outside of the bundle"):
+            bundle.load(str(folder), check=check)
+
+
+@pytest.mark.parametrize("key", ["texts", "prefix", "suffix", "end_id"])
+def test_another_prompt_is_refused(folder, key):
+    """Listed with its own sum, as an exporter of another version would."""
+    path = folder / manifest.PROMPT
+    values = json.loads(path.read_text(encoding="utf8"))
+    values[key] = [1, 2, 3]
+    path.write_text(json.dumps(values), encoding="utf8")
+    change(folder, files=manifest.list_files(folder))
+    with pytest.raises(BundleError, match=r"prompt.json says .* this package uses"):
+        bundle.load(str(folder))
+
+
+def test_a_program_that_changes_after_loading_is_not_run(folder):
+    loaded = bundle.load(str(folder)).recogniser
+    other = (folder / "programs/hear-1.6s.stablehlo").read_bytes()
+    (folder / "programs/hear-0.8s.stablehlo").write_bytes(other)
+    with pytest.raises(BundleError, match=r"hear-0.8s.stablehlo has .* manifest says"):
+        loaded.programs._open("hear-0.8s")
+
+
+@pytest.mark.parametrize("cut", [0, 4, 100, -7])
+def test_weights_that_are_cut_are_refused_even_unchecked(folder, cut):
+    path = folder / manifest.WEIGHTS
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(BundleError, match=r"weights.safetensors cannot be read"):
+        bundle.load(str(folder), check=False)
+
+
+def test_streams_of_one_chunk_have_names_of_their_own():
+    sizes = [
+        StreamConfig(left=4),
+        StreamConfig(left=8),
+        StreamConfig(chunk=8, chunks=96),
+        StreamConfig(left=8, text_tokens=64),
+    ]
+    names = manifest.name_streams(sizes)
+    assert names == ("640ms-left4", "640ms-left8", "320ms", "640ms-left8-no2")
+    assert manifest.name_streams(sizes[:1]) == ("640ms",)
+
+
 def test_another_schema_names_both(folder):
     change(folder, schema=99)
-    with pytest.raises(BundleError, match=r"schema 99, .* reads schema 1.*nim4-jax"):
+    with pytest.raises(BundleError, match=r"schema 99, .* reads schema 2.*nim4-jax"):
         bundle.load(str(folder))
 
 
@@ -129,7 +191,7 @@ def test_what_cannot_be_exported(model_files, tmp_path, bundle_folder):
         write(model=1)
     with pytest.raises(BundleError, match="--seconds=-1 is no length"):
         write(seconds=(-1.0,))
-    with pytest.raises(BundleError, match=r"--stream_ms=100 .* multiples of 160"):
+    with pytest.raises(ValueError, match=r"chunk of 100 ms .* multiple of 160 ms"):
         launcher.run(model_files[0], str(tmp_path / "new"), stream_ms=(100,))
     with pytest.raises(BundleError, match="exists; remove it"):
         export.write(bundle_folder, launcher.make_source(model_files[0]))
