@@ -23,7 +23,7 @@ from typing import Any
 
 from nim4_jax import line_file, whole_file
 from nim4_jax.data import sources
-from nim4_jax.launch import recognition, runtime, transcribe
+from nim4_jax.launch import recognition, runtime, transcribe, transcripts
 
 FORMATS = ("jsonl", "parquet")
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aiff", ".au")
@@ -228,7 +228,7 @@ class Worker:
         }
 
 
-def _describe(recording: transcribe.Recording, segments: bool) -> dict[str, Any]:
+def _describe(recording: transcripts.Recording, segments: bool) -> dict[str, Any]:
     """A row; of a file that broke off what could be decoded has its text."""
     row = {
         "file": recording.path,
@@ -237,7 +237,7 @@ def _describe(recording: transcribe.Recording, segments: bool) -> dict[str, Any]
         "error": recording.error or recording.warning,
     }
     if segments:
-        made = json.loads(transcribe.render(recording, "json"))["segments"]
+        made = json.loads(transcripts.render(recording, "json"))["segments"]
         row["segments"] = [] if recording.error else made
     return row
 

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from nim4_jax.data import audio, sources
-from nim4_jax.launch import recognition, transcribe
+from nim4_jax.launch import recognition, transcribe, transcripts
 
 
 def make_noise(seconds: float, rate: int = 16_000, seed: int = 0) -> np.ndarray:
@@ -97,7 +97,7 @@ def test_what_came_before_a_broken_end_is_transcribed(done):
     assert recording.error == "" and recording.text
     assert recording.duration == pytest.approx((9000 - 44) / 32_000)
     assert "cut.wav: truncated" in recording.warning
-    assert "truncated" in json.loads(transcribe.render(recording, "json"))["warning"]
+    assert "truncated" in json.loads(transcripts.render(recording, "json"))["warning"]
 
 
 def test_a_file_is_the_same_alone_and_among_others(loaded, files, done):
@@ -147,7 +147,7 @@ def test_a_long_file_without_speech_is_the_empty_string(loaded, files):
     (recording,) = transcribe.transcribe_files(loaded, paths, batch=3)
     assert (recording.error, recording.text, recording.passages) == ("", "", [])
     assert recording.duration == 5.0
-    assert json.loads(transcribe.render(recording, "json"))["segments"] == []
+    assert json.loads(transcripts.render(recording, "json"))["segments"] == []
 
 
 def test_a_short_file_is_heard_whole_with_vad_or_without(loaded, files, done):
@@ -159,7 +159,7 @@ def test_a_short_file_is_heard_whole_with_vad_or_without(loaded, files, done):
 
 
 def test_json_holds_words_and_segments(done):
-    made = json.loads(transcribe.render(done["long.flac"], "json"))
+    made = json.loads(transcripts.render(done["long.flac"], "json"))
     assert made["text"] == done["long.flac"].text
     assert made["duration"] == 5.0
     (word, *_) = made["segments"][1]["words"]
@@ -169,7 +169,7 @@ def test_json_holds_words_and_segments(done):
 
 @pytest.mark.parametrize("form", ["srt", "vtt"])
 def test_subtitles_of_silence_are_valid(done, form):
-    made = transcribe.render(done["silence.wav"], form)
+    made = transcripts.render(done["silence.wav"], form)
     assert made == ("" if form == "srt" else "WEBVTT\n")
 
 
@@ -246,11 +246,13 @@ def test_a_transcript_that_cannot_be_written_costs_no_other(
 
 def test_passages_far_apart_are_lines_that_name_their_file(capsys):
     passages = [
-        transcribe.Passage(start, start + 1.0, text, 0.0, ())
+        transcripts.Passage(start, start + 1.0, text, 0.0, ())
         for start, text in ((0.0, "call"), (1.5, "home"), (90.0, "播放"))
     ]
-    recording = transcribe.Recording("long.wav", passages)
-    assert json.loads(transcribe.render(recording, "json"))["text"] == "call home\n播放"
+    recording = transcripts.Recording("long.wav", passages)
+    assert (
+        json.loads(transcripts.render(recording, "json"))["text"] == "call home\n播放"
+    )
     for named, lead in ((True, "long.wav: "), (False, "")):
         transcribe._deliver(recording, "text", None, named=named)
         assert capsys.readouterr().out == f"{lead}call home\n{lead}播放\n"
