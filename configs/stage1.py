@@ -31,10 +31,13 @@ def get_config(size: str = "") -> ConfigDict:
             "dual": pretrained,
         }
     )
+    # A tuple in place of a rate has one for each layer of a stack.
     config.rules = (
         ("(encoder|ctc_head)/.*", 1.0),
         (".*", None),
     )
+    if size == "base":  # adapted already; the weights of others: `nim4 convert`
+        config.init_from = "package:base_stage1.safetensors"
     if pretrained:  # the head is not
         config.rules = (("ctc_head/.*", 5.0), ("encoder/.*", 1.0), (".*", None))
     config.optimizer = ConfigDict(

@@ -1,8 +1,9 @@
 """Optimizer by regex rules: which parameters train, and how fast.
 
 The first rule whose regex matches a parameter's whole path ("encoder/stack/…") decides;
-its value is a multiple of the learning rate, or None for frozen. Frozen parameters get
-neither a gradient nor optimizer slots.
+its value is a multiple of the learning rate, one such multiple for each layer of a
+scanned stack, or None for frozen. Frozen parameters get neither a gradient nor
+optimizer slots.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from jaxtyping import Array
 
 from nim4_jax.types import Params
 
-Rules = tuple[tuple[str, float | None], ...]
+Rate = float | tuple[float, ...] | None
+Rules = tuple[tuple[str, Rate], ...]
 FlatParams = dict[str, Array]
 
 
@@ -63,14 +65,14 @@ def unflatten(flat: FlatParams) -> Params:
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
-def match_known(paths: list[str], rules: Rules) -> dict[str, float | None]:
+def match_known(paths: list[str], rules: Rules) -> dict[str, Rate]:
     """`match_rules` for the paths that some rule matches, and no others."""
     compiled = [re.compile(pattern) for pattern, _ in rules]
     known = [path for path in paths if any(regex.fullmatch(path) for regex in compiled)]
     return match_rules(known, rules)
 
 
-def match_rules(paths: list[str], rules: Rules) -> dict[str, float | None]:
+def match_rules(paths: list[str], rules: Rules) -> dict[str, Rate]:
     """Path → value of the first rule that matches it whole.
 
     Raises:
@@ -109,7 +111,7 @@ def make_optimizer(
 
     def scale_by_rule(updates: FlatParams, params: FlatParams | None) -> FlatParams:
         rates = match_rules(sorted(updates), rules)
-        return {path: update * (rates[path] or 0.0) for path, update in updates.items()}
+        return {path: _scale(path, leaf, rates[path]) for path, leaf in updates.items()}
 
     def is_matrix(params: FlatParams) -> dict[str, bool]:
         return {path: path.endswith(("kernel", "table")) for path in params}
@@ -121,6 +123,23 @@ def make_optimizer(
         optax.stateless(scale_by_rule),
         optax.scale_by_learning_rate(config.schedule(steps)),
     )
+
+
+def _scale(path: str, update: Array, rate: Rate) -> Array:
+    """An update times its rate, or each layer of it times its own.
+
+    Raises:
+        ValueError: not a rate for each layer.
+    """
+    if not isinstance(rate, tuple):
+        return update * (rate or 0.0)
+    if not update.ndim or len(rate) != update.shape[0]:
+        raise ValueError(
+            f"a rule gives {len(rate)} rates, one a layer, to {path} of shape "
+            f"{update.shape}; give as many as its first axis has, or one for all."
+        )
+    factors = jnp.asarray(rate, update.dtype)
+    return update * factors.reshape((-1,) + (1,) * (update.ndim - 1))
 
 
 def global_norm(tree: FlatParams) -> Array:

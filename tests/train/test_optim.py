@@ -43,6 +43,20 @@ def test_rules_match_whole_paths_and_the_first_wins():
     }
 
 
+def test_layers_of_a_stack_have_rates_of_their_own():
+    """Each slice of the leading axis moves by its rate; another number is refused."""
+    rules = (("encoder/kernel", (0.5, 2.0)), (".*", 1.0))
+    updates, _ = update_once(rules)
+    plain, _ = update_once(((".*", 1.0),))
+    for layer, rate in enumerate((0.5, 2.0)):
+        moved, whole = updates["encoder/kernel"][layer], plain["encoder/kernel"][layer]
+        np.testing.assert_allclose(moved, rate * whole, rtol=1e-6)
+    np.testing.assert_array_equal(updates["llm/table"], plain["llm/table"])
+    wrong = (("encoder/kernel", (0.5, 2.0, 1.0)), (".*", 1.0))
+    with pytest.raises(ValueError, match=r"3 rates.*encoder/kernel of shape \(2, 3\)"):
+        update_once(wrong)
+
+
 def test_frozen_parameters_have_no_slots():
     """Moments exist for trainable paths only, and take their shapes."""
     rules = (("encoder/.*", None), (".*", 1.0))
