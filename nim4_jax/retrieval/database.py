@@ -310,7 +310,7 @@ def _check(path: Path, manifest: Any) -> None:
     """Refuse what another version has made, or something else."""
     try:
         found, inventory = manifest["format"], manifest["phonemes"]
-        manifest["files"], manifest["tags"]
+        _ = manifest["files"], manifest["tags"]
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no manifest of a hotword database ({error!r}); build one with "
