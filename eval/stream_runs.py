@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nim4_jax.decode.events import Failed
 from nim4_jax.decode.listener import Listener
 from nim4_jax.decode.session import Piece, Session
 from nim4_jax.eval import latency
@@ -146,6 +147,7 @@ def pace(
     Raises:
         StreamError: fewer places than recordings.
         ValueError: the clock ran backwards.
+        RuntimeError: a stream failed.
     """
     step = listener.config.seconds / max(1, len(audios))
     callers = [
@@ -181,6 +183,10 @@ def _play(
         told = listener.advance()
         now = clock() - begun
         for session, event in told:
+            if isinstance(event, Failed):
+                raise RuntimeError(
+                    f"a stream failed: {event.error}."
+                ) from session.failure
             caller = of_session[session]
             caller.events.append(Timed(event, now - caller.phase))
         fresh = [delay for caller in callers for delay in caller.settle(now)]

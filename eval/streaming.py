@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from nim4_jax.decode import subtitles
-from nim4_jax.decode.events import Event, Final
+from nim4_jax.decode.events import Event, Failed, Final
 from nim4_jax.decode.listener import Listener
 from nim4_jax.decode.recogniser import Recogniser, Transcript
 from nim4_jax.decode.session import Session, StreamError
@@ -44,6 +44,7 @@ def transcribe(
 
     Raises:
         StreamError: other streams have all places, or a recording is no audio.
+        RuntimeError: a stream failed; figures without it would be others'.
     """
     told: list[list[Event]] = [[] for _ in audios]
     numbers: dict[Session, int] = {}
@@ -84,6 +85,10 @@ def _note(
     session: Session,
     event: Event,
 ) -> None:
+    if isinstance(event, Failed):
+        raise RuntimeError(
+            f"the stream failed at {event.heard:.2f} s: {event.error}."
+        ) from session.failure
     if session in numbers:
         told[numbers[session]].append(event)
 

@@ -22,7 +22,7 @@ from absl import app, flags
 
 from nim4_jax.data import audio, resample
 from nim4_jax.decode.endpoint import BlankDetector, Silero
-from nim4_jax.decode.events import Event, Final
+from nim4_jax.decode.events import Event, Failed, Final
 from nim4_jax.decode.listener import Listener
 from nim4_jax.decode.session import Session
 from nim4_jax.decode.stream_config import StreamConfig
@@ -152,6 +152,9 @@ def run_stream(
                 _feed(session, packet, warn)
             for _, event in listener.drain():
                 show(event)
+                if isinstance(event, Failed):
+                    warn(f"error: the stream broke off: {event.error}")
+                    failed = True
                 texts += isinstance(event, Final) and bool(event.text)
     finally:
         listener.drop(session)

@@ -9,7 +9,14 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from nim4_jax.decode.events import Event, Final, Partial, SpeechStarted, SpeechStopped
+from nim4_jax.decode.events import (
+    Event,
+    Failed,
+    Final,
+    Partial,
+    SpeechStarted,
+    SpeechStopped,
+)
 
 FORMATS = ("text", "json")
 CLEAR = "\r\x1b[K"
@@ -23,6 +30,7 @@ _NAMES = {
     Partial: "partial",
     SpeechStopped: "speech stopped",
     Final: "final",
+    Failed: "failed",
 }
 
 

@@ -27,6 +27,8 @@ STDIN = "-"
 MICROPHONE = "mic"
 ROOM_MS = 10_000
 """Audio that is read ahead of the recogniser."""
+WAITING_MS = 600_000
+"""Audio of a source that cannot wait which may pile up before some of it is lost."""
 
 
 class Inbox:
@@ -34,23 +36,32 @@ class Inbox:
 
     Attributes:
         rate: of the packets, Hz.
+        most: packets that may pile up.
     """
 
-    def __init__(self, rate: float, room: int):
+    def __init__(self, rate: float, room: int, most: int | None = None):
         """An empty one.
 
         Args:
             rate: of the packets, Hz.
             room: packets that `fill` reads ahead.
+            most: see the attribute; None for any number.
         """
-        self.rate = rate
+        self.rate, self.most = rate, most
         # Its put() may interrupt another put(): a signal handler calls `end`.
         self._packets: queue.SimpleQueue = queue.SimpleQueue()
         self._room = threading.Semaphore(room)
 
-    def put(self, packet: np.ndarray) -> None:
-        """Take a packet, without waiting, from a source that cannot wait."""
+    def put(self, packet: np.ndarray) -> bool:
+        """Take a packet, without waiting, from a source that cannot wait.
+
+        Returns:
+            False where too many wait already: the packet is lost.
+        """
+        if self.most is not None and self._packets.qsize() >= self.most:
+            return False
         self._packets.put(packet)
+        return True
 
     def end(self, error: Exception | None = None) -> None:
         """No more packets after those put so far; `error` is raised behind them."""
@@ -182,12 +193,16 @@ def _open_microphone(packet_ms: int, warn: Warn) -> Iterator[Inbox]:
     with contextlib.ExitStack() as stack:
         try:
             rate = float(sound.query_devices(kind="input")["default_samplerate"])
-            inbox = Inbox(rate, 0)
+            inbox = Inbox(rate, 0, WAITING_MS // packet_ms)
 
             def take(samples, _frames, _time, status):
                 if status:
                     warn(f"warning: microphone: {status}")
-                inbox.put(samples.copy())
+                if not inbox.put(samples.copy()):
+                    warn(
+                        f"warning: the recogniser is {WAITING_MS // 60_000} minutes "
+                        "behind the microphone; some of what was said is lost."
+                    )
 
             stream = sound.InputStream(
                 samplerate=rate,

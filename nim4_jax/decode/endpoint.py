@@ -21,6 +21,9 @@ from nim4_jax.features import SAMPLE_RATE
 WINDOW = 512
 """Samples of a Silero window, 32 ms."""
 
+BREATH = 4 * WINDOW
+"""Samples below the release that are a pause, if not the end."""
+
 START = "start"
 END = "end"
 
@@ -179,6 +182,21 @@ def _await_start(config, state, probability, frame):
     begin = max(first - _to_samples(config.pre_roll), state.floor)
     spoken = EndpointState(position, state.floor, speaking=True)
     return spoken, Boundary(START, begin, position)
+
+
+def break_off(state: EndpointState, end: int) -> EndpointState:
+    """The state behind an utterance that ended although somebody may speak on.
+
+    Who speaks on begins the next utterance right there; what is left of a word or is
+    silence does not.
+
+    Args:
+        state: of the stream, judged up to that end or further.
+        end: where it was broken off; no utterance begins before.
+    """
+    spoken = state.speaking and state.quiet < BREATH
+    # A burst of one sample: it begins at the end, but is no speech by itself.
+    return EndpointState(state.position, end, first=end, loud=int(spoken))
 
 
 def find_earliest(config: EndpointConfig, state: EndpointState) -> int:

@@ -98,4 +98,22 @@ class Final:
     heard: float
 
 
-Event = SpeechStarted | Partial | SpeechStopped | Final
+@dataclasses.dataclass(frozen=True)
+class Failed:
+    """The stream has come to an end because something of its own went wrong.
+
+    It is the last event of its stream; other streams go on. The utterance that was open
+    has no final.
+
+    Attributes:
+        utterance: as in `SpeechStarted`: the one that was open, or the last.
+        error: what went wrong; the exception itself is `Session.failure`.
+        heard: seconds of audio that had been judged.
+    """
+
+    utterance: int
+    error: str
+    heard: float
+
+
+Event = SpeechStarted | Partial | SpeechStopped | Final | Failed

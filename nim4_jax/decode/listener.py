@@ -7,35 +7,42 @@
 
 `advance` takes at most one chunk of each stream through the device, all in one batch.
 What a stream says depends on its own audio alone: not on its packets, nor on when
-`advance` is called, nor on the other streams.
+`advance` is called, nor on the other streams. One that breaks (its hotword search, its
+hints, its detector) says `Failed` and gives its place back; the others go on.
+
+Any thread may open, feed, close and drop streams while another one advances.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
-import itertools
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from nim4_jax.decode import timing
 from nim4_jax.decode.endpoint import BlankDetector, EndpointConfig, Silero
-from nim4_jax.decode.events import Event, Final, Partial
+from nim4_jax.decode.events import Event
 from nim4_jax.decode.programs import Arrival
+from nim4_jax.decode.prompter import Prompter
 from nim4_jax.decode.recogniser import Recogniser
-from nim4_jax.decode.session import Ending, Piece, Session, StreamError, Utterance
+from nim4_jax.decode.seat import Row, Seat, make_final
+from nim4_jax.decode.session import Ending, Limits, Piece, Session, StreamError
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.features import SAMPLE_RATE
-from nim4_jax.retrieval import hints as retrieval_hints
 from nim4_jax.retrieval.hotwords import HotwordRetriever
-from nim4_jax.text import prompt
 from nim4_jax.types import Frames, Labels
 
 Told = tuple[Session, Event]
+_Seated = tuple[int, Seat]
+
+
+class DeviceError(RuntimeError):
+    """The device failed; what it knew of the streams is lost, see `Listener.reset`."""
 
 
 @dataclasses.dataclass
@@ -57,25 +64,6 @@ class Effort:
     accepted: int = 0
 
 
-@dataclasses.dataclass
-class _Seat:
-    """A slot of the device's state that a session has.
-
-    Attributes:
-        session: who has it.
-        piece: its next chunk, not yet taken.
-        ending: its utterance that waits for the second pass.
-        length: tokens of the text so far.
-        told: text and stable part of the last partial.
-    """
-
-    session: Session
-    piece: Piece | None = None
-    ending: Utterance | None = None
-    length: int = 0
-    told: tuple[str, int] = ("", 0)
-
-
 class Listener:
     """A recogniser that listens to up to so many streams at once.
 
@@ -92,6 +80,7 @@ class Listener:
         config: StreamConfig | None = None,
         boundaries: EndpointConfig | None = None,
         detector: Silero | BlankDetector | None = None,
+        most_rows: int | None = None,
     ):
         """Make room for the streams; programs are compiled when first needed.
 
@@ -101,25 +90,28 @@ class Listener:
             config: sizes; None for the defaults.
             boundaries: when speech begins and ends; None for the defaults.
             detector: of speech; None for Silero.
+            most_rows: most streams in one call of the device, which bounds the memory
+                that it needs beside their state; None for all.
 
         Raises:
-            ValueError: the model does not write, or the prompt has no room.
+            ValueError: the model does not write, the prompt has no room, or no row is
+                allowed.
         """
         recogniser.check_writes()
+        if most_rows is not None and most_rows < 1:
+            raise ValueError(f"most_rows={most_rows} must be ≥ 1, or None for all.")
         self.config = config or StreamConfig.of(rates=recogniser.programs.rates)
         self.effort = Effort()
         self._recogniser = recogniser
         self._boundaries = boundaries or EndpointConfig()
         self._detector = detector or Silero()
-        self._window = self.config.window
-        self._bare = len(prompt.encode_suffix(recogniser.tokenizer))
-        if self._bare > self.config.suffix_tokens:
-            raise ValueError(
-                f"suffix_tokens={self.config.suffix_tokens} hold no prompt: it has "
-                f"{self._bare} tokens without hotwords."
-            )
-        self._fit = functools.lru_cache(4096)(self._encode_hints)
-        self._seats: list[_Seat | None] = [None] * streams
+        self._prompter = Prompter(recogniser.tokenizer, self.config.suffix_tokens)
+        self._most_rows = min(streams, most_rows or streams)
+        self._seats: list[Seat | None] = [None] * streams
+        self._told: list[Told] = []
+        self._seating = threading.Lock()
+        self._advancing = threading.RLock()
+        self._broken: BaseException | None = None
         self._state = recogniser.programs.start(self.config, streams)
 
     @property
@@ -129,35 +121,39 @@ class Listener:
 
     @property
     def pending(self) -> bool:
-        """Whether audio that has come waits for `advance`."""
-        return any(seat and (seat.piece or seat.ending) for seat in self._seats)
+        """Whether audio that has come, or something to be told, waits for `advance`."""
+        return bool(self._told) or any(seat.waits for _, seat in self._seated())
 
     def open(
         self,
         *,
         hints: Sequence[str] = (),
         retriever: HotwordRetriever | None = None,
+        limits: Limits | None = None,
     ) -> Session:
         """A new stream.
 
         Args:
             hints: names for every prompt of the stream.
             retriever: finds further names in what is heard.
+            limits: what the stream may ask for; None for the defaults.
 
         Raises:
-            StreamError: all places are taken.
+            StreamError: all places are taken, or hints beyond the limits.
         """
-        for slot, seat in enumerate(self._seats):
-            if seat is None:
-                session = Session(
-                    self.config,
-                    self._boundaries,
-                    self._detector,
-                    hints=tuple(hints),
-                    retriever=retriever,
-                )
-                self._seats[slot] = _Seat(session)
-                return session
+        session = Session(
+            self.config,
+            self._boundaries,
+            self._detector,
+            hints=hints,
+            retriever=retriever,
+            limits=limits,
+        )
+        with self._seating:
+            for slot, seat in enumerate(self._seats):
+                if seat is None:
+                    self._seats[slot] = Seat(session)
+                    return session
         raise StreamError(
             f"all {self.streams} streams are taken; close one, or make a listener for "
             "more."
@@ -165,28 +161,32 @@ class Listener:
 
     def drop(self, session: Session) -> None:
         """Forget a stream at once, whatever it has not said yet."""
-        for slot, seat in enumerate(self._seats):
-            if seat is not None and seat.session is session:
-                self._seats[slot] = None
+        for slot, seat in self._seated():
+            if seat.session is session:
+                self._leave(slot, seat)
 
     def advance(self) -> list[Told]:
         """Take the next chunk of every stream that has one.
 
         Returns:
             Events, those of a stream in the order of its audio. A stream that was
-            closed gives its place back with its last event.
+            closed, or failed, gives its place back with its last event.
+
+        Raises:
+            DeviceError: the device failed, now or before. Events that are ready are
+                kept for the call after `reset`.
         """
-        told: list[Told] = []
-        self._collect(told)
-        slots = [slot for slot, seat in enumerate(self._seats) if seat and seat.piece]
-        if slots:
-            self._tick(slots, told)
-            self._collect(told)
-        slots = [slot for slot, seat in enumerate(self._seats) if seat and seat.ending]
-        if slots:
-            self._finish(slots, told)
-            self._collect(told)
-        return told
+        with self._advancing:
+            self._check_device()
+            for _, seat in self._seated():
+                seat.session.begin_turn()
+            self._collect()
+            self._tick_all()
+            self._collect()
+            self._finish_all()
+            self._collect()
+            told, self._told = self._told, []
+            return told
 
     def drain(self) -> Iterator[Told]:
         """Events until more audio is needed."""
@@ -195,224 +195,265 @@ class Listener:
             yield from told
             told = self.advance()
 
+    def reset(self) -> None:
+        """Begin anew on the device, after a `DeviceError` or when it shall be emptied.
+
+        Streams of which it held an utterance say `Failed`; all others go on.
+
+        Raises:
+            Exception: what the device says if it cannot even begin.
+        """
+        with self._advancing:
+            cause = self._broken
+            self._state = None  # the old one's memory first
+            self._state = self._recogniser.programs.start(self.config, self.streams)
+            self._broken = None
+            for slot, seat in self._seated():
+                with self._alone(slot, seat):
+                    self._read(seat)
+                begun = seat.piece is not None and not seat.piece.fresh
+                if seat.live or seat.ending or begun:
+                    error = DeviceError(f"the device was reset ({_describe(cause)}).")
+                    self._fail(slot, seat, error)
+
     def warm_up(self) -> None:
         """Compile every program that streams may need."""
-        for rows in self._batches():
-            nobody = jnp.full(rows, self.streams, jnp.int32)
-            limits = jnp.zeros(rows, jnp.int32)
-            suffix = self._pack([()] * rows)
-            audio = Frames(
-                jnp.zeros((rows, self._window)), jnp.zeros((rows, self._window), bool)
-            )
-            arrival = Arrival(nobody, audio, jnp.zeros(rows, bool), limits, suffix)
-            for width in self.config.widths():
-                self._run_tick(width, arrival)
-                self._run_finish(width, nobody, limits, suffix)
+        with self._advancing:
+            self._check_device()
+            for rows in self._batches():
+                nobody = jnp.full(rows, self.streams, jnp.int32)
+                limits = jnp.zeros(rows, jnp.int32)
+                suffix = self._prompter.pack([], rows)
+                shape = (rows, self.config.window)
+                audio = Frames(jnp.zeros(shape), jnp.zeros(shape, bool))
+                fresh = jnp.zeros(rows, bool)
+                arrival = Arrival(nobody, audio, fresh, limits, suffix)
+                for width in self.config.widths():
+                    self._run_tick(width, arrival)
+                    self._run_finish(width, nobody, limits, suffix)
 
     def _batches(self) -> tuple[int, ...]:
         """Numbers of rows for which programs exist."""
         rows, found = 1, []
-        while rows < self.streams:
+        while rows < self._most_rows:
             found.append(rows)
             rows *= 4
-        return (*found, self.streams)
+        return (*found, self._most_rows)
 
-    def _collect(self, told: list[Told]) -> None:
+    def _seated(self) -> list[_Seated]:
+        """Who has which slot now."""
+        return [(slot, seat) for slot, seat in enumerate(self._seats) if seat]
+
+    def _leave(self, slot: int, seat: Seat) -> None:
+        """Give a slot back, unless somebody else has it by now."""
+        with self._seating:
+            if self._seats[slot] is seat:
+                self._seats[slot] = None
+
+    def _fail(self, slot: int, seat: Seat, error: Exception) -> None:
+        self._told.append((seat.session, seat.session.fail(error)))
+        self._leave(slot, seat)
+
+    @contextlib.contextmanager
+    def _alone(self, slot: int, seat: Seat) -> Iterator[None]:
+        """Whatever goes wrong within ends this stream and no other."""
+        try:
+            yield
+        except Exception as error:
+            self._fail(slot, seat, error)
+
+    def _collect(self) -> None:
         """Let every stream say what it can before the device is needed."""
-        for slot, seat in enumerate(self._seats):
-            while seat and seat.piece is None and seat.ending is None:
-                try:
-                    step = seat.session.advance()
-                except StopIteration:
-                    self._seats[slot] = None
-                    break
-                if step is None:
-                    break
-                if isinstance(step, Piece):
-                    seat.piece = step
-                    if step.fresh:
-                        seat.length, seat.told = 0, ("", 0)
-                elif isinstance(step, Ending):
-                    seat.ending = step.utterance
-                else:
-                    told.append((seat.session, step))
+        for slot, seat in self._seated():
+            with self._alone(slot, seat):
+                self._read(seat)
+                while not (seat.piece or seat.ending):
+                    try:
+                        step = seat.session.advance()
+                    except StopIteration:
+                        self._leave(slot, seat)
+                        break
+                    if step is None:
+                        break
+                    if isinstance(step, Piece | Ending):
+                        seat.queue(step)
+                    else:
+                        self._told.append((seat.session, step))
 
-    def _choose_hints(self, seat: _Seat, utterance: Utterance) -> tuple[str, ...]:
-        """Names for the prompt: the stream's own, then those that were heard."""
-        names = tuple(name.strip() for name in seat.session.hints if name.strip())
-        if utterance.hits:
-            found = retrieval_hints.select_hints(
-                utterance.hits,
-                self._recogniser.tokenizer,
-                budget=self.config.suffix_tokens - self._bare,
-            )
-            names = tuple(dict.fromkeys((*names, *found)))
-        return self._fit(names)
+    def _read(self, seat: Seat) -> None:
+        """What the device made for a stream, if it has made something."""
+        row, seat.done = seat.done, None
+        if row is None:
+            return
+        tokenizer = self._recogniser.tokenizer
+        if row.piece is None:
+            event = make_final(row, tokenizer, self.config.rates.frame_seconds)
+        else:
+            event = seat.read_chunk(row, tokenizer, self.config.text_tokens)
+        if event is not None:
+            self._told.append((seat.session, event))
 
-    def _encode_hints(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        return prompt.fit_hints(
-            self._recogniser.tokenizer, names, self.config.suffix_tokens
-        )
+    def _prepare(self, slot: int, seat: Seat, until: int | None) -> Row | None:
+        """The row of a stream's chunk or second pass; None: it failed.
 
-    def _pack(self, hints: Sequence[Sequence[str]]) -> Labels:
-        size = self.config.suffix_tokens
-        packed = prompt.pack_suffixes(self._recogniser.tokenizer, hints, size)
-        return Labels(*packed)
+        Args:
+            slot: of the stream.
+            seat: with a piece or an ending.
+            until: sample up to which text is asked for; None for none.
+        """
+        piece, utterance = seat.piece, seat.ending
+        if utterance is None:
+            assert piece is not None
+            utterance = piece.utterance
+        with self._alone(slot, seat):
+            hits = seat.session.find_hits(utterance) if utterance.begun else ()
+            hints = self._prompter.choose(seat.session.hints, hits)
+            limit = 0
+            if until is not None:
+                seconds = (until - utterance.start) / SAMPLE_RATE
+                limit = self._recogniser.budget.count(seconds)
+            limit = min(limit, self.config.text_tokens)
+            return Row(utterance, hints, limit, None if seat.ending else piece)
+        return None
 
-    def _pad(self, slots: Sequence[int]) -> Int[np.ndarray, " B"]:
+    def _groups(
+        self, seated: Sequence[_Seated], until: Callable[[Seat], int | None]
+    ) -> Iterator[tuple[list[_Seated], list[Row]]]:
+        """Streams that are ready for the device, so many at a time."""
+        prepared = [
+            (one, row) for one in seated if (row := self._prepare(*one, until(one[1])))
+        ]
+        for begin in range(0, len(prepared), self._most_rows):
+            group = prepared[begin : begin + self._most_rows]
+            yield [one for one, _ in group], [row for _, row in group]
+
+    def _pad(self, seated: Sequence[_Seated]) -> Int[np.ndarray, " B"]:
         """Slots filled up to a batch that there is a program for."""
-        rows = next(size for size in self._batches() if size >= len(slots))
+        rows = next(size for size in self._batches() if size >= len(seated))
         padded = np.full(rows, self.streams, np.int32)
-        padded[: len(slots)] = slots
+        padded[: len(seated)] = [slot for slot, _ in seated]
         return padded
 
-    def _find_width(self, seats: Sequence[_Seat], suffix: Labels) -> int:
-        asked = np.asarray(suffix.mask).sum(axis=1)
-        longest = max(seat.length + asked[row] for row, seat in enumerate(seats))
+    def _find_width(self, seated: Sequence[_Seated], rows: Sequence[Row]) -> int:
+        longest = max(
+            seat.length + self._prompter.count(row.hints)
+            for (_, seat), row in zip(seated, rows)
+        )
         return next(width for width in self.config.widths() if width >= longest)
 
-    def _count_tokens(self, utterance: Utterance, until: int) -> int:
-        """Tokens that a text up to a sample of the stream may have."""
-        seconds = (until - utterance.start) / SAMPLE_RATE
-        count = self._recogniser.budget.count(seconds)
-        return min(count, self.config.text_tokens)
+    def _check_device(self) -> None:
+        if self._broken is not None:
+            raise DeviceError(
+                f"the device failed before ({_describe(self._broken)}) and knows "
+                "nothing of its streams any more; call Listener.reset() first."
+            ) from self._broken
+
+    @contextlib.contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """Calls that leave nothing to go on with if they fail."""
+        try:
+            yield
+        except BaseException as error:
+            self._broken = error
+            if not isinstance(error, Exception):
+                raise
+            raise DeviceError(
+                f"the device failed ({_describe(error)}). Call Listener.reset() to go "
+                "on without the utterances that it held; if memory was short, with "
+                "fewer most_rows or streams."
+            ) from error
 
     def _run_tick(self, width: int, arrival: Arrival):
-        self._state, heard, written = self._recogniser.programs.tick(
-            self.config, width, self._state, arrival
-        )
-        return jax.device_get((heard, written))
+        with self._on_device():
+            self._state, heard, written = self._recogniser.programs.tick(
+                self.config, width, self._state, arrival
+            )
+            return jax.device_get((heard, written))
 
     def _run_finish(self, width: int, slots, limits, suffix: Labels):
-        written = self._recogniser.programs.finish(
-            self.config, width, self._state, slots, limits, suffix
-        )
-        return jax.device_get(written)
+        with self._on_device():
+            written = self._recogniser.programs.finish(
+                self.config, width, self._state, slots, limits, suffix
+            )
+            return jax.device_get(written)
 
-    def _tick(self, slots: list[int], told: list[Told]) -> None:
-        """One chunk of each of these slots."""
-        seats = [seat for slot in slots if (seat := self._seats[slot])]
-        padded = self._pad(slots)
-        audio = np.zeros((len(padded), self._window), np.float32)
+    def _tick_all(self) -> None:
+        """One chunk of every stream that has one."""
+
+        def until(seat: Seat) -> int | None:
+            # The second pass follows the last chunk at once, and writes the same.
+            piece = seat.piece
+            return piece.until if piece and _asks_for_text(piece) else None
+
+        seated = [one for one in self._seated() if one[1].piece]
+        for group, rows in self._groups(seated, until):
+            self._tick(group, rows)
+
+    def _tick(self, seated: list[_Seated], rows: list[Row]) -> None:
+        padded = self._pad(seated)
+        audio = np.zeros((len(padded), self.config.window), np.float32)
         mask = np.zeros(audio.shape, bool)
         fresh, limits = np.zeros(len(padded), bool), np.zeros(len(padded), np.int32)
-        hints: list[tuple[str, ...]] = [()] * len(padded)
-        for row, seat in enumerate(seats):
-            piece = seat.piece
+        for place, row in enumerate(rows):
+            piece = row.piece
             assert piece is not None
-            place = slice(piece.missing, piece.missing + len(piece.samples))
-            audio[row, place] = piece.samples
-            mask[row, place] = True
-            fresh[row] = piece.fresh
-            hints[row] = self._choose_hints(seat, piece.utterance)
-            # The second pass follows the last chunk at once, and writes the same.
-            if piece.utterance.begun and not piece.last:
-                limits[row] = self._count_tokens(piece.utterance, piece.until)
-        suffix = self._pack(hints)
+            span = slice(piece.missing, piece.missing + len(piece.samples))
+            audio[place, span], mask[place, span] = piece.samples, True
+            fresh[place], limits[place] = piece.fresh, row.limit
         arrival = Arrival(
             jnp.asarray(padded),
             Frames(jnp.asarray(audio), jnp.asarray(mask)),
             jnp.asarray(fresh),
             jnp.asarray(limits),
-            suffix,
+            self._prompter.pack([row.hints for row in rows], len(padded)),
         )
-        width = self._find_width(seats, suffix)
-        heard, written = self._run_tick(width, arrival)
+        heard, written = self._run_tick(self._find_width(seated, rows), arrival)
         self.effort.ticks += 1
-        self.effort.chunks += len(seats)
-        self.effort.passes += int(written.passes)
-        self.effort.accepted += int(written.accepted[: len(seats)].sum())
-        for row, seat in enumerate(seats):
-            piece, seat.piece = seat.piece, None
-            assert piece is not None
-            seat.length = int(written.length[row])
-            valid = heard.mask[row]
-            (frames,) = np.nonzero(heard.starts[row] & valid)
-            seat.session.take(
-                piece,
-                heard.log_probs[row][valid],
-                heard.ids[row][frames].astype(np.uint8),
-                frames,
-                full=seat.length >= self.config.text_tokens,
-            )
-            if limits[row]:
-                self._tell_partial(
-                    seat,
-                    piece,
-                    written.tokens[row],
-                    int(written.stable[row]),
-                    hints[row],
-                    told,
-                )
+        self.effort.chunks += len(rows)
+        self._commit(seated, rows, written, heard)
 
-    def _tell_partial(self, seat: _Seat, piece: Piece, tokens, kept, hints, told):
-        text = self._read(tokens[: seat.length])
-        front = self._read(tokens[:kept]).rstrip("\ufffd")
-        same = (a == b for a, b in zip(front, text))
-        stable = sum(itertools.takewhile(bool, same))
-        if (text, stable) == seat.told:
-            return
-        seat.told = (text, stable)
-        number, heard = piece.utterance.number, piece.heard / SAMPLE_RATE
-        told.append((seat.session, Partial(number, text, stable, hints, heard)))
-
-    def _read(self, tokens: Int[np.ndarray, " L"]) -> str:
-        return self._recogniser.tokenizer.decode(tokens.tolist()).strip()
-
-    def _finish(self, slots: list[int], told: list[Told]) -> None:
+    def _finish_all(self) -> None:
         """The second pass of the utterances that are over."""
-        seats = [seat for slot in slots if (seat := self._seats[slot])]
-        padded = self._pad(slots)
-        limits = np.zeros(len(padded), np.int32)
-        hints: list[tuple[str, ...]] = [()] * len(padded)
-        for row, seat in enumerate(seats):
-            assert seat.ending is not None and seat.ending.end is not None
-            limits[row] = self._count_tokens(seat.ending, seat.ending.end)
-            hints[row] = self._choose_hints(seat, seat.ending)
-        suffix = self._pack(hints)
-        width = self._find_width(seats, suffix)
-        written = self._run_finish(
-            width, jnp.asarray(padded), jnp.asarray(limits), suffix
-        )
-        self.effort.finals += len(seats)
-        self.effort.passes += int(written.passes)
-        self.effort.accepted += int(written.accepted[: len(seats)].sum())
-        for row, seat in enumerate(seats):
-            utterance, seat.ending = seat.ending, None
-            assert utterance is not None
-            text = self._read(written.tokens[row][: written.length[row]])
-            score, ended = float(written.log_prob[row]), bool(written.finished[row])
-            final = self._make_final(utterance, text, score, ended, hints[row])
-            told.append((seat.session, final))
+        seated = [one for one in self._seated() if one[1].ending]
+        for group, rows in self._groups(
+            seated, lambda seat: seat.ending.end if seat.ending else None
+        ):
+            padded = self._pad(group)
+            limits = np.zeros(len(padded), np.int32)
+            limits[: len(rows)] = [row.limit for row in rows]
+            written = self._run_finish(
+                self._find_width(group, rows),
+                jnp.asarray(padded),
+                jnp.asarray(limits),
+                self._prompter.pack([row.hints for row in rows], len(padded)),
+            )
+            self.effort.finals += len(rows)
+            self._commit(group, rows, written, None)
 
-    def _make_final(
-        self,
-        utterance: Utterance,
-        text: str,
-        log_prob: float,
-        finished: bool,
-        hints: tuple[str, ...],
-    ) -> Final:
-        assert utterance.end is not None
-        start, end = utterance.start / SAMPLE_RATE, utterance.end / SAMPLE_RATE
-        log_probs = np.concatenate(utterance.log_probs)
-        words = timing.time_words(
-            text, log_probs, end - start, self.config.rates.frame_seconds
-        )
-        return Final(
-            utterance=utterance.number,
-            text=text,
-            words=tuple(
-                dataclasses.replace(
-                    word, start=word.start + start, end=word.end + start
-                )
-                for word in words
-            ),
-            start=start,
-            end=end,
-            reason=utterance.reason,
-            hotwords=hints,
-            log_prob=log_prob,
-            finished=finished,
-            heard=utterance.known / SAMPLE_RATE,
-        )
+    def _commit(self, seated: list[_Seated], rows: list[Row], written, heard) -> None:
+        """Note what the device did for all rows, before any of it is read.
+
+        Whatever happens to one stream then, no other one is given a chunk twice.
+        """
+        self.effort.passes += int(written.passes)
+        self.effort.accepted += int(written.accepted[: len(rows)].sum())
+        for place, ((_, seat), row) in enumerate(zip(seated, rows)):
+            row = dataclasses.replace(
+                row,
+                written=_take_row(written, place),
+                heard=None if heard is None else _take_row(heard, place),
+            )
+            seat.commit(row)
+
+
+def _asks_for_text(piece: Piece) -> bool:
+    return piece.utterance.begun and not piece.last
+
+
+def _take_row(struct, place: int):
+    """One row of a struct of numpy arrays; what is not by rows stays."""
+    return jax.tree.map(lambda leaf: leaf[place] if np.ndim(leaf) else leaf, struct)
+
+
+def _describe(error: BaseException | None) -> str:
+    return f"{type(error).__name__}: {error}" if error else "it was asked to"

@@ -8,25 +8,63 @@ so the packets' sizes change nothing.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from nim4_jax.decode import endpoint, events
+from nim4_jax.decode.audio_buffer import AudioBuffer, StreamError
 from nim4_jax.decode.endpoint import BlankDetector, Boundary, EndpointConfig, Silero
-from nim4_jax.decode.events import Event, SpeechStarted, SpeechStopped
+from nim4_jax.decode.events import Event, Failed, SpeechStarted, SpeechStopped
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.retrieval.hotwords import Hit, HotwordRetriever
 from nim4_jax.retrieval.hotwords import StreamState as Hearing
 
 _IDLE_CHUNKS = 8  # chunks without speech after which what was heard is forgotten
+_WINDOWS = 64  # of the detector in one turn of a stream: two seconds of audio
+_NEAR_FULL = 3 * SAMPLE_RATE  # samples before an utterance is full
+_NOBODY = HotwordRetriever(())
 
 
-class StreamError(ValueError):
-    """A packet that cannot be taken; nothing of it is, and the stream goes on."""
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one stream may ask of the process that it shares with others.
+
+    Attributes:
+        hints: names for every prompt; what does not fit into it is encoded in vain.
+        hint_length: characters of each.
+        waiting: seconds of audio that may wait to be heard.
+    """
+
+    hints: int = 256
+    hint_length: int = 256
+    waiting: float = 4 * 3600.0
+
+    def check(self, hints: Sequence[str]) -> tuple[str, ...]:
+        """Hints as they were given.
+
+        Raises:
+            StreamError: too many, too long, or no texts.
+        """
+        if isinstance(hints, str):
+            raise StreamError(f"hints are {hints!r}; give a sequence of texts.")
+        checked = tuple(hints)
+        if len(checked) > self.hints:
+            raise StreamError(
+                f"{len(checked)} hints; a prompt takes at most {self.hints}. Put a "
+                "longer list into a hotword layer (`retriever`), which finds those "
+                "that are said."
+            )
+        for hint in checked:
+            if not isinstance(hint, str) or len(hint) > self.hint_length:
+                raise StreamError(
+                    f"hint {str(hint)[:40]!r} … is no text of at most "
+                    f"{self.hint_length} characters; leave it out."
+                )
+        return checked
 
 
 @dataclasses.dataclass
@@ -57,11 +95,6 @@ class Utterance:
     def chunks(self) -> int:
         """How many the device has taken."""
         return len(self.log_probs)
-
-    @property
-    def hits(self) -> tuple[Hit, ...]:
-        """Hotwords heard so far."""
-        return self.hearing.hits
 
     def finish(self, end: int, reason: str, known: int) -> None:
         """It ends there."""
@@ -108,10 +141,15 @@ _Flow = Generator[Step, None, None]
 class Session:
     """A stream of audio, cut into utterances and those into pieces.
 
+    Any thread may call `feed` and `close` and set `hints` and `retriever`, whatever the
+    listener does meanwhile. All else is the listener's.
+
     Attributes:
-        hints: names that each prompt of the stream holds; may be replaced at any time.
-        retriever: finds further names in what is heard; may be replaced at any time.
+        retriever: finds further names in what is heard; may be replaced at any time:
+            one that comes late still finds what was said a few seconds ago.
         utterance: the last that was opened, None before the first.
+        failure: why the stream broke off, None while it has not.
+        paused: whether audio that has come waits for the stream's next turn.
     """
 
     def __init__(
@@ -120,8 +158,9 @@ class Session:
         boundaries: EndpointConfig,
         detector: Silero | BlankDetector,
         *,
-        hints: tuple[str, ...] = (),
+        hints: Sequence[str] = (),
         retriever: HotwordRetriever | None = None,
+        limits: Limits | None = None,
     ):
         """A stream before its first sample.
 
@@ -132,50 +171,71 @@ class Session:
                 a BlankDetector judges what the recogniser heard.
             hints: see the attribute.
             retriever: see the attribute.
+            limits: what the stream may ask for; None for the defaults.
+
+        Raises:
+            StreamError: hints beyond the limits.
         """
-        self.hints, self.retriever = tuple(hints), retriever
+        self._limits = limits or Limits()
+        self._hints = self._limits.check(hints)
+        self.retriever = retriever
         self._config, self._boundaries = config, boundaries
         # From where a chunk begins to the end of what it sees.
         self._reach = config.hop + config.rates.samples_after
         self.utterance: Utterance | None = None
-        self._detector: Any = detector
-        self._packets: list[np.ndarray] = []
-        self._buffer = np.zeros(0, np.float32)
-        self._first = 0  # sample of the stream at which the buffer begins
-        self._fed = 0
-        self._judged = 0
-        self._closed = False
+        self.failure: Exception | None = None
+        self.paused = False
+        self._turn = _WINDOWS  # windows that may still be judged in this turn
+        self._audio = AudioBuffer()
+        self._judged = 0  # samples
+        self._needed = 0  # samples that were needed for what is known
         self._count = 0
         self._endpoint = endpoint.EndpointState()
+        self._detector: Any = detector
         self._detected: Any = detector.start()
-        early = isinstance(detector, Silero)
-        self._flow: _Flow = self._judge_first() if early else self._hear_first()
+        self._early = isinstance(detector, Silero)
+        # What was heard begins at whole frames; what was not, anywhere.
+        self._grain = 1 if self._early else detector.frame
+        self._flow: _Flow = self._run()
+
+    @property
+    def hints(self) -> tuple[str, ...]:
+        """Names that each prompt of the stream holds; may be replaced at any time.
+
+        Raises:
+            StreamError: on setting: see `Limits`.
+        """
+        return self._hints
+
+    @hints.setter
+    def hints(self, hints: Sequence[str]) -> None:
+        self._hints = self._limits.check(hints)
 
     @property
     def seconds(self) -> float:
         """Audio so far."""
-        return self._fed / SAMPLE_RATE
+        return self._audio.sent / SAMPLE_RATE
+
+    @property
+    def backlog(self) -> float:
+        """Seconds of audio that wait to be heard."""
+        return max(0, self._audio.sent - self._judged) / SAMPLE_RATE
 
     @property
     def closed(self) -> bool:
         """Whether the end of the audio has come."""
-        return self._closed
+        return self._audio.closed
 
     def feed(self, samples: Float[np.ndarray, " S"]) -> None:
-        """Append a packet of any size.
+        """Append a packet of any size; from any thread.
 
         Args:
             samples: float32 in [-1, 1), 16 kHz, one channel.
 
         Raises:
-            StreamError: the stream has ended, the packet has another form, or it holds
-                a sample that is no number.
+            StreamError: the stream has ended or is full (`Limits.waiting`), the packet
+                has another form, or it holds a sample that is no number.
         """
-        if self._closed:
-            raise StreamError(
-                f"{np.size(samples)} samples came after the end of the stream; open "
-                "another stream for them."
-            )
         samples = np.asarray(samples)
         if samples.ndim != 1 or samples.dtype != np.float32:
             raise StreamError(
@@ -189,22 +249,34 @@ class Session:
                 f"sample {bad[0]} of a packet of {len(samples)} is {samples[bad[0]]}; "
                 "the packet was left out. Send finite samples."
             )
-        if len(samples):
-            self._packets.append(samples.copy())
-            self._fed += len(samples)
+        most = self._judged + round(self._limits.waiting * SAMPLE_RATE)
+        self._audio.append(samples, most)
 
     def close(self) -> None:
-        """No more audio will come."""
-        self._closed = True
+        """No more audio will come; from any thread."""
+        self._audio.close("after the end of the stream; open another stream for them.")
+
+    def fail(self, error: Exception) -> Failed:
+        """The stream breaks off; what it says of that."""
+        self.failure = error
+        told = f"{type(error).__name__}: {error}"
+        self._audio.close(f"for a stream that broke off ({told}); open another one.")
+        number = self.utterance.number if self.utterance else 0
+        return Failed(number, told, self._needed / SAMPLE_RATE)
+
+    def begin_turn(self) -> None:
+        """Some more audio may be judged: the streams of a listener take turns."""
+        self._turn = _WINDOWS
 
     def advance(self) -> Step:
-        """What comes next in the audio; None where more of it is needed.
+        """What comes next in the audio; None where more of it, or a turn, is needed.
 
         A piece must be taken (`take`) before the next call.
 
         Raises:
             StopIteration: the stream is closed and all of it is done.
         """
+        self._audio.receive()
         return next(self._flow)
 
     def take(
@@ -226,32 +298,40 @@ class Session:
             full: whether the text has no more room.
         """
         utterance = piece.utterance
-        if self.retriever is not None:
-            frame_seconds = self._config.rates.frame_seconds
-            begin = utterance.chunks * self._config.chunk + frames
-            begin = begin * frame_seconds
-            utterance.hearing, _ = self.retriever.scan(
-                utterance.hearing,
-                phonemes,
-                log_probs,
-                np.stack([begin, begin + frame_seconds], axis=1),
-            )
         utterance.log_probs.append(log_probs)
         full = full or utterance.chunks == self._config.chunks
         if full and utterance.end is None:
             utterance.finish(piece.until, events.FULL, piece.heard)
+        if utterance.begun:
+            # What is heard is kept without a retriever too: one may come later.
+            hearing = utterance.hearing
+            begin = (hearing.frames + frames) * hearing.frame_seconds
+            times = np.stack([begin, begin + hearing.frame_seconds], axis=1)
+            utterance.hearing, _ = (self.retriever or _NOBODY).scan(
+                hearing, phonemes, log_probs, times
+            )
 
-    def _judge_first(self) -> _Flow:
+    def find_hits(self, utterance: Utterance) -> tuple[Hit, ...]:
+        """Names heard in an utterance that the retriever still holds."""
+        utterance.hearing = (self.retriever or _NOBODY).refresh(utterance.hearing)
+        return utterance.hearing.hits
+
+    def _run(self) -> _Flow:
         """Utterances are where the detector hears speech."""
-        start = None
+        find = self._find_speech if self._early else self._overhear
+        follow = self._follow if self._early else self._hear_on
         while True:
-            if start is None:
-                start = yield from self._find_speech()
+            start = yield from find()
             if start is None:
                 return
-            self.utterance = self._open(start)
-            yield self._tell_start(self.utterance)
-            start = yield from self._follow(self.utterance)
+            utterance = self.utterance = self._open(start)
+            yield self._tell_start(utterance)
+            yield from follow(utterance)
+            yield from self._tell_end(utterance)
+            if utterance.reason == events.STREAM_ENDED:
+                return
+            if utterance.reason == events.FULL:
+                self._endpoint = endpoint.break_off(self._endpoint, utterance.end or 0)
 
     def _find_speech(self) -> Generator[None, None, int | None]:
         """Judge windows until speech begins; None where the stream ends before."""
@@ -262,32 +342,53 @@ class Session:
             self._forget(self._judged)
         return None
 
-    def _follow(self, utterance: Utterance) -> Generator[Step, None, int | None]:
-        """Pieces of an utterance until its end; where the next begins if it is full."""
+    def _follow(self, utterance: Utterance) -> _Flow:
+        """Pieces of an utterance until its end."""
         while utterance.end is None or self._place(utterance) < utterance.end:
             until = self._place(utterance) + self._reach
             while utterance.end is None and self._judged < until:
                 if not (yield from self._await_window()):
-                    utterance.finish(self._fed, events.STREAM_ENDED, self._fed)
+                    end = self._audio.end
+                    utterance.finish(end, events.STREAM_ENDED, end)
                 elif (found := self._judge_window()) and found.kind == endpoint.END:
                     utterance.finish(found.at, events.SPEECH_ENDED, found.known)
-            yield self._cut(utterance, self._judged)
+                else:
+                    self._end_at_pause(utterance)
+            yield self._cut(utterance)
             self._forget(self._first_seen(utterance))
-        yield from self._tell_end(utterance)
-        return utterance.end if utterance.reason == events.FULL else None
+
+    def _end_at_pause(self, utterance: Utterance) -> None:
+        """An utterance that will soon be full ends where somebody takes breath."""
+        room = self._config.chunks * self._config.hop
+        near = room - min(_NEAR_FULL, room // 8)
+        quiet = self._endpoint.quiet
+        if self._judged - utterance.start < near or quiet < endpoint.BREATH:
+            return
+        # What the device has heard already is not taken back.
+        earliest = self._place(utterance) + (endpoint.WINDOW if self._early else 0)
+        end = max(self._judged - quiet // 2, earliest)
+        utterance.finish(min(end, self._judged), events.FULL, self._needed)
 
     def _await_window(self) -> Generator[None, None, bool]:
         """Wait for a window to judge; False where the stream ends before."""
-        while self._fed - self._judged < endpoint.WINDOW:
-            if self._closed:
-                return False
+        while True:
+            self.paused = False
+            if self._audio.end - self._judged < endpoint.WINDOW:
+                if self._audio.ended:
+                    return False
+            elif self._turn:
+                self._turn -= 1
+                return True
+            else:
+                self.paused = True
             yield None
-        return True
 
     def _judge_window(self) -> Boundary | None:
-        samples = self._read(self._judged, self._judged + endpoint.WINDOW)
+        samples = self._audio.read(self._judged, self._judged + endpoint.WINDOW)
         self._detected, probability = self._detector.score(self._detected, samples)
-        return self._judge(float(probability), endpoint.WINDOW)
+        boundary = self._judge(float(probability), endpoint.WINDOW)
+        self._needed = self._judged
+        return boundary
 
     def _judge(self, probability: float, samples: int) -> Boundary | None:
         self._judged += samples
@@ -296,58 +397,62 @@ class Session:
         )
         return boundary
 
-    def _hear_first(self) -> _Flow:
-        """Everything is heard; what has no speech in it is forgotten again."""
-        start = 0
-        while start is not None:
-            self.utterance = self._open(start, begun=False)
-            start = yield from self._overhear(self.utterance)
+    def _overhear(self) -> Generator[Step, None, int | None]:
+        """Let the device hear until speech begins; None where the stream ends before.
 
-    def _overhear(self, utterance: Utterance) -> Generator[Step, None, int | None]:
-        """Pieces until speech has come and gone; where the next utterance begins."""
-        following = None
+        What it heard is forgotten: the utterance is heard anew from its beginning.
+        """
+        while True:
+            heard = self.utterance = self._open(self._judged, begun=False)
+            while heard.chunks < _IDLE_CHUNKS:
+                if not (yield from self._await_piece(heard)):
+                    return None
+                yield self._cut(heard)
+                if boundary := self._judge_heard(heard):
+                    return boundary.at // self._grain * self._grain
+                self._forget(self._first_seen(heard))
+
+    def _hear_on(self, utterance: Utterance) -> _Flow:
+        """Pieces of an utterance until its end shows in one of them."""
         while utterance.end is None:
-            place = self._place(utterance)
-            while self._fed < place + self._reach and not self._closed:
-                yield None
-            if self._closed and self._fed <= place + self._config.hop:
-                utterance.finish(self._fed, events.STREAM_ENDED, self._fed)
-            if self._fed > place:
-                yield self._cut(utterance, min(self._fed, place + self._reach))
-            following, begins = self._judge_heard(utterance, place)
-            if begins:
-                yield self._tell_start(utterance)
-            if utterance.reason == events.FULL:
-                following = utterance.end
-            idle = not utterance.begun and utterance.chunks >= _IDLE_CHUNKS
-            if utterance.end is None and idle:
-                return place
-            self._forget(min(place, self._first_seen(utterance)))
-        if utterance.begun:
-            yield from self._tell_end(utterance)
-        return None if utterance.reason == events.STREAM_ENDED else following
+            audible = yield from self._await_piece(utterance)
+            end = self._audio.end
+            if self._audio.ended and end <= self._place(utterance) + self._config.hop:
+                utterance.finish(end, events.STREAM_ENDED, end)
+            if not audible:
+                return
+            yield self._cut(utterance)
+            boundary = self._judge_heard(utterance)
+            if boundary and utterance.reason != events.STREAM_ENDED:
+                utterance.finish(boundary.at, events.SPEECH_ENDED, self._needed)
+            elif utterance.end is None:
+                self._end_at_pause(utterance)
+            self._forget(self._first_seen(utterance))
 
-    def _judge_heard(self, utterance: Utterance, place: int) -> tuple[int | None, bool]:
-        """Where the utterance ended in its last chunk, if so; whether it began there.
+    def _await_piece(self, utterance: Utterance) -> Generator[None, None, bool]:
+        """Wait for a chunk and what it sees behind it; False: nothing comes."""
+        place = self._place(utterance)
+        while self._audio.end < place + self._reach and not self._audio.ended:
+            yield None
+        until = min(self._audio.end, place + self._reach)
+        self._needed = max(self._needed, until)
+        return self._audio.end > place
 
-        An end behind which somebody speaks on in the same chunk is none.
+    def _judge_heard(self, utterance: Utterance) -> Boundary | None:
+        """The first boundary in what is new in the last chunk.
+
+        Frames behind it are judged when they are heard as part of what follows.
         """
         frame = self._detector.frame
+        place = self._place(utterance) - self._config.hop
         scores = utterance.log_probs[-1][max(0, self._judged - place) // frame :]
-        self._detected, probabilities = self._detector.score(self._detected, scores)
-        end, begins = None, False
-        for probability in probabilities:
-            boundary = self._judge(float(probability), frame)
-            if boundary and boundary.kind == endpoint.START and not utterance.begun:
-                utterance.begun = begins = True
-            if boundary and boundary.kind == endpoint.END:
-                end = boundary
-            elif probability >= self._boundaries.threshold:
-                end = None
-        if end and utterance.begun and utterance.end is None:
-            until = self._place(utterance)
-            utterance.finish(end.at, events.SPEECH_ENDED, min(self._fed, until))
-        return (end.at if end else None), begins
+        _, probabilities = self._detector.score(self._detected, scores)
+        count, boundary = 0, None
+        while count < len(scores) and boundary is None:
+            boundary = self._judge(float(probabilities[count]), frame)
+            count += 1
+        self._detected, _ = self._detector.score(self._detected, scores[:count])
+        return boundary
 
     def _open(self, start: int, begun: bool = True) -> Utterance:
         """The next utterance, from that sample of the stream on."""
@@ -359,23 +464,24 @@ class Session:
         return utterance.start + utterance.chunks * self._config.hop
 
     def _first_seen(self, utterance: Utterance) -> int:
-        """First sample of the utterance that its next chunk sees."""
+        """First sample that the next chunk sees, of this utterance or behind it."""
         before = self._config.rates.samples_before
-        return max(utterance.start, self._place(utterance) - before)
+        seen = max(utterance.start, self._place(utterance) - before)
+        return seen if utterance.end is None else min(seen, utterance.end)
 
-    def _cut(self, utterance: Utterance, heard: int) -> Piece:
+    def _cut(self, utterance: Utterance) -> Piece:
         place, begin = self._place(utterance), self._first_seen(utterance)
-        stop = self._fed if utterance.end is None else utterance.end
+        stop = self._audio.end if utterance.end is None else utterance.end
         stop = min(stop, place + self._reach)
         until = min(place + self._config.hop, stop)
         last = utterance.end is not None and utterance.end <= until
         missing = self._config.rates.samples_before - (place - begin)
-        samples = self._read(begin, stop)
-        return Piece(utterance, missing, samples, until, heard, last)
+        samples = self._audio.read(begin, stop)
+        return Piece(utterance, missing, samples, until, self._needed, last)
 
     def _tell_start(self, utterance: Utterance) -> SpeechStarted:
         self._count += 1
-        start, heard = utterance.start / SAMPLE_RATE, self._judged / SAMPLE_RATE
+        start, heard = utterance.start / SAMPLE_RATE, self._needed / SAMPLE_RATE
         return SpeechStarted(utterance.number, start, heard)
 
     def _tell_end(self, utterance: Utterance) -> _Flow:
@@ -388,22 +494,8 @@ class Session:
         )
         yield Ending(utterance)
 
-    def _read(self, begin: int, end: int) -> np.ndarray:
-        """Samples of the stream from the buffer."""
-        if self._packets:
-            self._buffer = np.concatenate([self._buffer, *self._packets])
-            self._packets = []
-        if not self._first <= begin <= end <= self._first + len(self._buffer):
-            raise RuntimeError(
-                f"samples {begin} to {end} of a stream are not in its buffer, which "
-                f"holds {len(self._buffer)} from {self._first} on."
-            )
-        return self._buffer[begin - self._first : end - self._first]
-
     def _forget(self, place: int) -> None:
         """Samples before that place are not needed again, but for the next START."""
         earliest = endpoint.find_earliest(self._boundaries, self._endpoint)
-        place = min(place, earliest, self._judged)
-        if place - self._first > len(self._buffer) // 2:
-            self._buffer = self._buffer[place - self._first :].copy()
-            self._first = place
+        earliest = earliest // self._grain * self._grain
+        self._audio.forget(min(place, earliest, self._judged))

@@ -286,7 +286,8 @@ def test_an_utterance_without_room_ends_and_the_next_begins_there(whole, spoken)
     stops = [event for event in told if isinstance(event, SpeechStopped)]
     starts = [event for event in told if isinstance(event, SpeechStarted)]
     assert [stop.reason for stop in stops[:-1]] == [events.FULL] * (len(stops) - 1)
-    assert len(stops) > 1 and stops[-1].reason == events.SPEECH_ENDED
+    # The last one would soon be full, but somebody takes breath before.
+    assert len(stops) > 1 and stops[-1].end < stops[-1].heard
     for stop, start in zip(stops, starts[1:]):
         assert stop.end == start.start
     # Five chunks; where the end is known just behind them, its rest comes along.
@@ -359,7 +360,7 @@ def test_a_long_silence_costs_no_memory(listener, overhearing):
             session.feed(np.zeros(RATE, np.float32))
             for _ in one.drain():
                 pass
-        assert len(session._buffer) < 8 * RATE
+        assert len(session._audio) < 8 * RATE
         one.drop(session)
 
 

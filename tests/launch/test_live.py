@@ -27,6 +27,7 @@ from nim4_jax.launch import (
     recognition,
     transcribe,
 )
+from nim4_jax.retrieval.hotwords import HotwordRetriever
 
 RATE = 16_000
 CONFIG = StreamConfig(chunk=4, left=4, chunks=40, text_tokens=64, suffix_tokens=40)
@@ -327,6 +328,40 @@ def test_an_error_in_a_source_comes_behind_its_packets():
     assert [next(packets), next(packets)] == [1, 2]
     with pytest.raises(OSError, match="unplugged"):
         next(packets)
+
+
+def test_a_source_that_cannot_wait_fills_no_memory():
+    inbox, packet = live_source.Inbox(RATE, 0, most=3), np.zeros(2, np.int16)
+    assert [inbox.put(packet) for _ in range(5)] == [True] * 3 + [False] * 2
+    inbox.end()
+    assert len(list(inbox)) == 3
+
+
+def test_a_stream_that_breaks_off_is_told_and_no_success(listener):
+    class Bad(HotwordRetriever):
+        def scan(self, *_):
+            raise OSError("a bad list")
+
+    shown, warned = [], []
+    loud = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
+
+    def packets():
+        listener._seats[0].session.retriever = Bad([])
+        listener._seats[0].session._detector = Loud()
+        yield loud
+        yield loud
+
+    outcome = live.run_stream(listener, packets(), shown.append, warn=warned.append)
+    assert outcome.failed and shown[-1].error == "OSError: a bad list"
+    assert any("broke off: OSError: a bad list" in line for line in warned)
+    assert json.loads(json.dumps(live_display.describe(shown[-1])))["event"] == "failed"
+
+
+class Loud:
+    """Hears speech everywhere."""
+
+    def score(self, state, _window):
+        return state, 1.0
 
 
 def test_a_packet_that_cannot_be_resampled_is_left_out():

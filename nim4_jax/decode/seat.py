@@ -1,0 +1,136 @@
+"""A stream's place on the device, and what the host makes of what the device did."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+
+from nim4_jax.decode import timing
+from nim4_jax.decode.events import Final, Partial
+from nim4_jax.decode.session import Ending, Piece, Session, Utterance
+from nim4_jax.features import SAMPLE_RATE
+from nim4_jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """A row of a batch, while the device has it and until the host has read it.
+
+    Attributes:
+        utterance: whose row it is.
+        hints: names in its prompt.
+        limit: tokens that the text may have; 0: no text was asked for.
+        piece: the chunk; None for a second pass.
+        heard: the row's `Heard`, numpy; None for a second pass.
+        written: the row's `Written`, numpy.
+    """
+
+    utterance: Utterance
+    hints: tuple[str, ...]
+    limit: int
+    piece: Piece | None = None
+    heard: Any = None
+    written: Any = None
+
+
+@dataclasses.dataclass(eq=False)
+class Seat:
+    """A slot of the device's state that a session has.
+
+    Attributes:
+        session: who has it.
+        piece: its next chunk, not yet taken.
+        ending: its utterance that waits for the second pass.
+        done: what the device made of either, not yet read.
+        live: whether the device holds an utterance that is not over.
+        length: tokens of the text so far.
+        told: text and stable part of the last partial.
+    """
+
+    session: Session
+    piece: Piece | None = None
+    ending: Utterance | None = None
+    done: Row | None = None
+    live: bool = False
+    length: int = 0
+    told: tuple[str, int] = ("", 0)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the device or the host has something to do for it."""
+        return bool(self.piece or self.ending or self.done or self.session.paused)
+
+    def queue(self, work: Piece | Ending) -> None:
+        """Something for the device."""
+        if isinstance(work, Ending):
+            self.ending = work.utterance
+            return
+        self.piece = work
+        if work.fresh:
+            self.length, self.told = 0, ("", 0)
+
+    def commit(self, row: Row) -> None:
+        """The device has done what was asked for."""
+        self.done, self.piece, self.ending = row, None, None
+        self.live = row.piece is not None
+        if row.piece is not None:
+            self.length = int(row.written.length)
+
+    def read_chunk(
+        self, row: Row, tokenizer: Tokenizer, text_tokens: int
+    ) -> Partial | None:
+        """Give the session its chunk; the new partial, if there is one."""
+        piece, heard = row.piece, row.heard
+        assert piece is not None
+        (frames,) = np.nonzero(heard.starts & heard.mask)
+        self.session.take(
+            piece,
+            heard.log_probs[heard.mask],
+            heard.ids[frames].astype(np.uint8),
+            frames,
+            full=self.length >= text_tokens,
+        )
+        if not row.limit:
+            return None
+        tokens, kept = row.written.tokens, int(row.written.stable)
+        text = _read(tokenizer, tokens[: self.length])
+        front = _read(tokenizer, tokens[:kept]).rstrip("\ufffd")
+        same = (a == b for a, b in zip(front, text))
+        stable = sum(itertools.takewhile(bool, same))
+        if (text, stable) == self.told:
+            return None
+        self.told = (text, stable)
+        number, needed = piece.utterance.number, piece.heard / SAMPLE_RATE
+        return Partial(number, text, stable, row.hints, needed)
+
+
+def make_final(row: Row, tokenizer: Tokenizer, frame_seconds: float) -> Final:
+    """What the second pass wrote, with times."""
+    utterance, written = row.utterance, row.written
+    assert utterance.end is not None
+    start, end = utterance.start / SAMPLE_RATE, utterance.end / SAMPLE_RATE
+    text = _read(tokenizer, written.tokens[: written.length])
+    log_probs = np.concatenate(utterance.log_probs)
+    words = timing.time_words(text, log_probs, end - start, frame_seconds)
+    return Final(
+        utterance=utterance.number,
+        text=text,
+        words=tuple(
+            dataclasses.replace(word, start=word.start + start, end=word.end + start)
+            for word in words
+        ),
+        start=start,
+        end=end,
+        reason=utterance.reason,
+        hotwords=row.hints,
+        log_prob=float(written.log_prob),
+        finished=bool(written.finished),
+        heard=utterance.known / SAMPLE_RATE,
+    )
+
+
+def _read(tokenizer: Tokenizer, tokens: np.ndarray) -> str:
+    return tokenizer.decode(tokens.tolist()).strip()
