@@ -15,7 +15,8 @@ import numpy as np
 
 from nim4_jax.decode.events import Failed
 from nim4_jax.decode.listener import Listener
-from nim4_jax.decode.session import Piece, Session
+from nim4_jax.decode.session import Session
+from nim4_jax.decode.utterance import Piece
 from nim4_jax.eval import latency
 from nim4_jax.eval.latency import Latency, Timed
 from nim4_jax.features import SAMPLE_RATE

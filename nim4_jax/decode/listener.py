@@ -31,8 +31,9 @@ from nim4_jax.decode.programs import Arrival
 from nim4_jax.decode.prompter import Prompter
 from nim4_jax.decode.recogniser import Recogniser
 from nim4_jax.decode.seat import Row, Seat, make_final
-from nim4_jax.decode.session import Ending, Limits, Piece, Session, StreamError
+from nim4_jax.decode.session import Limits, Session, StreamError
 from nim4_jax.decode.stream_config import StreamConfig
+from nim4_jax.decode.utterance import Ending, Piece
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.retrieval.hotwords import HotwordRetriever
 from nim4_jax.types import Frames, Labels

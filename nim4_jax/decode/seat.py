@@ -10,7 +10,8 @@ import numpy as np
 
 from nim4_jax.decode import timing
 from nim4_jax.decode.events import Final, Partial
-from nim4_jax.decode.session import Ending, Piece, Session, Utterance
+from nim4_jax.decode.session import Session
+from nim4_jax.decode.utterance import Ending, Piece, Utterance
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.text.tokenizer import Tokenizer
 

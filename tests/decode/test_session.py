@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from nim4_jax.decode import events
 from nim4_jax.decode.endpoint import BlankDetector, EndpointConfig, Silero
 from nim4_jax.decode.events import SpeechStarted, SpeechStopped
-from nim4_jax.decode.session import Ending, Piece, Session
+from nim4_jax.decode.session import Session
 from nim4_jax.decode.stream_config import StreamConfig
+from nim4_jax.decode.utterance import Ending, Piece
 from nim4_jax.text.phonemes import INVENTORY
 
 RATE, FRAME = 16_000, 640

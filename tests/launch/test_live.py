@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 from absl import app
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nim4_jax.data import audio, sources
 from nim4_jax.decode.events import Final, Partial, SpeechStarted, SpeechStopped
