@@ -37,6 +37,7 @@ from nim4_jax.data import (
     sources,
     transforms,
 )
+from nim4_jax.data.config import fit_rows
 from nim4_jax.launch import assembly
 from nim4_jax.launch.benchmarks import measure
 
@@ -138,7 +139,11 @@ def configure(source: str, **changes: Any) -> pipeline.DataConfig:
         "threads": 1,
         "epochs": 1,
     }
-    return pipeline.DataConfig(**(fields | changes))
+    made = pipeline.DataConfig(**(fields | changes))
+    if made.batch_size:
+        return made
+    rows = fit_rows(made, shards=1, multiple=1)
+    return dataclasses.replace(made, batch_size=rows, device_seconds=0.0)
 
 
 class Reader:

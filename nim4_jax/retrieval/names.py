@@ -83,7 +83,7 @@ class Name:
 def _describe(value: object) -> str:
     """The type of a value, as JSON calls it."""
     names = {str: "string", list: "list", dict: "object", bool: "boolean"}
-    return names.get(type(value), "number")
+    return "null" if value is None else names.get(type(value), "number")
 
 
 def clean(text: str) -> str:

@@ -1,5 +1,6 @@
 """Hints in batches: the laws, what they say, and what has no room."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -38,7 +39,7 @@ def config(corpus_path, tmp_path_factory) -> DataConfig:
             }
         )
     path = folder / "calls.jsonl"
-    lines = [pipeline.sources.json.dumps(row, ensure_ascii=False) for row in rows]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf8")
     names = folder / "names.txt"
     names.write_text("ana read\nnobody's name\n", encoding="utf8")

@@ -1,6 +1,7 @@
 """Windows mark the keys that they were cut from, where they were cut."""
 
 import collections
+from unittest import mock
 
 import numpy as np
 from hypothesis import given
@@ -80,6 +81,11 @@ def test_windows_are_distinct_and_ascend(keys):
 @given(keys=key_lists, first=st.integers(0, 255), second=st.integers(0, 255))
 def test_pairs_tell_where_windows_that_begin_so_are(keys, first, second):
     marked, _ = mark(keys)
+    if keys:
+        assert not len(marked.pairs)  # few windows need no table
+    marked, _ = mark(keys)
+    with mock.patch.object(windows, "_FEW", 0):
+        assert len(marked.pairs) == 256 * 257
     spelled = [window.tobytes() for window in marked.phonemes]
     heads = [(first, second), *((window[0], window[1]) for window in spelled)]
     for one, other in heads:
