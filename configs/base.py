@@ -249,14 +249,11 @@ def probe(size: str) -> ConfigDict:
     )
 
 
-def get_config(size: str = "") -> ConfigDict:
-    """Everything but what a stage decides."""
-    parts = choose_encoder(size)
+def _make_model(size: str) -> ConfigDict:
+    """Shapes and dtypes."""
+    parts, tiny = choose_encoder(size), on_laptop(size)
     size = check_size(size)
-    tiny = on_laptop(size)
-    rows, seconds = _BATCHES.get(size, _LAPTOP_BATCHES if tiny else _POD_BATCHES)
-    config = ConfigDict()
-    config.model = ConfigDict(
+    return ConfigDict(
         {
             **parts,
             "adaptor_width": _ADAPTOR_WIDTHS[size],
@@ -270,15 +267,13 @@ def get_config(size: str = "") -> ConfigDict:
             "remat": "none" if tiny else "full",
         }
     )
-    # A path to a tokenizer.json; "nano" is the one in the package.
-    config.tokenizer = _TOKENIZERS.get(size, "tokenizer.json")
-    # JSON from `nim4 cmvn`; empty: from so many hours of the training data, drawn at
-    # random (0: all), when not inherited.
-    config.cmvn = ""
-    config.cmvn_hours = 3.0
-    # Workdirs or .safetensors files to start from, comma-separated; later ones win.
-    config.init_from = ""
-    config.data = ConfigDict(
+
+
+def _make_data(size: str) -> ConfigDict:
+    """What is heard, in which batches."""
+    size, tiny = check_size(size), on_laptop(size)
+    rows, seconds = _BATCHES.get(size, _LAPTOP_BATCHES if tiny else _POD_BATCHES)
+    return ConfigDict(
         {
             "kind": "speech",
             "sources": ("bundled:commands:train",),
@@ -308,6 +303,22 @@ def get_config(size: str = "") -> ConfigDict:
             "cache_mb": 800.0 if tiny else 0.0,
         }
     )
+
+
+def get_config(size: str = "") -> ConfigDict:
+    """Everything but what a stage decides."""
+    tiny = on_laptop(size)
+    config = ConfigDict()
+    config.model = _make_model(size)
+    # A path to a tokenizer.json; "nano" is the one in the package.
+    config.tokenizer = _TOKENIZERS.get(check_size(size), "tokenizer.json")
+    # JSON from `nim4 cmvn`; empty: from so many hours of the training data, drawn at
+    # random (0: all), when not inherited.
+    config.cmvn = ""
+    config.cmvn_hours = 3.0
+    # Workdirs or .safetensors files to start from, comma-separated; later ones win.
+    config.init_from = ""
+    config.data = _make_data(size)
     # (data, fsdp, tensor); empty: of the accelerator, within each slice or node.
     config.mesh = (1, 1, 1) if tiny else ()
     config.meshes = ConfigDict(CUT_MESHES)
