@@ -152,7 +152,12 @@ _LAPTOP_BATCHES = ((16, 10, 6), (2.5, 5.0, 9.0))
 _POD_BATCHES = ((), (2.5, 4.0, 6.5, 15.0, 30.0))
 _DEVICE_SECONDS = 60.0
 
-_TOKENIZERS = {"nano": "nano", "smollm2": "weights/smollm2/tokenizer.json"}
+# base: the packaged one, until its LLM brings its own.
+_TOKENIZERS = {
+    "nano": "nano",
+    "base": "nano",
+    "smollm2": "weights/smollm2/tokenizer.json",
+}
 
 
 def check_size(size: str) -> str:

@@ -177,7 +177,7 @@ def test_other_hints_are_another_plan(config):
     draw = HintConfig(p_none=0.5)
     other = replace(config, hints=replace(config.hints, draw=draw))
     second = pipeline.make_train_iterator(other)
-    with pytest.raises(ValueError, match="belongs to plan"):
+    with pytest.raises(ValueError, match="not that of the checkpoint"):
         second.set_state(first.get_state())
 
 
