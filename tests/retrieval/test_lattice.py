@@ -1,6 +1,7 @@
 """Windows are found along every likely path, whichever error is between."""
 
 import itertools
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -62,6 +63,17 @@ def find_peaks(log_probs):
 def rate(peaks, window, start):
     """Product of the ratios of a window's phonemes from a place on."""
     return np.prod([peaks[start + i][label] for i, label in enumerate(window)])
+
+
+@given(keys=subsets, seed=seeds)
+def test_windows_are_found_alike_with_a_table_and_by_halving(keys, seed):
+    """Few windows have no table of pairs, many have one."""
+    log_probs, halved = draw_posteriors(seed), mark(keys)
+    with mock.patch.object(windows, "_FEW", 0):
+        tabled = mark(keys)
+        assert len(tabled.pairs)
+        found = find(tabled, log_probs)
+    assert not len(halved.pairs) and find(halved, log_probs) == found
 
 
 @given(keys=subsets, seed=seeds)
