@@ -298,7 +298,7 @@ def _make_data(size: str) -> ConfigDict:
             # Shares of the examples heard in a simulated room, at another level (a gain
             # between these dB; it clips as a recorder does), over the telephone.
             "room_share": 0.0,
-            "gain_share": 0.0,
+            "gain_share": 0.5,
             "gain_db": (-30.0, 10.0),
             "telephone_share": 0.0,
             # Silence, noise and music with nothing to write, for stages 4 to 6.

@@ -1,5 +1,6 @@
 """A model, batches and recipes of almost no size, for tests of training."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,10 +8,11 @@ import grain
 import jax
 import numpy as np
 
-from nim4_jax.features import FeatureConfig
+from nim4_jax.features import FeatureConfig, WhisperFeatures
 from nim4_jax.models.asr import Asr, AsrConfig, Prompt
 from nim4_jax.models.conformer import ConformerConfig
 from nim4_jax.models.qwen3 import LLMConfig
+from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
 from nim4_jax.ops.spec_augment import SpecAugmentConfig
 from nim4_jax.train import loop, optim
 from nim4_jax.train import state as train_state
@@ -43,6 +45,18 @@ CONFIG = AsrConfig(
         ffn=16,
     ),
 )
+# By encoder, each with its own features.
+CONFIGS = {
+    "conformer": CONFIG,
+    "whisper": dataclasses.replace(
+        CONFIG,
+        features=WhisperFeatures(num_mels=16, floor=-8.0),
+        encoder=WhisperEncoderConfig(
+            num_layers=2, width=16, num_heads=2, num_mels=16, ffn_factor=2
+        ),
+        speech_stride=8,
+    ),
+}
 PROMPT = Prompt(prefix=(1, 2), suffix=(3,))
 SAMPLES, PHONEMES, TOKENS = 4_800, 4, 3
 
