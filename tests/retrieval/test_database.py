@@ -228,6 +228,28 @@ def test_another_format_or_inventory_is_refused(tmp_path, key, value, message):
         database.load(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda files: files[next(iter(files))].pop("crc32"),
+        lambda files: files[next(iter(files))].update(bytes="1"),
+        lambda files: files.update({next(iter(files)): []}),
+        lambda files: files.pop("machine.symbol"),
+        lambda files: files.update({"bigrams.x": files["machine.symbol"]}),
+        lambda files: files.clear(),
+    ],
+)
+def test_a_manifest_that_lacks_facts_is_named(tmp_path, harm):
+    database.save(make()[0], str(tmp_path))
+    path = tmp_path / database.MANIFEST
+    facts = json.loads(path.read_text())
+    harm(facts["files"])
+    path.write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=r"copy or build the database again") as error:
+        database.load(str(tmp_path))
+    assert str(tmp_path) in str(error.value)
+
+
 def test_no_database_names_the_command(tmp_path):
     with pytest.raises(ValueError, match="build_hotwords"):
         database.load(str(tmp_path / "nothing"))
