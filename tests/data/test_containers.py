@@ -387,6 +387,8 @@ def test_a_view_is_its_pieces_joined(data):
 # --- fuzz (more of it in tests/fuzz)
 
 SMALL = {form: encode(form, 0.3) for form in FORMATS}
+
+
 @given(st.binary(max_size=400), st.sampled_from(sorted(FORMATS)))
 @settings(max_examples=150, deadline=None)
 def test_parsers_take_any_bytes(tail, form):

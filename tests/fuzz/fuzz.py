@@ -170,6 +170,7 @@ def work(given: argparse.Namespace) -> None:
     since = time.monotonic()
     at.write(f"{given.first:012d}")
     at.flush()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever watches ends this
     last = measure_peak()
     for number, name, error, seconds in iterate(targets, scratch, given.seed, numbers):
         at.seek(0)
@@ -207,7 +208,7 @@ def choose(targets: dict[str, Target], wanted: str) -> dict[str, Target]:
 
 
 def watch(given: argparse.Namespace) -> Account:
-    """Read inputs in child processes, one after the other."""
+    """Read inputs in child processes, one after the other; Ctrl-C ends it early."""
     account, first, end = Account(), given.first, given.first + given.count
     base = 0.0
     shared = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -216,19 +217,24 @@ def watch(given: argparse.Namespace) -> Account:
             command = [sys.executable, __file__, "--child", f"--folder={scratch}"]
             command += [f"--seed={given.seed}", f"--first={first}"]
             command += [f"--count={end - first}", f"--formats={given.formats}"]
+            stopped = False
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-                for line in child.stdout or ():
-                    base = max(base, _note(account, json.loads(line), given))
+                try:
+                    for line in child.stdout or ():
+                        base = max(base, _note(account, json.loads(line)))
+                except KeyboardInterrupt:
+                    stopped = True
+                    child.kill()
             at = Path(scratch, "at")
-            number = int(at.read_text()) if at.exists() else None
-            if number is None:
+            if not at.exists():
                 raise SystemExit("the child died before its first input")
+            number = int(at.read_text())
             account.count += number - first
+            if stopped:
+                break
             if number < end:  # it died of this one
-                turns = schedule(
-                    choose(seeds.make_targets(Path(scratch)), given.formats)
-                )
-                name = turns[number % len(turns)]
+                made = choose(seeds.make_targets(Path(scratch)), given.formats)
+                name = schedule(made)[number % len(schedule(made))]
                 died = f"the process died: {child.returncode}"
                 account.errors[name, died].append(number)
                 account.count += 1
@@ -239,13 +245,16 @@ def watch(given: argparse.Namespace) -> Account:
     return account
 
 
-def _note(account: Account, facts: dict, given: argparse.Namespace) -> float:
+def _note(account: Account, facts: dict) -> float:
     """Enter what a child told; returns the memory before its first input."""
     kind = facts["kind"]
     if kind == "begin":
         return facts["peak"]
     if kind == "error":
-        account.errors[facts["name"], facts["what"]].append(facts["number"])
+        found = account.errors[facts["name"], facts["what"]]
+        found.append(facts["number"])
+        if len(found) == 1:
+            print(f"{facts['name']}, input {found[0]}: {facts['what']}", flush=True)
     elif kind == "grown":
         account.grown.append((facts["mb"], facts["name"], facts["number"]))
     elif kind == "took":
@@ -273,6 +282,10 @@ def report(account: Account) -> int:
 
 
 def main() -> int:
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--first", type=int, default=0)
