@@ -129,8 +129,12 @@ def _open_all(
     files = facts["files"]
     _check_files(path, files)
     with ThreadPoolExecutor() as threads:
-        loaded = threads.map(lambda own: _open(path.parent, own), files.values())
-        return facts, dict(zip(files, loaded))
+        whole = list(
+            threads.map(lambda own: _check_sum(path.parent, own), files.values())
+        )
+    # Not in threads: NumPy parses headers by `ast`, which CPython 3.11 counts the depth
+    # of for all threads together (SystemError, once in some thousand loads).
+    return facts, dict(zip(files, map(_map, whole)))
 
 
 def _check_files(path: Path, files: Any) -> None:
@@ -172,8 +176,8 @@ def _find_current(place: Path) -> str:
         return ""
 
 
-def _open(place: Path, facts: Facts) -> np.ndarray:
-    """One file, mapped, if it is what the manifest says."""
+def _check_sum(place: Path, facts: Facts) -> Path:
+    """Path of a file that is what the manifest says."""
     path = place / facts["file"]
     try:
         size = path.stat().st_size
@@ -191,6 +195,10 @@ def _open(place: Path, facts: Facts) -> np.ndarray:
             f"{path} was changed: checksum {found:08x}, the manifest says "
             f"{facts['crc32']:08x}; copy or build the database again."
         )
+    return path
+
+
+def _map(path: Path) -> np.ndarray:
     try:
         # A plain view: calls and slices of `np.memmap` itself cost microseconds each.
         return np.load(path, mmap_mode="r").view(np.ndarray)

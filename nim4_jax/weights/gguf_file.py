@@ -87,7 +87,7 @@ class GgufFile:
         self._quants = gguf.quants
         self.path = path
         try:
-            reader = gguf.GGUFReader(path)
+            reader = _open_reader(path)
             self._fields = {k: f.contents() for k, f in reader.fields.items()}
             tensors = {t.name: t for t in reader.tensors}
             self._tensors = {_rename(name): tensor for name, tensor in tensors.items()}
@@ -247,6 +247,26 @@ class GgufFile:
                 f"{self.path} lacks tokenizer.ggml.{key}, a list of {kind.__name__}."
             )
         return found
+
+
+def _open_reader(path: str) -> Any:
+    """The package's reader, which ends where the file does.
+
+    Raises:
+        Exception: of any kind, if the file is damaged.
+    """
+    import gguf
+
+    class Reader(gguf.GGUFReader):
+        """Its own finds nothing behind the end, as often as a length asks for it."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, *order, **options):
+            found = super()._get(offset, dtype, count, *order, **options)
+            if len(found) < count:
+                raise ValueError(f"{count} numbers at byte {offset} are not there")
+            return found
+
+    return Reader(path)
 
 
 def _rename(name: str) -> str:

@@ -35,7 +35,8 @@ from formats import Target
 from nim4_jax.data import ffmpeg
 
 _SLOW = 5.0  # s of this thread's work that an input may take
-_HANG = 60.0  # s of the process's work after which it is stopped
+_HANG = 20.0  # s of the process's work after which it is stopped
+_ROOM = 2 << 30  # bytes that the process may take for an input
 _MEMORY_MB = 500.0  # growth of the peak over all inputs
 _SHOWN = 3  # inputs of one error
 
@@ -171,6 +172,9 @@ def work(given: argparse.Namespace) -> None:
     at.write(f"{given.first:012d}")
     at.flush()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever watches ends this
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    room = pages * resource.getpagesize() + _ROOM
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))
     last = measure_peak()
     for number, name, error, seconds in iterate(targets, scratch, given.seed, numbers):
         at.seek(0)
