@@ -100,7 +100,8 @@ def _find_bare(corpus: sources.Corpus) -> frozenset[int]:
         f"{texts:,} texts have no keywords, of which hints are made ({named}); at most "
         f"{MOST_SEARCHED:,} are looked through at a start. Look for them once, nim4 "
         "keywords --input=MANIFEST.jsonl --out=NEW.jsonl, and name NEW.jsonl in "
-        "data.sources; or train without hints: --config.data.hints=None."
+        "data.sources (a TFDS data set carries them as a feature 'keywords'); or train "
+        "without hints: --config.data.hints=None."
     )
 
 

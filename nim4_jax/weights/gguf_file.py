@@ -104,7 +104,9 @@ class GgufFile:
             raise ValueError(f"{path} scales RoPE ({_FREQUENCIES}): not supported.")
         try:
             self.config = self._read_config()
-        except (KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
+        except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+            if path in str(error):
+                raise
             raise ValueError(
                 f"{path}: its shape cannot be read ({type(error).__name__}: {error})."
             ) from error
