@@ -287,6 +287,7 @@ def report(account: Account) -> int:
 
 def main() -> int:
     def stop(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends two
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
