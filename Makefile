@@ -1,6 +1,7 @@
 # make demo: train, evaluate and try the nano model. make test: the tests that end in
 # minutes; make test-long: those that take longer (more meshes, kills, processes).
-# make test-large: real weights against their reference. make check: lint.
+# make test-large: real weights against their reference. make fuzz: COUNT damaged files
+# of every format. make check: lint.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ WORKDIR ?= runs/demo
 JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-long test-large check clean
+.PHONY: demo test test-long test-large fuzz check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/nim4 demo --workdir=$(WORKDIR) $(if $(FROM_SCRATCH),--from_scratch)
@@ -24,6 +25,9 @@ test-long: $(VENV)/.installed-test
 test-large: $(VENV)/.installed-test
 	$(PIP) -e '.[large,eval-peers]'
 	$(BIN)/python -m pytest -m large tests/large tests/weights
+
+fuzz: $(VENV)/.installed-test
+	JAX_PLATFORMS=cpu $(BIN)/python tests/fuzz/fuzz.py --count=$(or $(COUNT),200000)
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff check .

@@ -28,6 +28,8 @@ def hints(size: str, **shares: float) -> dict:
         "important": "",
         "suffix_tokens": 48 if tiny else 192,
         "wanted_tokens": 0,
+        # Names that distractors are drawn from, at most.
+        "pool": 20_000,
     }
 
 

@@ -1,7 +1,7 @@
 """Hints in the prompt of each training example, and names its transcript should have.
 
-S, the keyword set, is that of the training transcripts; who stands in which prompt is
-drawn from (seed, epoch, example), so hosts, threads and restarts change nothing.
+Keywords are those that the sources carry (keyword_pool.py); who stands in which prompt
+is drawn from (seed, epoch, example), so hosts, threads and restarts change nothing.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from absl import logging
 
-from nim4_jax.context import choose, keywords
+from nim4_jax.context import choose
 from nim4_jax.context.choose import HintConfig
 from nim4_jax.context.distractors import Distractors
-from nim4_jax.context.keywords import KeywordSet, occurs, spell
-from nim4_jax.context.statistical import StatisticalExtractor
+from nim4_jax.context.keywords import occurs, spell
 from nim4_jax.data import sources, transforms
+from nim4_jax.data.keyword_pool import KeywordPool
 from nim4_jax.retrieval import names
 from nim4_jax.text import prompt
 from nim4_jax.text.tokenizer import Tokenizer
@@ -40,6 +39,7 @@ class HintData:
             left out whole.
         wanted_tokens: width of the names that a transcript should have; 0 delivers
             none of them.
+        pool: names that distractors are drawn from at most, a sample of S.
     """
 
     draw: HintConfig = HintConfig()
@@ -47,22 +47,7 @@ class HintData:
     important: str = ""
     suffix_tokens: int = 64
     wanted_tokens: int = 0
-
-
-def collect(corpus: sources.Corpus, listed: Sequence[str]) -> KeywordSet:
-    """S of the transcripts, and the keywords of each.
-
-    Records bring their own where any record of their source does; in the transcripts of
-    other sources the statistical extractor looks for them.
-    """
-    texts, own = [], []
-    for number in range(len(corpus.sources)):
-        records = [corpus[int(index)] for index in corpus.group(number)]
-        texts += [record["text"] for record in records]
-        given = [tuple(record["keywords"]) for record in records]
-        own += given if any(given) else [None] * len(records)
-    extractor = StatisticalExtractor.fit(texts, names=listed)
-    return keywords.collect(texts, extractor, own=own, names=listed)
+    pool: int = 20_000
 
 
 @dataclass
@@ -71,15 +56,13 @@ class HintDrawer:
 
     Attributes:
         config: shares and widths.
-        keyword_set: S, with the keywords of the examples that hold speech.
-        texts: transcripts of these examples.
+        pool: names, and the keywords of the examples that hold speech.
         tokenizer: path to a tokenizer.json.
         seed: of all draws.
     """
 
     config: HintData
-    keyword_set: KeywordSet
-    texts: tuple[str, ...]
+    pool: KeywordPool
     tokenizer: str
     seed: int
     distractors: Distractors = field(init=False)
@@ -88,7 +71,7 @@ class HintDrawer:
     def __post_init__(self) -> None:
         self._tokenizer = Tokenizer.from_file(self.tokenizer)
         prompt.fit_hints(self._tokenizer, (), self.config.suffix_tokens)  # raises
-        self.distractors = Distractors.build(self.keyword_set.texts)
+        self.distractors = Distractors.build(self.pool.names)
         path = self.config.important
         listed = [name.text for name in names.read_names(path)] if path else []
         self.important = tuple(listed)
@@ -97,10 +80,11 @@ class HintDrawer:
     def open(
         cls, config: HintData, corpus: sources.Corpus, tokenizer: str | None, seed: int
     ) -> HintDrawer:
-        """Collect S and index it.
+        """Sample S and index it.
 
         Raises:
-            ValueError: no tokenizer, no such list, or too few tokens for a prompt.
+            ValueError: no tokenizer, no such list, too few tokens for a prompt, or many
+                texts without keywords.
         """
         if not tokenizer:
             raise ValueError("hints need tokens: put 'tokens' into data.needs.")
@@ -109,24 +93,23 @@ class HintDrawer:
             if config.names
             else []
         )
-        found = collect(corpus, listed)
-        logging.info("%s", found.summary())
-        texts = tuple(corpus[index]["text"] for index in range(len(corpus)))
-        return cls(config, found, texts, tokenizer, seed)
+        pool = KeywordPool.open(corpus, listed, config.pool, seed)
+        return cls(config, pool, tokenizer, seed)
 
     def fingerprint(self) -> str:
         """Of all that the draws depend on."""
-        known = (self.config, sorted(self.keyword_set.counts), self.important)
+        known = (self.config, self.pool.names, self.important)
         return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
     def draw(self, epoch: int, index: int) -> tuple[str, ...]:
         """Hints of an example in an epoch; one without speech has distractors only."""
         rng = np.random.default_rng((self.seed, _HINTS, epoch, index))
-        spoken = index < len(self.texts)
+        spoken = index < len(self.pool.corpus)
+        text, said = self.pool.read(index) if spoken else ("", ())
         hints = choose.choose_hints(
-            self.texts[index] if spoken else "",
-            self.keyword_set.utterances[index] if spoken else (),
-            self.keyword_set,
+            text,
+            said,
+            self.pool.names,
             self.distractors,
             rng,
             self.config.draw,
@@ -135,9 +118,9 @@ class HintDrawer:
 
     def find_wanted(self, index: int, hints: Sequence[str]) -> tuple[str, ...]:
         """Hints that the example says, and the important names in it."""
-        if index >= len(self.texts):
+        if index >= len(self.pool.corpus):
             return ()
-        said = spell(self.texts[index])
+        said = spell(self.pool.corpus.describe(index)["text"])
         named = dict.fromkeys((*hints, *self.important))
         return tuple(name for name in named if occurs(spell(name), said))
 

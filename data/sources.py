@@ -103,8 +103,25 @@ def describe(source: Source, index: int) -> Record:
     return describe_record(index) if describe_record else source[index]
 
 
+def carries_keywords(source: Source) -> bool:
+    """Whether the records of a source bring keywords.
+
+    Then they count as complete: a record without any says none. A manifest carries
+    them where any record has the key, other sources where any record has a keyword.
+    """
+    known = getattr(source, "has_keywords", None)
+    if known is not None:
+        return known
+    return any(describe(source, index)["keywords"] for index in range(len(source)))
+
+
 class Manifest:
-    """The selected records of a JSON-lines manifest."""
+    """The selected records of a JSON-lines manifest.
+
+    Attributes:
+        path: of its file.
+        has_keywords: see `carries_keywords`.
+    """
 
     def __init__(self, path: str, query: str = ""):
         self.path = Path(path)
@@ -114,10 +131,11 @@ class Manifest:
         rows = []
         for number, line in line_file.read(self.path):
             if line.strip():
-                rows.append((number, _parse_line(line, f"{path}:{number}")))
+                rows.append((number, parse_line(line, f"{path}:{number}")))
         self._rows = [row for row in rows if _matches(row[1], conditions)]
         if not self._rows:
             raise ValueError(_describe_empty(path, query, conditions, rows))
+        self.has_keywords = any("keywords" in row for _, row in self._rows)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -185,7 +203,7 @@ def _matches(row: dict, conditions: dict[str, set[str]]) -> bool:
     )
 
 
-def _parse_line(line: str, origin: str) -> dict:
+def parse_line(line: str, origin: str) -> dict:
     """One manifest line, checked.
 
     Raises:
@@ -209,8 +227,9 @@ def _parse_line(line: str, origin: str) -> dict:
     timings.find_segment(row, origin)
     if "\\u" in line:  # the only way in for halves of surrogate pairs
         row["text"] = line_file.replace_surrogates(row["text"])
-        given = row.get("keywords", [])
-        row["keywords"] = [line_file.replace_surrogates(keyword) for keyword in given]
+        if "keywords" in row:
+            clean = [line_file.replace_surrogates(word) for word in row["keywords"]]
+            row["keywords"] = clean
     return row
 
 
@@ -300,10 +319,22 @@ class Corpus:
         return int(self.starts[-1])
 
     def __getitem__(self, index: int) -> Record:
+        source, place = self._locate(index)
+        return source[place]
+
+    def describe(self, index: int) -> Record:
+        """A record for all but its audio, see `describe`."""
+        return describe(*self._locate(index))
+
+    def find_source(self, index: int) -> int:
+        """Number of the source that an example is of."""
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        number = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return self.sources[number][index - int(self.starts[number])]
+        return int(np.searchsorted(self.starts, index, side="right")) - 1
+
+    def _locate(self, index: int) -> tuple[Source, int]:
+        number = self.find_source(index)
+        return self.sources[number], index - int(self.starts[number])
 
     def group(self, number: int) -> np.ndarray:
         """Global ids of the examples of one source, int64."""

@@ -51,6 +51,8 @@ class TfdsSource:
         features = features.get("featuresDict", {}).get("features", {})
         self._audio = _choose_feature(features, AUDIO_FEATURES, name)
         self._text = _choose_feature(features, TEXT_FEATURES, name)
+        # None: the records have to be asked.
+        self.has_keywords = None if "keywords" in features else False
         rate = features[self._audio].get("audio", {}).get("sampleRate")
         self._rate = int(rate) if rate else None
         builder = _AudioReader(folder, features)

@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nim4_jax.data import conditions
 from nim4_jax.eval import (
     benchmarks,
     cells,
     evaluation,
+    fingerprints,
     hints,
     hotword_lists,
     normalisers,
@@ -164,34 +164,21 @@ def plan(config: SweepConfig, identify: Identify) -> list[Task]:
         known[names] = hotword_lists.identify(names.path) if names.path else names.name
     hint_facts = dataclasses.asdict(config.make_hints())
     numbers = [config.limit, config.left, config.phonemes]
-    facts = _hash([hint_facts, numbers, importlib.metadata.version("nim4-jax")])
+    versions = [importlib.metadata.version("nim4-jax"), fingerprints.identify_code()]
+    facts = _hash([hint_facts, numbers, versions])
+    data = {one.name: fingerprints.describe_data(one) for one in found}
     tasks = []
     for model, mode, benchmark, names in itertools.product(
         models, modes, found, hotwords
     ):
         key = Key(model.name, benchmark.name, mode.name, names.name)
         parts = [dataclasses.asdict(key), known[model], known[names], facts]
-        fingerprint = _hash([*parts, _describe_data(benchmark)])
+        fingerprint = _hash([*parts, data[benchmark.name]])
         refusal = _refuse(model, mode, benchmark, names)
         task = Task(key, model, mode, benchmark, names, fingerprint, refusal)
         tasks.append(task)
     systems.check_folders((task.key.folder, task.key) for task in tasks)
     return tasks
-
-
-def _describe_data(benchmark: Benchmark) -> list[Any]:
-    """What scores hang on: how a set is scored, its manifest and its noise's."""
-    origin = conditions.find_origin(benchmark.source)
-    noise = conditions.find_noise(benchmark.source)
-    contents = [_hash_manifest(spec) for spec in (origin, *noise)]
-    return [dataclasses.asdict(benchmark), *contents]
-
-
-def _hash_manifest(spec: str) -> str:
-    """Hash of a manifest's content, "" of any other source."""
-    path = Path(spec.partition("?")[0])
-    manifest = path.suffix in (".json", ".jsonl") and path.is_file()
-    return hashlib.sha256(path.read_bytes()).hexdigest() if manifest else ""
 
 
 def _hash(facts: Any) -> str:

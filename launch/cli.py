@@ -24,6 +24,7 @@ COMMANDS = {
     "parameters": "count a model's parameters by part",
     "cmvn": "measure mean and variance of features over a corpus",
     "make_corpus": "synthesise a corpus of spoken commands",
+    "keywords": "write the keywords of each text into a manifest, for stages 5 and 6",
     "build_hotwords": "make a hotword database from a list of names",
     "fetch_prompts": "fetch the human recordings",
     "fetch_names": "fetch a million names, to benchmark hotwords",

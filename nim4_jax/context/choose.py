@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from nim4_jax.context.distractors import Distractors
-from nim4_jax.context.keywords import KeywordSet, occurs, spell
+from nim4_jax.context.keywords import occurs, spell
 
 _TRIES = 4  # names drawn for each random distractor, as some are said already
 
@@ -66,7 +66,7 @@ class HintConfig:
 def choose_hints(
     text: str,
     keywords: Sequence[str],
-    keyword_set: KeywordSet,
+    pool: Sequence[str],
     distractors: Distractors,
     rng: np.random.Generator,
     config: HintConfig,
@@ -75,9 +75,9 @@ def choose_hints(
 
     Args:
         text: its transcript; no distractor is said in it.
-        keywords: of the utterance, as `KeywordSet.utterances` has them.
-        keyword_set: S, from which random distractors come.
-        distractors: of the same S.
+        keywords: of the utterance, all of them said in the text.
+        pool: names from which random distractors come, S or a sample of it.
+        distractors: of the same names.
         rng: of this example and epoch, so that the draw can be repeated.
         config: the shares.
 
@@ -105,7 +105,7 @@ def choose_hints(
     for name in alike:
         hints.setdefault(spell(name), name)
     wanted = max(wanted, int(misleading and not alike))
-    for spelled, name in _draw(keyword_set.texts, _TRIES * wanted, rng):
+    for spelled, name in _draw(pool, _TRIES * wanted, rng):
         if wanted and spelled not in hints and not occurs(spelled, said):
             hints[spelled] = name
             wanted -= 1

@@ -180,12 +180,18 @@ def collect(
         named = listed
         if named is None:
             named = [text[start:end] for start, end in finder.find(text)]
-        said = _distinct(k for k in named if occurs(spell(k), spell(text)))
+        said = keep_said(named, text)
         if listed is not None:
             misplaced += len(_distinct(listed)) - len(said)
         utterances.append(said)
     counts = _count(utterances, [*found, *given, *names])
     return KeywordSet(counts, tuple(utterances), misplaced)
+
+
+def keep_said(keywords: Iterable[str], text: str) -> tuple[str, ...]:
+    """Those that a text says, in their order, one of each spelling."""
+    said = spell(text)
+    return _distinct(k for k in keywords if occurs(spell(k), said))
 
 
 def _confirm(texts: Sequence[str], extracted: Sequence[Sequence[str]]) -> list[str]:

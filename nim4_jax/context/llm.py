@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
+import http.client
 import json
 import re
+import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +21,70 @@ ordinary words. Answer with one JSON list and nothing else: for each transcript,
 the same order, a list of strings, [] where there is none.
 """
 _FENCED = re.compile(r"\s*```(?:json)?\n(.*)\n```\s*", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatServer:
+    """A server of OpenAI's chat completions, such as vLLM's or llama.cpp's.
+
+    Attributes:
+        url: of its API, http://HOST:PORT/v1.
+        model: the LLM's name there.
+        key: sent as a bearer token; "" for none.
+        seconds: to wait for an answer.
+    """
+
+    url: str
+    model: str
+    key: str = dataclasses.field(default="", repr=False)
+    seconds: float = 300.0
+
+    def ask(self, prompt: str) -> str:
+        """The LLM's answer to a prompt.
+
+        Raises:
+            OSError: the server is not there, refuses, or takes too long.
+            http.client.HTTPException, ValueError, LookupError, TypeError: it sends
+                something else than an answer.
+        """
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+        }
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        request = urllib.request.Request(
+            f"{self.url.rstrip('/')}/chat/completions",
+            json.dumps(body).encode(),
+            headers,
+        )
+        with urllib.request.urlopen(request, timeout=self.seconds) as answer:
+            return json.load(answer)["choices"][0]["message"]["content"]
+
+    def check(self) -> None:
+        """Ask about nothing in particular, to learn early whether it answers.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"got {self.url!r}; expected http://HOST:PORT/v1.")
+        try:
+            self.ask(write_prompt(["to Boston"]))
+        except (
+            OSError,
+            http.client.HTTPException,
+            ValueError,
+            LookupError,
+            TypeError,
+        ) as error:
+            raise ValueError(
+                f"no answer of {self.model!r} at {self.url} "
+                f"({type(error).__name__}: {error}); expected a server of OpenAI's "
+                "chat completions, such as vLLM's, and the name of a model there."
+            ) from error
 
 
 class LlmExtractor:

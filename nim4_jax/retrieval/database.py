@@ -296,14 +296,20 @@ def load(folder: str) -> Database:
     for name, array in arrays.items():
         part, _, field = name.rpartition(".")
         parts[part][field] = array
-    machine = Automaton(**parts["machine"])
-    return Database(
-        machine=machine,
-        windows=Windows(lengths=machine.lengths, **parts["windows"]),
-        bigrams=PhonemeBigrams(**parts["bigrams"]),
-        tag_names=tuple(manifest["tags"]),
-        **parts[""],
-    )
+    try:
+        machine = Automaton(**parts["machine"])
+        return Database(
+            machine=machine,
+            windows=Windows(lengths=machine.lengths, **parts["windows"]),
+            bigrams=PhonemeBigrams(**parts["bigrams"]),
+            tag_names=tuple(manifest["tags"]),
+            **parts[""],
+        )
+    except TypeError as error:  # a field too many or too few
+        raise ValueError(
+            f"{folder}: its manifest does not list the files of a hotword database "
+            f"({error}); copy or build the database again."
+        ) from error
 
 
 def _check(path: Path, manifest: Any) -> None:

@@ -120,16 +120,36 @@ def _open_all(
 ) -> tuple[Facts, dict[str, np.ndarray]]:
     try:
         facts = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is no manifest of a hotword database ({error!r}); build one with "
             "nim4 build_hotwords."
         ) from error
     check(path, facts)
     files = facts["files"]
+    _check_files(path, files)
     with ThreadPoolExecutor() as threads:
-        loaded = threads.map(lambda own: _open(path.parent, own), files.values())
-        return facts, dict(zip(files, loaded))
+        whole = list(
+            threads.map(lambda own: _check_sum(path.parent, own), files.values())
+        )
+    # Not in threads: NumPy parses headers by `ast`, which CPython 3.11 counts the depth
+    # of for all threads together (SystemError, once in some thousand loads).
+    return facts, dict(zip(files, map(_map, whole)))
+
+
+def _check_files(path: Path, files: Any) -> None:
+    """See that a manifest says of each file what it has to."""
+    kinds = {"file": str, "bytes": int, "crc32": int}
+    whole = isinstance(files, dict) and all(
+        isinstance(own, dict) and type(own.get(key)) is kind
+        for own in files.values()
+        for key, kind in kinds.items()
+    )
+    if not whole:
+        raise ValueError(
+            f"{path} is damaged: it does not say {', '.join(kinds)} of each file; copy "
+            "or build the database again."
+        )
 
 
 def _read_text(path: Path) -> str:
@@ -156,8 +176,8 @@ def _find_current(place: Path) -> str:
         return ""
 
 
-def _open(place: Path, facts: Facts) -> np.ndarray:
-    """One file, mapped, if it is what the manifest says."""
+def _check_sum(place: Path, facts: Facts) -> Path:
+    """Path of a file that is what the manifest says."""
     path = place / facts["file"]
     try:
         size = path.stat().st_size
@@ -175,11 +195,15 @@ def _open(place: Path, facts: Facts) -> np.ndarray:
             f"{path} was changed: checksum {found:08x}, the manifest says "
             f"{facts['crc32']:08x}; copy or build the database again."
         )
+    return path
+
+
+def _map(path: Path) -> np.ndarray:
     try:
         # A plain view: calls and slices of `np.memmap` itself cost microseconds each.
         return np.load(path, mmap_mode="r").view(np.ndarray)
-    except OSError as error:
-        raise ValueError(f"{path} went while it was opened ({error}).") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be opened ({error}).") from error
 
 
 def _sum(path: Path) -> int:

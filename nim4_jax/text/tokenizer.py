@@ -58,6 +58,8 @@ class Tokenizer:
                 "expected the content of a Hugging Face tokenizer.json, got "
                 f"{len(content)} characters that do not load: {error}"
             ) from error
+        if any(type(number) is not int for number in self._specials.values()):
+            raise ValueError(f"ids of added tokens are no integers: {self._specials}")
         missing = [name for name in SPECIALS if name not in self._specials]
         if missing:
             raise ValueError(
@@ -65,8 +67,8 @@ class Tokenizer:
                 "with them (Qwen3's) or one of launch/train_tokenizer.py is expected"
             )
         self._content = content
-        highest = max(self._plain.get_vocab(with_added_tokens=False).values())
-        self.vocab_size: int = max(highest, *self._specials.values()) + 1
+        known = self._plain.get_vocab(with_added_tokens=False).values()
+        self.vocab_size: int = max(*known, *self._specials.values()) + 1
         self.end_id: int = self._specials[prompt.IM_END]
         self.pad_id: int = self._specials[END_OF_TEXT]
         self.sha256: str = hashlib.sha256(content.encode("utf8")).hexdigest()
@@ -85,9 +87,8 @@ class Tokenizer:
         Raises:
             ValueError: not a ChatML tokenizer.json; the message names the file.
         """
-        content = epath.Path(path).read_text(encoding="utf8")
         try:
-            return cls(content)
+            return cls(epath.Path(path).read_text(encoding="utf8"))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 

@@ -178,7 +178,14 @@ class Checkpoints:
             return stored.read_state(state), stored.read_position()
 
         restored, position = self._read(read)
-        data.set_state(position)
+        try:
+            data.set_state(position)
+        except (LookupError, TypeError) as error:
+            place = self._manager.directory / str(self.latest_step()) / "data"
+            raise ValueError(
+                f"the place in the data that {place} tells is damaged ({error!r}); put "
+                "back the file, or the checkpoint before."
+            ) from error
         data.start_prefetch()
         return restored
 

@@ -78,9 +78,19 @@ def read(path: str) -> Statistics:
     """
     try:
         statistics = json.loads(epath.Path(path).read_text(encoding="utf8"))
-        if len(statistics["mean"]) != len(statistics["std"]):
+        mean, std = (np.asarray(statistics[key], float) for key in ("mean", "std"))
+        if mean.ndim != 1 or mean.shape != std.shape:
             raise KeyError("mean and std of one length")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+            raise KeyError("finite numbers, std above 0")
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ValueError(
             f"{path} holds no feature statistics ({error}); make it with "
             "`nim4 cmvn --source=MANIFEST --out=FILE`."

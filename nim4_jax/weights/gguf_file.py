@@ -87,38 +87,58 @@ class GgufFile:
         self._quants = gguf.quants
         self.path = path
         try:
-            reader = gguf.GGUFReader(path)
+            reader = _open_reader(path)
             self._fields = {k: f.contents() for k, f in reader.fields.items()}
             tensors = {t.name: t for t in reader.tensors}
-        except (OSError, ValueError, IndexError, KeyError) as error:
+            self._tensors = {_rename(name): tensor for name, tensor in tensors.items()}
+            self.specs: dict[str, Spec] = {
+                name: (tuple(int(n) for n in reversed(t.shape)), np.dtype(np.float32))
+                for name, t in self._tensors.items()
+            }
+        # The package checks little: damaged numbers make it raise anything.
+        except Exception as error:
             raise ValueError(
-                f"{path} is no GGUF file, or cut off ({error})."
+                f"{path} is no GGUF file, or cut off ({type(error).__name__}: {error})."
             ) from error
         if _FREQUENCIES in tensors:
             raise ValueError(f"{path} scales RoPE ({_FREQUENCIES}): not supported.")
-        self._tensors = {_rename(name): tensor for name, tensor in tensors.items()}
-        self.specs: dict[str, Spec] = {
-            name: (tuple(int(n) for n in reversed(t.shape)), np.dtype(np.float32))
-            for name, t in self._tensors.items()
-        }
-        self.config = self._read_config()
+        try:
+            self.config = self._read_config()
+        except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+            if path in str(error):
+                raise
+            raise ValueError(
+                f"{path}: its shape cannot be read ({type(error).__name__}: {error})."
+            ) from error
 
     def get(self, name: str) -> np.ndarray:
-        """One tensor, dequantised to float32."""
-        tensor = self._tensors[name]
+        """One tensor, dequantised to float32.
+
+        Raises:
+            ValueError: of an unknown type, or of another size than it states.
+        """
         try:
-            flat = self._quants.dequantize(tensor.data, tensor.tensor_type)
+            return self._read_tensor(name)
         except NotImplementedError as error:
             raise ValueError(
                 f"{self.path}: tensor {name} is of a type that the package gguf cannot "
                 f"dequantise ({error})."
             ) from error
+        except Exception as error:
+            raise ValueError(
+                f"{self.path}: tensor {name} is damaged "
+                f"({type(error).__name__}: {error}); fetch the file again."
+            ) from error
+
+    def _read_tensor(self, name: str) -> np.ndarray:
+        tensor = self._tensors[name]
+        flat = self._quants.dequantize(tensor.data, tensor.tensor_type)
         array = np.asarray(flat, np.float32).reshape(self.specs[name][0])
         heads = {
             "q_proj": self.config.num_heads,
             "k_proj": self.config.num_kv_heads,
         }
-        part = name.split(".")[-2]
+        part = name.rpartition(".")[0].rpartition(".")[2]
         if self._family == "llama" and part in heads:
             # llama.cpp turns neighbouring pairs, Hugging Face halves.
             split = array.reshape(heads[part], -1, 2, *array.shape[1:])
@@ -171,9 +191,15 @@ class GgufFile:
                 f"model 'gpt2' with {sorted(_CUTS)}. Give its tokenizer.json with "
                 "--tokenizer."
             )
-        tokens = self._fields["tokenizer.ggml.tokens"]
-        kinds = self._fields["tokenizer.ggml.token_type"]
-        merges = self._fields["tokenizer.ggml.merges"]
+        tokens, kinds, merges = (
+            self._read_list(key, kind)
+            for key, kind in (("tokens", str), ("token_type", int), ("merges", str))
+        )
+        if len(tokens) != len(kinds):
+            raise ValueError(
+                f"{self.path} has {len(tokens)} tokens of {len(kinds)} kinds; it is "
+                "damaged: fetch it again."
+            )
         added = [
             {
                 "id": index,
@@ -184,7 +210,7 @@ class GgufFile:
                 "normalized": False,
                 "special": kind == _CONTROL,
             }
-            for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+            for index, (token, kind) in enumerate(zip(tokens, kinds))
             if kind in (_CONTROL, _USER)
         ]
         made = {
@@ -210,6 +236,39 @@ class GgufFile:
             },
         }
         return json.dumps(made, ensure_ascii=False)
+
+    def _read_list(self, key: str, kind: type) -> list[Any]:
+        """A list of the tokenizer's.
+
+        Raises:
+            ValueError: there is none, or of something else.
+        """
+        found = self._fields.get(f"tokenizer.ggml.{key}")
+        if not isinstance(found, list) or not all(isinstance(x, kind) for x in found):
+            raise ValueError(
+                f"{self.path} lacks tokenizer.ggml.{key}, a list of {kind.__name__}."
+            )
+        return found
+
+
+def _open_reader(path: str) -> Any:
+    """The package's reader, which ends where the file does.
+
+    Raises:
+        Exception: of any kind, if the file is damaged.
+    """
+    import gguf
+
+    class Reader(gguf.GGUFReader):
+        """Its own finds nothing behind the end, as often as a length asks for it."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, *order, **options):
+            found = super()._get(offset, dtype, count, *order, **options)
+            if len(found) < count:
+                raise ValueError(f"{count} numbers at byte {offset} are not there")
+            return found
+
+    return Reader(path)
 
 
 def _rename(name: str) -> str:

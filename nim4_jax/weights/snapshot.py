@@ -95,11 +95,21 @@ def opened(path: str) -> Iterator[tuple[Any, dict[str, Any]]]:
             facts = file.metadata() or {}
             if _META not in facts:
                 raise ValueError(f"{path} is no snapshot of this project: no header.")
-            yield file, json.loads(facts[_META])
+            yield file, _read_meta(path, facts[_META])
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(
             f"{path} cannot be read as .safetensors ({error}): missing or cut off."
         ) from error
+
+
+def _read_meta(path: str, text: str) -> dict[str, Any]:
+    try:
+        meta = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its header is damaged ({error}).") from error
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path}: its header is damaged: {text[:80]!r}.")
+    return meta
 
 
 def _is_remote(path: str) -> bool:
@@ -128,6 +138,8 @@ def read(path: str) -> tuple[Params, dict[str, Any]]:
             place = params
             for folder in folders:
                 place = place.setdefault(folder, {})
+                if not isinstance(place, dict):
+                    raise ValueError(f"{path}: {name} lies within another tensor.")
             array = file.get_tensor(name)
             half = array.dtype in (ml_dtypes.bfloat16, np.float16)
             place[leaf] = array.astype(np.float32) if half else array

@@ -72,7 +72,14 @@ def _find_files(folder: str) -> list[str]:
     try:
         shards = sorted(set(json.loads(index.read_text("utf8"))["weight_map"].values()))
         missing = [name for name in shards if not Path(folder, name).exists()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        OSError,  # a name that no file can have
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"{index} is no index of shards: {error!r}.") from error
     if missing:
         raise ValueError(f"{folder} lacks the shards {missing} that {INDEX} names.")

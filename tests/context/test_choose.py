@@ -23,7 +23,7 @@ def draw(number=0, seed=0, config=None):
     return choose_hints(
         TEXTS[number],
         S.utterances[number],
-        S,
+        S.texts,
         NEAR,
         np.random.default_rng(seed),
         config or HintConfig(),

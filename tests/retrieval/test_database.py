@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -169,14 +170,14 @@ def test_writers_and_readers_in_processes_see_whole_generations(tmp_path):
 def test_a_reader_that_is_overtaken_reads_again(tmp_path, monkeypatch):
     folder = str(tmp_path)
     database.save(make()[0], folder)
-    opened, writes = generations._open, []
+    checked, writes = generations._check_sum, []
 
     def overtake(place, facts):
         if len(writes) < 2:
             writes.append(database.save(make([Name("Weilai")])[0], folder))
-        return opened(place, facts)
+        return checked(place, facts)
 
-    monkeypatch.setattr(generations, "_open", overtake)
+    monkeypatch.setattr(generations, "_check_sum", overtake)
     assert len(database.load(folder)) == 1
 
 
@@ -226,6 +227,42 @@ def test_another_format_or_inventory_is_refused(tmp_path, key, value, message):
     path.write_text(json.dumps({**manifest, key: value}), encoding="utf8")
     with pytest.raises(ValueError, match=message):
         database.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda files: files[next(iter(files))].pop("crc32"),
+        lambda files: files[next(iter(files))].update(bytes="1"),
+        lambda files: files.update({next(iter(files)): []}),
+        lambda files: files.pop("machine.symbol"),
+        lambda files: files.update({"bigrams.x": files["machine.symbol"]}),
+        lambda files: files.clear(),
+    ],
+)
+def test_a_manifest_that_lacks_facts_is_named(tmp_path, harm):
+    database.save(make()[0], str(tmp_path))
+    path = tmp_path / database.MANIFEST
+    facts = json.loads(path.read_text())
+    harm(facts["files"])
+    path.write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=r"copy or build the database again") as error:
+        database.load(str(tmp_path))
+    assert str(tmp_path) in str(error.value)
+
+
+def test_headers_are_parsed_by_one_thread(tmp_path, monkeypatch):
+    """Several that parse at once sometimes end in CPython 3.11's SystemError."""
+    database.save(make()[0], str(tmp_path))
+    load, parsing = np.load, set()
+
+    def watch(*arguments, **options):
+        parsing.add(threading.get_ident())
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(np, "load", watch)
+    database.load(str(tmp_path))
+    assert parsing == {threading.get_ident()}
 
 
 def test_no_database_names_the_command(tmp_path):

@@ -111,6 +111,25 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path, content):
         Tokenizer.from_file(path)
 
 
+def test_a_damaged_file_is_named(tmp_path):
+    """Bytes that are no UTF-8; ids that are no numbers; no vocabulary at all."""
+    path = tmp_path / "broken.json"
+    train(TEXTS, 2_000).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:40] + b"\xff" + content[40:])
+    with pytest.raises(ValueError, match=r"broken\.json: .*utf-8"):
+        Tokenizer.from_file(path)
+    spec = json.loads(content)
+    spec["added_tokens"][0]["id"] = "0"
+    path.write_text(json.dumps(spec))
+    with pytest.raises(ValueError, match=r"broken\.json: ids of added tokens"):
+        Tokenizer.from_file(path)
+    spec = json.loads(content)
+    spec["model"] |= {"vocab": {}, "merges": []}
+    path.write_text(json.dumps(spec))
+    assert Tokenizer.from_file(path).encode("a") == []
+
+
 def test_a_tokenizer_without_chatml_is_refused(tmp_path):
     spec = json.loads(train_byte_level())
     spec["added_tokens"] = spec["added_tokens"][:1]

@@ -129,6 +129,13 @@ def test_what_is_broken_is_named_and_skipped_only_if_told_to(workdir, kind):
     assert (workdir / "checkpoints" / "3.broken").is_dir()
 
 
+def test_a_place_in_the_data_that_says_nothing_is_named(workdir):
+    """JSON, but not what the iterator had written."""
+    Path(workdir, "checkpoints", "3", "data", "metadata").write_text('{"of": 1}')
+    with pytest.raises(ValueError, match=r"checkpoints/3/data tells is damaged"):
+        restore(workdir)
+
+
 def test_a_step_set_aside_is_saved_again(workdir):
     """And set aside a second time, beside the first."""
     for name in ("3.broken", "3.broken-2"):

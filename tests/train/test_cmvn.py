@@ -49,7 +49,20 @@ def test_file_keeps_every_digit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [None, "{", '{"mean": [1]}', '{"mean": [1], "std": []}']
+    "content",
+    [
+        None,
+        "{",
+        "[" * 100_000,
+        "[]",
+        '{"mean": [1]}',
+        '{"mean": [1], "std": []}',
+        '{"mean": [1], "std": [0]}',
+        '{"mean": [NaN], "std": [1]}',
+        '{"mean": ["x"], "std": [1]}',
+        '{"mean": [[1]], "std": [[1]]}',
+        f'{{"mean": [1{"0" * 400}], "std": [1]}}',
+    ],
 )
 def test_no_statistics_is_an_error_with_the_cure(tmp_path, content):
     """Missing, cut off or other files are named, with the command that makes one."""

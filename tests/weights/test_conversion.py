@@ -162,6 +162,7 @@ def set_config(**values):
         (cut_file, "model.safetensors cannot be read"),
         (lose_shard, "b.safetensors"),
         (spoil_index({"x": 5}), "no index of shards"),
+        (spoil_index({"x": "a" * 300}), "no index of shards"),
         (spoil_index({"x": ["a"]}), "no index of shards"),
         (spoil_index(["a"]), "no index of shards"),
         (set_config(model_type="mamba"), "'mamba' is unknown"),

@@ -151,6 +151,27 @@ def test_bad_files_are_named(tmp_path, harm, message):
         gguf_file.GgufFile(str(path))
 
 
+@pytest.mark.parametrize(
+    "field",
+    [b"tokenizer.ggml.tokens", b"tokenizer.ggml.merges", b"tokenizer.ggml.token_type"],
+)
+def test_a_tokenizer_that_lacks_a_part_is_named(tmp_path, field):
+    path = tmp_path / "model.gguf"
+    write(str(path), "qwen3")
+    path.write_bytes(path.read_bytes().replace(field, field[:-1] + b"?"))
+    with pytest.raises(ValueError, match=rf"model\.gguf lacks {field.decode()}"):
+        gguf_file.GgufFile(str(path)).make_tokenizer()
+
+
+@pytest.mark.parametrize("field", [b"token_embd.weight", b"qwen3.block_count"])
+def test_a_shape_that_cannot_be_read_is_named(tmp_path, field):
+    path = tmp_path / "model.gguf"
+    write(str(path), "qwen3")
+    path.write_bytes(path.read_bytes().replace(field, field[:-1] + b"?"))
+    with pytest.raises(ValueError, match=r"model\.gguf"):
+        gguf_file.GgufFile(str(path))
+
+
 def test_an_unknown_cut_asks_for_the_tokenizer(tmp_path):
     """The message says what to give."""
     path = str(tmp_path / "model.gguf")

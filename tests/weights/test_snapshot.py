@@ -78,6 +78,25 @@ def test_missing_cut_off_and_foreign_files_are_named(tmp_path):
         snapshot.read(foreign)
 
 
+@pytest.mark.parametrize("meta", ["{", "[" * 100_000, "[]", '"x"'])
+def test_a_damaged_header_is_named(tmp_path, meta):
+    path = str(tmp_path / "model.safetensors")
+    snapshot.write(path, PARAMS, META)
+    (key,) = snapshot.header(META)
+    safetensors.numpy.save_file({"a": np.zeros(2)}, path, {key: meta})
+    with pytest.raises(ValueError, match=r"model\.safetensors: its header is damaged"):
+        snapshot.read(path)
+
+
+@pytest.mark.parametrize("names", [("a", "a/b"), ("a/b", "a/b/c")])
+def test_a_tensor_within_another_is_named(tmp_path, names):
+    path = str(tmp_path / "model.safetensors")
+    arrays = {name: np.zeros(2, np.float32) for name in names}
+    safetensors.numpy.save_file(arrays, path, snapshot.header(META))
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*another tensor"):
+        snapshot.read(path)
+
+
 def test_an_object_store_holds_snapshots_too(object_store):
     """gs://: the same parameters and facts; a missing one is named."""
     path = "gs://bucket/runs/model.safetensors"
