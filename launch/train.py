@@ -222,6 +222,7 @@ def _open_checkpoints(
         keep=settings.checkpoint_keep,
         keep_every=settings.checkpoint_keep_every,
         fallback=allowed.fallback,
+        rules=settings.recipe.rules,
     )
 
 
