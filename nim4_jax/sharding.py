@@ -322,6 +322,22 @@ def put_batch(batch: Any) -> Any:
     return jax.tree.map(put, batch)
 
 
+def describe_batch(batch: Any) -> Any:
+    """Shapes of what `put_batch` makes of the host arrays, and where it puts them."""
+    mesh = current_mesh()
+    if mesh.empty:
+        placed, hosts = None, 1
+    else:
+        placed = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+        _, hosts = share_of_rows(mesh)
+
+    def describe(array: np.ndarray) -> jax.ShapeDtypeStruct:
+        whole = (array.shape[0] * hosts, *array.shape[1:])
+        return jax.ShapeDtypeStruct(whole, array.dtype, sharding=placed)
+
+    return jax.tree.map(describe, batch)
+
+
 def place(tree: Any, shardings: Any) -> Any:
     """Arrays that every process holds whole → the same arrays, cut as `shardings` say.
 
