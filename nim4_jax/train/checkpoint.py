@@ -116,6 +116,8 @@ class Checkpoints:
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
+        # What a killed run wrote, and linked to from nowhere, nobody has read.
+        self._store.sweep()
 
     def latest_step(self) -> int | None:
         """The last complete step, None when there is none."""

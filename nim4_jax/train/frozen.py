@@ -45,6 +45,7 @@ Index = dict[str, dict[str, Any]]
 """Path of a leaf → "shape", "dtype" and "checksum"."""
 
 _INDEX = "index.json"
+_ITEMS = "_CHECKPOINT_METADATA"  # where Orbax lists what a step holds
 
 
 class Piece:
@@ -213,8 +214,8 @@ class FrozenStore:
     def _find_linked(self) -> set[str]:
         found: set[str] = set()
         for step in self._checkpoints.iterdir():
-            if step.name != FOLDER and (step / FOLDER).is_dir():
-                found |= set(read_json(step / LINK, step).values())
+            if step.name != FOLDER and step.is_dir():
+                found |= set(read_link(step).values())
         return found
 
 
@@ -230,9 +231,12 @@ def read_link(step: epath.Path) -> Link:
     """The link of a step; of checkpoints of earlier versions, which hold all, {}.
 
     Raises:
-        CorruptError: it cannot be read.
+        CorruptError: it cannot be read, or was lost.
     """
-    return read_json(step / LINK, step) if (step / FOLDER).exists() else {}
+    described = step / _ITEMS
+    items = read_json(described, step)["item_handlers"] if described.exists() else {}
+    linked = FOLDER in items or (step / FOLDER).exists()
+    return read_json(step / LINK, step) if linked else {}
 
 
 def split(params: Params, rules: optim.Rules) -> tuple[Params, FlatParams]:

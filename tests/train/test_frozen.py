@@ -169,7 +169,11 @@ def test_steps_of_before_are_read_and_the_next_one_is_linked(tmp_path):
     checkpoints = Checkpoints(str(tmp_path), 1)
     checkpoints.save(make_state(1), Counter(), {})
     checkpoints.close()
-    shutil.rmtree(tmp_path / "checkpoints" / "1" / "frozen")  # they had no such item
+    step = tmp_path / "checkpoints" / "1"
+    shutil.rmtree(step / "frozen")  # they had no such item
+    items = json.loads((step / "_CHECKPOINT_METADATA").read_text())
+    del items["item_handlers"]["frozen"]
+    (step / "_CHECKPOINT_METADATA").write_text(json.dumps(items))
     assert_equal(restore(tmp_path), make_state(1))
     save(tmp_path, [make_state(2)])
     assert_equal(restore(tmp_path), make_state(2))
@@ -237,6 +241,17 @@ def test_a_damaged_piece_is_named_and_costs_no_step(tmp_path, kind):
     assert_equal(restore(tmp_path), make_state(2))
 
 
+def test_a_lost_link_is_no_step_of_before(tmp_path):
+    """Else what trains would be taken for the whole model."""
+    save(tmp_path, [make_state(1)])
+    shutil.rmtree(tmp_path / "checkpoints" / "1" / "frozen")
+    with pytest.raises(ValueError, match=r"the file .*/1/frozen/metadata cannot be"):
+        checkpoint.load_params(str(tmp_path))
+    with pytest.raises(ValueError, match=r"the file .*/1/frozen/metadata cannot be"):
+        restore(tmp_path)
+    assert list((tmp_path / "checkpoints" / "frozen").iterdir())
+
+
 def test_a_broken_step_of_another_encoder_falls_back(tmp_path):
     """The piece that is lost is not the older step's."""
     save(tmp_path, [make_state(1), make_state(2, encoder=1)])
@@ -267,9 +282,11 @@ def test_killed_while_a_piece_is_written(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, timeout=200)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert checkpoint.latest_step(str(tmp_path)) == 1
+    assert len(list((tmp_path / "checkpoints" / "frozen").iterdir())) == 3
     assert_equal(restore(tmp_path), make_state(1))
     names = {piece.name for piece in find_pieces(tmp_path, 1).values()}
     folder = tmp_path / "checkpoints" / "frozen"
+    assert {path.name for path in folder.iterdir()} == names
     save(tmp_path, [make_state(2, encoder=1)])
     assert_equal(restore(tmp_path), make_state(2, encoder=1))
     linked = {piece.name for piece in find_pieces(tmp_path, 2).values()}
