@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grain
@@ -67,6 +67,12 @@ class _StepLoader:
 
     def __call__(self, step: int) -> dict[str, Any]:
         return self.loader.load(self.plan[step])
+
+    def blank(self, step: int) -> Arrays:
+        """A batch of the same shape, all of whose rows are empty."""
+        planned = self.plan[step]
+        nobody = np.full_like(planned.indices, -1)
+        return self.loader.load(replace(planned, indices=nobody))["arrays"]
 
 
 class TrainIterator(grain.DatasetIterator):
@@ -142,6 +148,19 @@ class TrainIterator(grain.DatasetIterator):
         lengths, batches = self.plan.lengths.seconds, self.plan.epoch(0)
         seconds = (lengths[b.indices] / b.speeds for b in batches)
         return sum(float(part.sum()) for part in seconds) / 3600, len(batches)
+
+    def make_blanks(self, stop: int) -> list[Arrays]:
+        """A batch without examples in each shape to come, in order of appearance.
+
+        Args:
+            stop: step at which the run ends; what comes before it, or in the rest of
+                this epoch, counts.
+        """
+        stop = min(stop, self.stop, self.plan.count_steps(self.epoch + 1))
+        first = {
+            self.plan[step].bucket: step for step in range(stop - 1, self.step - 1, -1)
+        }
+        return [self._load.blank(step) for step in sorted(first.values())]
 
     def __next__(self) -> Arrays:
         if self._closed:

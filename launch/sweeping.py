@@ -115,7 +115,7 @@ def identify(origin: str) -> str:
             "that `nim4 snapshot` wrote, or a peer."
         )
     digest = hashlib.sha256(str(step).encode())
-    for part in ("checksums", "meta", "state"):
+    for part in ("checksums", "frozen", "meta", "state"):
         for name in ("metadata", "manifest.ocdbt"):
             file = place / "checkpoints" / str(step) / part / name
             if file.is_file():

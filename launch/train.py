@@ -22,6 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from nim4_jax import accelerators, sharding, whole_file
 from nim4_jax.data import pipeline, text_pipeline
 from nim4_jax.data.config import DataConfig
+from nim4_jax.data.pipeline import TrainIterator
 from nim4_jax.data.skips import SkipReport
 from nim4_jax.data.text_pipeline import TextConfig
 from nim4_jax.launch import (
@@ -175,6 +176,7 @@ def _run(
             steps=recipe.steps,
             meta=meta,
             until=until,
+            ahead=_make_blanks(data, prepare, recipe.steps if until is None else until),
             companions=company,
             check=alarm.choose_check(
                 recipe.loss, settings.model.policy, settings.skip_limit
@@ -188,6 +190,16 @@ def _run(
             speed=Speedometer(_measure_capacity(settings), launched),
             profile=profile,
         )
+
+
+def _make_blanks(data: Any, prepare: loop.Prepare, end: int) -> list[loop.Arrays]:
+    """Batches to compile the step for beforehand.
+
+    Texts decide the widths of text batches when they are drawn, and a rollout the
+    shapes of what it samples: these are compiled when they come.
+    """
+    known = isinstance(data, TrainIterator) and prepare is loop.keep
+    return data.make_blanks(end) if known else []
 
 
 def _log_sizes(settings: assembly.TrainSettings, state: TrainState) -> None:
@@ -222,6 +234,7 @@ def _open_checkpoints(
         keep=settings.checkpoint_keep,
         keep_every=settings.checkpoint_keep_every,
         fallback=allowed.fallback,
+        rules=settings.recipe.rules,
     )
 
 

@@ -208,6 +208,35 @@ def split_rows(function: Callable[..., Any], count: int) -> Callable[..., Any]:
     return jax.shard_map(function, in_specs=rows, out_specs=rows, check_vma=False)
 
 
+def sum_rows(function: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """The function, on each device for its own rows, and the sum of what they found.
+
+    For sums over rows that are written as a loop over them: the compiler would send
+    each row to every device. As it is, where `split_rows` leaves a function as it is.
+
+    Args:
+        function: (shared, *arrays) → arrays without rows, which add up over the rows of
+            `arrays`; `shared` is the same for all of them.
+        count: B.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    alone = mesh.empty or mesh.size == 1 or mesh.manual_axes
+    if alone or count % count_batch_shards(mesh):
+        return function
+
+    def add_up(shared: Any, *arrays: Any) -> Any:
+        return jax.lax.psum(function(shared, *arrays), BATCH_AXES)
+
+    def run(shared: Any, *arrays: Any) -> Any:
+        rows, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
+        specs = (whole, *(rows for _ in arrays))
+        return jax.shard_map(add_up, in_specs=specs, out_specs=whole, check_vma=False)(
+            shared, *arrays
+        )
+
+    return run
+
+
 def check_divisible(
     mesh: Mesh, shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes]
 ) -> None:
@@ -291,6 +320,22 @@ def put_batch(batch: Any) -> Any:
         return jax.make_array_from_process_local_data(placed, array, whole)
 
     return jax.tree.map(put, batch)
+
+
+def describe_batch(batch: Any) -> Any:
+    """Shapes of what `put_batch` makes of the host arrays, and where it puts them."""
+    mesh = current_mesh()
+    if mesh.empty:
+        placed, hosts = None, 1
+    else:
+        placed = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+        _, hosts = share_of_rows(mesh)
+
+    def describe(array: np.ndarray) -> jax.ShapeDtypeStruct:
+        whole = (array.shape[0] * hosts, *array.shape[1:])
+        return jax.ShapeDtypeStruct(whole, array.dtype, sharding=placed)
+
+    return jax.tree.map(describe, batch)
 
 
 def place(tree: Any, shardings: Any) -> Any:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from nim4_jax import sharding
+
 
 def depthwise(
     inputs: Float[Array, "B T C"],
@@ -186,9 +188,13 @@ def sum_by_taps(padded, visible, gradient, right):
     """The same, tap by tap: products of frames summed over rows, then over frames.
 
     XLA's CPU sums over leading axes slowly, and makes the gradient anew for each tap
-    that stands in one loop with it.
+    that stands in one loop with it. Each device sums over its own rows.
     """
     del right
+    return sharding.sum_rows(_sum_by_rows, len(padded))(visible, padded, gradient)
+
+
+def _sum_by_rows(visible, padded, gradient):
     gradient = gradient.astype(jnp.float32)
 
     def sum_up(_, tap):

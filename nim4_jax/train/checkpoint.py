@@ -17,9 +17,11 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from nim4_jax import sharding
-from nim4_jax.train import checksums, consensus
+from nim4_jax.train import checksums, consensus, frozen, optim
+from nim4_jax.train.frozen import FrozenStore
 from nim4_jax.train.state import Skips, TrainState
-from nim4_jax.train.stored_step import CorruptError, StoredStep
+from nim4_jax.train.stored_arrays import CorruptError
+from nim4_jax.train.stored_step import StoredStep
 from nim4_jax.types import Params
 
 T = TypeVar("T")
@@ -52,6 +54,9 @@ class Checkpoints:
     was cut off is never taken for whole. It writes beside the training: `save` waits
     until the state is copied to the host's memory, and for the save before.
 
+    Parameters that the run freezes are not in the steps: they are written once beside
+    them, before the first step that links to them, and go with the last one.
+
     Every checkpoint is of the whole run: any number of hosts and any mesh may restore
     it. On several hosts, each calls every method, in the same order.
 
@@ -67,6 +72,7 @@ class Checkpoints:
         keep: int = 2,
         keep_every: int = 0,
         fallback: bool = False,
+        rules: optim.Rules = (),
     ):
         """Open the folder, and clear away what a killed run has left half written.
 
@@ -77,6 +83,8 @@ class Checkpoints:
             keep_every: those at multiples of it stay for ever; 0 for none.
             fallback: where the newest checkpoint is broken, move it aside and take the
                 one before.
+            rules: of the recipe; what they freeze is written once. () to write
+                everything with each step.
 
         Raises:
             ValueError: numbers that cannot work.
@@ -90,14 +98,16 @@ class Checkpoints:
             )
         self.every = every
         self.stalled = 0.0
-        self._fallback = fallback
+        self._fallback, self._rules = fallback, rules
         self._saving, self._size = 0, 0
         self._pending = self._failed = False
+        folder = (epath.Path(workdir) / _FOLDER).absolute()
+        self._store = FrozenStore(folder)
         kept: list[Any] = [checkpoint_managers.LatestN(keep)]
         if keep_every:
             kept.append(checkpoint_managers.EveryNSteps(keep_every))
         self._manager = _Manager(
-            (epath.Path(workdir) / _FOLDER).absolute(),
+            folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
                 create=True,
@@ -106,6 +116,8 @@ class Checkpoints:
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
+        # What a killed run wrote, and linked to from nowhere, nobody has read.
+        self._store.sweep()
 
     def latest_step(self) -> int | None:
         """The last complete step, None when there is none."""
@@ -127,15 +139,37 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._saving, self._pending = step, True
             self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            position = data.get_state()
+            moving, link, sums = self._put_frozen(state)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
-                    checksums=ocp.args.JsonSave(checksums.sum_leaves(state)),
-                    data=ocp.args.JsonSave(data.get_state()),
+                    state=ocp.args.StandardSave(moving),
+                    checksums=ocp.args.JsonSave(sums),
+                    frozen=ocp.args.JsonSave(link),
+                    data=ocp.args.JsonSave(position),
                     meta=ocp.args.JsonSave(meta),
                 ),
             )
+
+    def _put_frozen(
+        self, state: TrainState
+    ) -> tuple[TrainState, frozen.Link, dict[str, int]]:
+        """Write frozen parameters that are not there yet, once no other save goes on.
+
+        Returns:
+            The state without them, where they lie, checksums of that state's leaves.
+        """
+        params, still = frozen.split(state.params, self._rules)
+        sums = checksums.sum_leaves(state)
+        link = self._store.put(
+            still, {path: sums.pop(f"params/{path}") for path in still}
+        )
+        # Steps that the last save has deleted needed these no more.
+        self._store.sweep(link.values())
+        moving = state.replace(params=params)
+        self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(moving))
+        return moving, link, sums
 
     def wait(self) -> None:
         """Until what was saved last is whole.
@@ -214,6 +248,7 @@ class Checkpoints:
         try:
             if not self._failed:
                 self.wait()
+                self._store.sweep()
         finally:
             with contextlib.suppress(Exception):  # what there is to say was said
                 self._manager.close()
@@ -224,15 +259,21 @@ class Checkpoints:
         All hosts take the same one.
         """
         self.wait()
-        while (step := self.latest_step()) is not None:
+        broken: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
             found, problem = _attempt(read, self._stored(step))
             if problem is None:
+                for number, reason in broken.items():
+                    self._set_aside(number, reason)
                 return found
-            older = [old for old in self._manager.all_steps() if old < step]
-            if not (self._fallback and older):
-                raise ValueError(self._advise(problem, sorted(older), read))
-            self._set_aside(step, problem)
-        raise ValueError("there is no checkpoint yet; train first.")
+            broken[step] = problem
+            if not self._fallback:
+                break
+        if not broken:
+            raise ValueError("there is no checkpoint yet; train first.")
+        problem = next(iter(broken.values()))
+        older = [step for step in self._manager.all_steps() if step not in broken]
+        raise ValueError(self._advise(problem, sorted(older), read))
 
     def _stored(self, step: int) -> StoredStep:
         return StoredStep(self._manager.directory / str(step))
@@ -327,13 +368,17 @@ def latest_step(workdir: str) -> int | None:
     """The last complete checkpoint of a run, None when there is none.
 
     Only looks: a training run may be writing there. Orbax renames a step's folder to
-    its bare number when it is complete.
+    its bare number when it is complete; in an object store, which has no renames, it
+    adds a file that says so.
     """
     folder = epath.Path(workdir) / _FOLDER
     if not folder.is_dir():
         return None
-    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
-    return max(steps, default=None)
+    found = [path for path in folder.iterdir() if path.name.isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name), reverse=True):
+        if ocp.utils.is_checkpoint_finalized(path):
+            return int(path.name)
+    return None
 
 
 def load_params(workdir: str) -> tuple[Params, dict[str, Any]]:

@@ -19,6 +19,7 @@ from nim4_jax.train.companions import Companion, Outcome, are_due, ask, describe
 from nim4_jax.train.interruption import Interrupted
 from nim4_jax.train.metrics import MetricWriter
 from nim4_jax.train.profiler import NO_PROFILE, ProfileWindow
+from nim4_jax.train.programs import StepPrograms
 from nim4_jax.train.speed import Speedometer
 from nim4_jax.train.state import TrainState
 from nim4_jax.train.step import Metrics, TrainStep
@@ -116,6 +117,7 @@ def train(
     steps: int,
     meta: dict[str, Any],
     until: int | None = None,
+    ahead: Sequence[Arrays] = (),
     companions: Sequence[Companion] = (),
     check: Check = check_finite,
     prepare: Prepare = keep,
@@ -141,6 +143,8 @@ def train(
         steps: last step.
         meta: facts to keep in each checkpoint.
         until: stop here, to be resumed later; None for `steps`.
+        ahead: batches whose shapes are compiled before the first step; those of other
+            shapes are compiled when they come.
         companions: who acts between two steps.
         check: raises where (step, metrics, batch) tell that the run is lost; what it
             returns does not matter.
@@ -162,11 +166,7 @@ def train(
         Interrupted: `stop` said so, or a companion gave up waiting; the step is saved.
         OSError: a checkpoint could not be written.
     """
-    # The state stays where it lies; metrics are whole everywhere, to be fetched.
-    lies = jax.tree.map(lambda leaf: leaf.sharding, state)
-    run = jax.jit(
-        train_step, donate_argnums=0, out_shardings=(lies, sharding.replicated())
-    )
+    run, speed = StepPrograms(train_step, state), speed or Speedometer()
     first, end = int(state.step), steps if until is None else min(until, steps)
     with tqdm(
         total=steps,
@@ -188,9 +188,11 @@ def train(
             log_every=log_every,
             count_skips=count_skips,
             mark=mark,
-            speed=speed or Speedometer(),
+            speed=speed,
             profile=profile,
         )
+        if first < end:
+            turns.compile(state, first, ahead)
         for step in range(first, end + 1):
             if step > first:
                 state = turns.advance(state, step)
@@ -215,7 +217,7 @@ def train(
 class _Turns:
     """What is done between two checks of the loop; attributes as `train` takes them."""
 
-    run: Any = dataclasses.field(kw_only=False)
+    run: StepPrograms = dataclasses.field(kw_only=False)
     data: Iterator[Arrays] = dataclasses.field(kw_only=False)
     checkpoints: Checkpoints = dataclasses.field(kw_only=False)
     writer: MetricWriter = dataclasses.field(kw_only=False)
@@ -229,6 +231,12 @@ class _Turns:
     speed: Speedometer
     profile: ProfileWindow
 
+    def compile(self, state: TrainState, step: int, batches: Sequence[Arrays]) -> None:
+        """Compile the step for the shapes of these batches."""
+        shapes = [sharding.describe_batch(to_batch(arrays)) for arrays in batches]
+        with self.speed.stepping(self.run.count):
+            self.run.compile_all(state, shapes, lambda phase: self.mark(step, phase))
+
     def advance(self, state: TrainState, step: int) -> TrainState:
         """Do the step of that number, on the next batch."""
         speed = self.speed
@@ -240,7 +248,7 @@ class _Turns:
         self.profile.before(step)
         with speed.aside():
             batch = sharding.put_batch(self.prepare(state, to_batch(arrays)))
-        with speed.stepping(self.run._cache_size):
+        with speed.stepping(self.run.count):
             state, metrics = self.run(state, batch)
         self.report.follow(step, metrics, arrays)
         speed.count(arrays)

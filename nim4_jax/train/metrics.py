@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import math
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import tensorboardX
+from absl import logging
 from etils import epath
 
 from nim4_jax import line_file, whole_file
@@ -19,14 +21,17 @@ from nim4_jax.train import consensus
 
 _FILE, _EVENTS = "metrics.jsonl", "tensorboard"
 _COPY_SECONDS = 60.0
+_REST = 20.0
+"""Least time between two copies, in units of what the last one took."""
 
 
 class MetricWriter:
     """Appends numbers by step under WORKDIR; a resumed run drops what it will redo.
 
     Of several hosts, only host 0 writes. Nothing can be appended to a file in an object
-    store: there, files grow in a local folder and are copied whole, every minute and at
-    the end.
+    store: there, files grow in a local folder and are copied whole, every minute or
+    less often where they are large, and at the end. Training does not wait for copies
+    on the way; one that fails is warned of, and the next one has all of it.
 
     Attributes:
         path: WORKDIR/metrics.jsonl, one object {"step": …, name: value, …} a line.
@@ -37,21 +42,20 @@ class MetricWriter:
         self._active = consensus.leads()
         if not self._active:
             return
-        self._remote: epath.Path | None = None
+        self._mirror: _Mirror | None = None
         folder = Path(workdir)
         if "://" in os.fspath(workdir):
             self._scratch = tempfile.TemporaryDirectory()
-            self._remote, folder = epath.Path(workdir), Path(self._scratch.name)
+            folder = Path(self._scratch.name)
+            self._mirror = _Mirror(folder, epath.Path(workdir))
         folder.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(workdir) if row["step"] <= first_step]
         lines = "".join(json.dumps(row) + "\n" for row in kept)
-        self._local = folder / _FILE
-        whole_file.write_text(self._local, lines)
-        self._file = self._local.open("a", encoding="utf8")
+        whole_file.write_text(folder / _FILE, lines)
+        self._file = (folder / _FILE).open("a", encoding="utf8")
         self._events = tensorboardX.SummaryWriter(
             str(folder / _EVENTS), purge_step=first_step + 1
         )
-        self._copied = time.monotonic()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record the values of one step."""
@@ -63,27 +67,71 @@ class MetricWriter:
         for name, value in values.items():
             if math.isfinite(value):
                 self._events.add_scalar(name, value, step)
-        if time.monotonic() - self._copied > _COPY_SECONDS:
+        if self._mirror is not None and self._mirror.is_due():
             self._events.flush()
-            self._copy()
+            self._mirror.begin()
 
     def close(self) -> None:
-        """Flush both files."""
+        """Flush both files.
+
+        Raises:
+            OSError: they could not be copied to the object store.
+        """
         if not self._active:
             return
         self._file.close()
         self._events.close()
+        if self._mirror is not None:
+            self._mirror.finish()
+
+
+class _Mirror:
+    """Copies a growing local folder to an object store, in a thread beside the run."""
+
+    def __init__(self, local: Path, remote: epath.Path):
+        self._local, self._remote = local, remote
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "metrics")
+        self._running: concurrent.futures.Future[None] | None = None
+        self._next = time.monotonic() + _COPY_SECONDS
+
+    def is_due(self) -> bool:
+        """Whether to begin another copy; not while one goes on."""
+        going_on = self._running is not None and not self._running.done()
+        return not going_on and time.monotonic() >= self._next
+
+    def begin(self) -> None:
+        """Copy what is there now; what is appended meanwhile comes with the next."""
+        self._running = self._thread.submit(self._try_copy)
+
+    def finish(self) -> None:
+        """Wait for the copy that goes on, and bring over all of it.
+
+        Raises:
+            OSError: it could not be copied.
+        """
+        self._thread.shutdown(wait=True)
         self._copy()
 
+    def _try_copy(self) -> None:
+        began = time.monotonic()
+        try:
+            self._copy()
+        except Exception as error:  # of whatever client the store has
+            logging.warning(
+                "metrics could not be copied to %s; they are whole in %s and will be "
+                "copied again: %s",
+                self._remote,
+                self._local,
+                error,
+            )
+        took = time.monotonic() - began
+        self._next = time.monotonic() + max(_COPY_SECONDS, _REST * took)
+
     def _copy(self) -> None:
-        """Bring both files to where they belong, if that is not here."""
-        self._copied = time.monotonic()
-        if self._remote is None:
-            return
         events = self._remote / _EVENTS
         events.mkdir(parents=True, exist_ok=True)
-        epath.Path(self._local).copy(self._remote / _FILE, overwrite=True)
-        for path in (self._local.parent / _EVENTS).iterdir():
+        epath.Path(self._local / _FILE).copy(self._remote / _FILE, overwrite=True)
+        for path in (self._local / _EVENTS).iterdir():
             epath.Path(path).copy(events / path.name, overwrite=True)
 
 

@@ -2,15 +2,19 @@
 
 The folder is WORKDIR/checkpoints/STEP, with an item in each folder there:
 
-    state        arrays
+    state        arrays, without frozen parameters
     checksums    path of a leaf → its checksum
+    frozen       part of the parameters → name of the piece beside the steps that holds
+                 what is frozen of it, see `train/frozen.py`
     data         where the data iterator stood
     meta         facts of the run
+
+Checkpoints of earlier versions have all arrays in `state`, and no `frozen`.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,16 +22,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from nim4_jax.train import checksums
+from nim4_jax.train import checksums, frozen, optim
+from nim4_jax.train.frozen import FrozenStore, Piece
 from nim4_jax.train.state import describe_misfits
+from nim4_jax.train.stored_arrays import CorruptError, StoredArrays, read_json
 from nim4_jax.types import Params
 
 _JSON = "metadata"  # the file that Orbax writes a JSON item into
-_SHOWN = 4
-
-
-class CorruptError(ValueError):
-    """A checkpoint cannot be read as it was written; says which part of which step."""
 
 
 class StoredStep:
@@ -36,6 +37,7 @@ class StoredStep:
     def __init__(self, folder: epath.Path):
         """Take WORKDIR/checkpoints/STEP."""
         self._folder = folder
+        self._state = StoredArrays(folder / "state", folder)
 
     def __str__(self) -> str:
         """Where it lies."""
@@ -47,7 +49,7 @@ class StoredStep:
         Raises:
             CorruptError: the file is missing or is no JSON.
         """
-        return self._read_json(self._folder / "meta" / _JSON)
+        return read_json(self._folder / "meta" / _JSON, self)
 
     def read_position(self) -> dict[str, Any]:
         """State of the data iterator, the same on every host.
@@ -59,7 +61,7 @@ class StoredStep:
         if not path.exists():
             # Once each host wrote a file of its own, all of the same content.
             path = min(self._folder.glob("data/process_0-of-*.json"), default=path)
-        return self._read_json(path)
+        return read_json(path, self)
 
     def read_shapes(self) -> dict[str, Any]:
         """The state as a nested dict of shapes and dtypes; tuples are lists.
@@ -67,16 +69,13 @@ class StoredStep:
         Raises:
             CorruptError: the description of the arrays cannot be read.
         """
-        try:
-            described = ocp.PyTreeCheckpointHandler().metadata(self._folder / "state")
-            tree = described.tree
-            if not tree["params"]:
-                raise ValueError("it lists no parameters")
-        except Exception as error:
-            raise self._corrupt("the list of its arrays (state)", error) from error
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree
-        )
+        shapes = self._state.read_shapes()
+        params = optim.flatten(shapes.get("params") or {})
+        for piece in self._find_pieces():
+            params.update(piece.read_shapes())
+        if not params:
+            raise CorruptError(f"{self}: it lists no parameters")
+        return {**shapes, "params": optim.unflatten(params)}
 
     def read_state(self, wanted: Any) -> Any:
         """Arrays like `wanted`: its shapes, its dtypes, on its shardings.
@@ -94,7 +93,9 @@ class StoredStep:
         if wrong := describe_misfits(checksums.name_leaves(wanted), stored):
             raise ValueError(f"{self._folder} holds a state of another model: {wrong}.")
         wanted = jax.tree.map(_place, wanted)
-        return self._read(wanted, ocp.checkpoint_utils.construct_restore_args(wanted))
+        how = ocp.checkpoint_utils.construct_restore_args
+        params, rest = self._read(wanted.params, how, wanted.replace)
+        return rest.replace(params=params)
 
     def read_params(self) -> Params:
         """The parameters in the host's memory.
@@ -102,61 +103,45 @@ class StoredStep:
         Raises:
             CorruptError: as `read_state`.
         """
-        wanted = {"params": self.read_shapes()["params"]}
         on_host = ocp.RestoreArgs(restore_type=np.ndarray)
-        return self._read(wanted, jax.tree.map(lambda _: on_host, wanted))["params"]
 
-    def _read(self, wanted: Any, how: Any) -> Any:
-        """Arrays whose checksums are those that were saved."""
-        try:
-            state = self._read_arrays(wanted, how)
-        except Exception as error:
-            names = self._find_unreadable(wanted, how)[:_SHOWN]
-            raise self._corrupt(", ".join(names) or "the state", error) from error
-        if changed := self._find_changed(state):
-            raise CorruptError(
-                f"{self._folder}: the bits of {', '.join(changed[:_SHOWN])} are not "
-                "those that were saved"
-            )
-        return state
+        def how(tree: Any) -> Any:
+            return jax.tree.map(lambda _: on_host, tree)
 
-    def _read_arrays(self, wanted: Any, how: Any) -> Any:
-        arguments = ocp.args.PyTreeRestore(
-            item=wanted, restore_args=how, partial_restore=True
-        )
-        reader = ocp.PyTreeCheckpointHandler()
-        return reader.restore(self._folder / "state", args=arguments)
+        return self._read(self.read_shapes()["params"], how, dict)[0]
 
-    def _find_unreadable(self, wanted: Any, how: Any) -> list[str]:
-        """Paths of the leaves that cannot be read, tried one by one."""
-        leaves, structure = jax.tree.flatten(wanted)
-        found = []
-        for place, name in enumerate(checksums.name_leaves(wanted)):
-            alone = [ocp.PLACEHOLDER] * len(leaves)
-            alone[place] = leaves[place]
-            try:
-                self._read_arrays(structure.unflatten(alone), how)
-            except Exception:
-                found.append(name)
-        return found
+    def _read(
+        self, wanted: Params, how: Callable[[Any], Any], wrap: Callable[..., Any]
+    ) -> tuple[Params, Any]:
+        """(parameters, what `wrap` made of those that lie in the step), verified.
 
-    def _find_changed(self, state: Any) -> list[str]:
-        """Paths of the leaves whose checksum is another; none where none is kept."""
+        Args:
+            wanted: parameters of the step and of its pieces.
+            how: tree of shapes → Orbax's restore arguments.
+            wrap: called with params=…; the tree to be read from the step.
+        """
+        left, found = optim.flatten(wanted), {}
+        for piece in self._find_pieces():
+            there = left.keys() & piece.read_index().keys()
+            if there:
+                part = {path: left.pop(path) for path in there}
+                found.update(piece.read(part, how))
+        tree = wrap(params=optim.unflatten(left))
+        rest = self._state.read(tree, how(tree), self._read_sums())
+        params = rest["params"] if isinstance(rest, dict) else rest.params
+        return optim.unflatten({**optim.flatten(params), **found}), rest
+
+    def _find_pieces(self) -> list[Piece]:
+        """Where frozen parameters lie, in the folder beside the steps."""
+        store = FrozenStore(self._folder.parent)
+        link = frozen.read_link(self._folder)
+        return [store.find(name, self) for name in link.values()]
+
+    def _read_sums(self) -> dict[str, int] | None:
+        """Path → checksum of what lies in the step; None where none is kept."""
         if not (self._folder / "checksums").exists():
-            return []
-        saved = self._read_json(self._folder / "checksums" / _JSON)
-        got = checksums.sum_leaves(state)
-        return [name for name, checksum in got.items() if saved.get(name) != checksum]
-
-    def _read_json(self, path: epath.Path) -> dict[str, Any]:
-        try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise self._corrupt(f"the file {path}", error) from error
-
-    def _corrupt(self, what: str, error: Exception) -> CorruptError:
-        reason = " ".join(str(error).split())[:200]
-        return CorruptError(f"{self._folder}: {what} cannot be read ({reason})")
+            return None
+        return read_json(self._folder / "checksums" / _JSON, self)
 
 
 def _place(leaf: Any) -> jax.ShapeDtypeStruct:

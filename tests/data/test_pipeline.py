@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nim4_jax.data import audio, pipeline, survey
+from nim4_jax.data.hints import HintData
 from nim4_jax.data.pipeline import DataConfig
 from nim4_jax.data.skips import SkipReport
+from nim4_jax.launch.assembly import find_tokenizer
 from nim4_jax.text import phonemes
 
 KEYS = {
@@ -80,6 +82,26 @@ def test_shapes_are_fixed_per_bucket(config, straight):
         for key in ("audio", "phonemes", "tokens"):
             assert batch[key].shape == batch[f"{key}_mask"].shape
             assert not batch[key][~batch[f"{key}_mask"]].any()
+
+
+@pytest.mark.parametrize("hints", [None, HintData(wanted_tokens=8)])
+def test_blanks_have_the_shapes_to_come(config, hints):
+    """One of each, in order, of this epoch; before the run's end, if that is near."""
+    made = replace(config, hints=hints, tokenizer=find_tokenizer("nano"))
+    iterator = pipeline.make_train_iterator(made, rank=1, hosts=2)
+
+    def describe(arrays):
+        return {key: (leaf.shape, leaf.dtype) for key, leaf in arrays.items()}
+
+    blanks = [describe(blank) for blank in iterator.make_blanks(1_000)]
+    assert len(blanks) == 2 and iterator.make_blanks(0) == []
+    assert [describe(blank) for blank in iterator.make_blanks(1)] == blanks[:1]
+    came = []
+    for _ in range(iterator.plan.count_steps(1)):
+        shapes = describe(next(iterator))
+        came += [shapes] if shapes not in came else []
+    iterator.close()
+    assert came == blanks
 
 
 def test_an_epoch_delivers_every_example(config):

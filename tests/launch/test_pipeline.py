@@ -18,6 +18,7 @@ from nim4_jax.launch.restart import Restart
 from nim4_jax.train import checkpoint, optim, releases
 from nim4_jax.train import cmvn as statistics
 from nim4_jax.train.metrics import read_metrics
+from nim4_jax.train.stored_step import StoredStep
 
 TINY = {
     "steps": 2,
@@ -150,7 +151,9 @@ def read_state(folder, step):
     with ocp.PyTreeCheckpointer() as reader:
         state = reader.restore(Path(folder, "checkpoints", str(step), "state"))
     slots = jax.tree_util.tree_leaves_with_path(state["opt_state"])
-    return optim.flatten(state["params"]), {str(path): leaf for path, leaf in slots}
+    stored = StoredStep(Path(folder, "checkpoints", str(step)).absolute())
+    params = optim.flatten(stored.read_params())
+    return params, {str(path): leaf for path, leaf in slots}
 
 
 def read_parts(workdir, stage, step=2):

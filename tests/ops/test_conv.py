@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nim4_jax import sharding
+from nim4_jax.launch import collectives
 from nim4_jax.ops import conv
 from nim4_jax.ops.relative import UNLIMITED
 
@@ -106,6 +108,23 @@ def test_the_forms_of_the_kernel_gradient_agree(right, hidden):
     sums = [jax.jit(f, static_argnums=3)(padded, visible, slope, right) for f in forms]
     for other in sums[1:]:
         np.testing.assert_allclose(sums[0], other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", [conv.sum_by_taps, conv.sum_at_once, conv.convolve])
+def test_each_device_sums_over_its_own_rows(form):
+    """One sum of what they found, where the rows lie on eight devices."""
+    rng = np.random.default_rng(0)
+    padded = rng.normal(size=(16, FRAMES + TAPS - 1, CHANNELS)).astype(np.float32)
+    slope = rng.normal(size=(16, FRAMES, CHANNELS)).astype(np.float32)
+    visible = np.ones((FRAMES, TAPS), bool)
+    visible[:, TAPS - 2 :] = rng.random((FRAMES, 2)) < 0.5
+    summed = jax.jit(lambda x, g: form(x, visible, g, 2))
+    expected = summed(padded, slope)
+    with jax.set_mesh(sharding.make_mesh((8, 1, 1))):
+        placed = sharding.put_batch((padded, slope))
+        program = summed.lower(*placed).compile()
+        assert set(collectives.read(program.as_text())) == {"all-reduce"}
+        np.testing.assert_allclose(program(*placed), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_sums_of_bfloat16_are_float32():

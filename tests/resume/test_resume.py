@@ -150,6 +150,7 @@ def hash_leaves(workdir: Path) -> dict[str, str]:
     assert step == STEPS
     with ocp.PyTreeCheckpointer() as reader:
         state = reader.restore(workdir.absolute() / "checkpoints" / str(step) / "state")
+    state["params"], _ = checkpoint.load_params(str(workdir))  # with what is frozen
     hashes = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         array = np.asarray(leaf)

@@ -67,6 +67,9 @@ def assert_whole(workdir: Path, step: int) -> None:
     assert checkpoint.latest_step(str(workdir)) == step
     params, _ = checkpoint.load_params(str(workdir))
     assert params["a"]["kernel"].tolist() == [[find_sum(step)] * 3] * ROWS
+    still = np.arange(3.0 * ROWS).reshape(ROWS, 3)  # frozen: written by both, once
+    assert params["b"]["kernel"].tolist() == still.tolist()
+    assert len(list((workdir / "checkpoints" / "frozen").iterdir())) == 1
 
 
 def assert_named(both, workdir: Path, stopped: int) -> None:

@@ -55,10 +55,14 @@ class Rows(grain.DatasetIterator):
         """Nothing to fetch."""
 
 
+RULES = (("a/.*", 1.0), ("b/.*", None))
+
+
 def step_once(state: TrainState, batch):
     """Add up; the loss is the sum."""
     total = jnp.sum(batch.audio.values)
-    params = jax.tree.map(lambda leaf: leaf + total, state.params)
+    moved = jax.tree.map(lambda leaf: leaf + total, state.params["a"])
+    params = {**state.params, "a": moved}
     metrics = {"loss": total, "gradient_norm": total}
     return TrainState(state.step + 1, params, state.opt_state), metrics
 
@@ -68,16 +72,17 @@ def train(workdir: str, steps: int, minutes: float, stop: Preemption) -> None:
     mesh = sharding.make_mesh()
     cut = NamedSharding(mesh, PartitionSpec("data"))
     whole = NamedSharding(mesh, PartitionSpec())
-    lies = TrainState(whole, {"a": {"kernel": cut}}, ())
+    lies = TrainState(whole, {part: {"kernel": cut} for part in "ab"}, ())
 
     def begin() -> TrainState:
         step = jnp.zeros((), jnp.int32)
-        return TrainState(step, {"a": {"kernel": jnp.zeros((ROWS, 3))}}, ())
+        zeros, still = jnp.zeros((ROWS, 3)), jnp.arange(3.0 * ROWS).reshape(ROWS, 3)
+        return TrainState(step, {"a": {"kernel": zeros}, "b": {"kernel": still}}, ())
 
     with jax.set_mesh(mesh):
         state = jax.jit(begin, out_shardings=lies)()
         data = Rows(*sharding.share_of_rows(mesh))
-        checkpoints = Checkpoints(workdir, EVERY)
+        checkpoints = Checkpoints(workdir, EVERY, rules=RULES)
         if checkpoints.latest_step() is not None:
             state = checkpoints.restore(state, data)
         writer = MetricWriter(workdir, int(state.step))

@@ -76,7 +76,7 @@ def main(folder: str, call: int) -> None:
         train_state.add_reference(params, recipe), recipe, tx
     )
     data = tiny.make_data()
-    checkpoints = Checkpoints(folder, EVERY)
+    checkpoints = Checkpoints(folder, EVERY, rules=rules)
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state, data)
     print("from step", int(state.step), flush=True)

@@ -92,6 +92,14 @@ def test_only_whole_checkpoints_count(tiny, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, make_state(4).params)
 
 
+def test_only_whole_checkpoints_count_in_an_object_store(object_store):
+    """There are no renames: a step has its last name while it is written."""
+    for step, name in ((3, "commit_success.txt"), (4, "state/manifest.ocdbt")):
+        object_store.pipe(f"gs://bucket/run/checkpoints/{step}/meta/metadata", b"{}")
+        object_store.pipe(f"gs://bucket/run/checkpoints/{step}/{name}", b"")
+    assert checkpoint.latest_step("gs://bucket/run") == 3
+
+
 def test_what_a_killed_run_left_is_gone_once_the_folder_is_open(tmp_path):
     """Not some time later: the process may end before it saves anything."""
     half = tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp-1"
