@@ -19,7 +19,8 @@ from nim4_jax.data import sources
 from nim4_jax.launch import build_hotwords
 from nim4_jax.launch.benchmarks import measure, near_retrieval
 from nim4_jax.retrieval import automaton, database
-from nim4_jax.retrieval.database import Database, Gate
+from nim4_jax.retrieval.database import Database
+from nim4_jax.retrieval.gate import Gate
 from nim4_jax.retrieval.hotwords import HotwordRetriever, StreamState
 from nim4_jax.retrieval.layer import Layer
 from nim4_jax.retrieval.names import Name, read_names
@@ -144,7 +145,7 @@ def run(full: bool, threads: int, entries: int) -> list[measure.Row]:
         *(_time_ten_times(keys, pieces, whole[1, 0]) if full else []),
         *_time_updates(base, pieces),
         _time_streams(machine, pieces, allowed),
-        *near_retrieval.run(base, f"{folder}-scann", full),
+        *near_retrieval.run(base, folder, full),
     ]
 
 

@@ -124,7 +124,7 @@ def test_every_cell_of_the_product_is_there_once(whole, config, material):
     assert all((out / f"report.{kind}").is_file() for kind in ("md", "html", "json"))
     done = {(c.key.model, c.key.benchmark, c.key.hotwords): c for c in outcome.cells}
     listed = done["tiny", material["short"], f"list:{material['names']}"]
-    assert listed.summary["hotword_list"] == {"names": 2}
+    assert listed.summary["hotword_list"] == {"names": 2, "near": "lattice"}
     assert listed.summary["entities"]["hints"]["mode"] == "found"
     heard = done["deaf", material["short"], "none"].summary["scores"]
     assert set(heard) == {"phonemes"}
@@ -302,4 +302,4 @@ def test_streams_are_cells_with_their_latency(
     for cell in outcome.cells:
         assert cell.status == DONE, cell.reason
         assert cell.summary["streaming"]["streams"] == len(cell.rows) == 2
-    assert outcome.cells[1].summary["hotword_list"] == {"names": 2}
+    assert outcome.cells[1].summary["hotword_list"] == {"names": 2, "near": "lattice"}
