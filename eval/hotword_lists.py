@@ -89,11 +89,15 @@ def _build(path: str) -> Database:
     return database.build(listed, readings, PhonemeTrigrams(texts))
 
 
-def identify(path: str) -> str:
+def identify(path: str, near: str = LATTICE) -> str:
     """A checksum of a list or database: of its manifest, which has those of its files.
 
+    Args:
+        path: of either.
+        near: where near matches shall be looked for.
+
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or no index.
     """
     file = Path(path, database.MANIFEST) if Path(path).is_dir() else Path(path)
     if not file.is_file():
@@ -101,6 +105,8 @@ def identify(path: str) -> str:
             f"there is no hotword database and no list of names at {path}; make one "
             "with nim4 build_hotwords, or name a file with a name a line."
         )
+    if Path(path).is_dir():
+        database.check_index(path, near)
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 

@@ -39,7 +39,7 @@ from nim4_jax.eval.hotword_lists import HotwordList
 from nim4_jax.eval.peers import PEERS
 from nim4_jax.eval.streaming import StreamedRecogniser
 from nim4_jax.eval.systems import Hotwords, Load, Mode, Model, Opened
-from nim4_jax.retrieval.gate import LATTICE, WAYS
+from nim4_jax.retrieval.gate import LATTICE, check_near
 
 Identify = Callable[[str], str]
 """Model → checksum of it; raises ValueError where there is none."""
@@ -155,8 +155,7 @@ def plan(config: SweepConfig, identify: Identify) -> list[Task]:
     models = systems.parse_all(Model.parse, config.models, "model")
     modes = systems.parse_all(Mode.parse, config.modes, "mode")
     hotwords = systems.parse_all(Hotwords.parse, config.hotwords, "hotwords")
-    if config.near not in WAYS:
-        raise ValueError(f"near={config.near!r}: use one of {', '.join(WAYS)}.")
+    check_near(config.near)
     found = benchmarks.find(config.benchmarks)
     for benchmark in found:
         if not benchmarks.missing(benchmark):
@@ -168,7 +167,8 @@ def plan(config: SweepConfig, identify: Identify) -> list[Task]:
     for names in hotwords:
         known[names] = names.name
         if names.path:
-            known[names] = [hotword_lists.identify(names.path), config.near]
+            digest = hotword_lists.identify(names.path, config.near)
+            known[names] = [digest, config.near]
     hint_facts = dataclasses.asdict(config.make_hints())
     numbers = [config.limit, config.left, config.phonemes]
     facts = _hash([hint_facts, numbers, importlib.metadata.version("nim4-jax")])

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from nim4_jax.retrieval import automaton, generations, windows
 from nim4_jax.retrieval.automaton import Automaton
 from nim4_jax.retrieval.chance import Background, PhonemeBigrams
-from nim4_jax.retrieval.gate import LATTICE, NEVER, SCANN, WAYS, Gate
+from nim4_jax.retrieval.gate import LATTICE, NEVER, SCANN, Gate, check_near
 from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.phonetic_index import PhoneticIndex
 from nim4_jax.retrieval.verification import Demand
@@ -314,6 +314,27 @@ def rebuild(
         _write(fresh, folder)
 
 
+def check_index(folder: str, near: str, attached: Iterable[str] | None = None) -> None:
+    """Refuse a folder that lacks the index in which near matches shall be looked for.
+
+    Args:
+        folder: of a database.
+        near: one of `gate.WAYS`.
+        attached: what the manifest says; None reads it.
+
+    Raises:
+        ValueError: it does, with the command that adds one.
+    """
+    if attached is None:
+        attached = generations.find_attached(folder)
+    if near == SCANN and SCANN not in attached:
+        raise ValueError(
+            f"{folder} has no ScaNN index, and near={near} looks there; nim4 "
+            f"build_hotwords --out={folder} --near={near} adds one, or use "
+            f"near={LATTICE}."
+        )
+
+
 def load(folder: str, near: str = LATTICE) -> Database:
     """Map a database from disk, every file checked.
 
@@ -325,19 +346,13 @@ def load(folder: str, near: str = LATTICE) -> Database:
         ValueError: nothing there, another format or phoneme inventory, no index where
             one is asked for, or a file that is cut off or changed, by name.
     """
-    if near not in WAYS:
-        raise ValueError(f"near={near!r}: use one of {', '.join(WAYS)}.")
+    check_near(near)
 
     wanted = {SCANN: PhoneticIndex.load} if near == SCANN else {}
 
     def check(path: Path, manifest: Any) -> None:
         _check(path, manifest)
-        if not wanted.keys() <= manifest.get("attached", {}).keys():
-            raise ValueError(
-                f"{folder} has no ScaNN index, and near={near} looks there; nim4 "
-                f"build_hotwords --out={folder} --near={near} adds one, or use "
-                f"near={LATTICE}."
-            )
+        check_index(folder, near, manifest.get("attached", {}))
 
     manifest, arrays, opened = generations.read(folder, check, wanted)
     parts: dict[str, dict[str, np.ndarray]] = collections.defaultdict(dict)

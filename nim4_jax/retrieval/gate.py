@@ -24,6 +24,12 @@ NEVER = 1e-37
 """Occurrences an hour of what never occurs: its log is finite."""
 
 
+def check_near(near: str) -> None:
+    """Refuse what is none of WAYS, by ValueError."""
+    if near not in WAYS:
+        raise ValueError(f"near={near!r}: use one of {', '.join(WAYS)}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Gate:
     """How many false hits are borne, and of which keys.

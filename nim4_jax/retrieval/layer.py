@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 
 from nim4_jax.retrieval import database, lattice
 from nim4_jax.retrieval.database import Database
-from nim4_jax.retrieval.gate import LATTICE, NOWHERE, WAYS, Gate
+from nim4_jax.retrieval.gate import LATTICE, NOWHERE, Gate, check_near
 from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.phonetic_index import PhoneticIndex
 from nim4_jax.retrieval.pronunciation import pronounce
@@ -121,8 +121,7 @@ class Layer:
         Raises:
             ValueError: an unknown way, or a base with an index of other windows.
         """
-        if near not in WAYS:
-            raise ValueError(f"near={near!r}: use one of {', '.join(WAYS)}.")
+        check_near(near)
         self.gate = gate or Gate()
         self.near = near
         self._lock = threading.Lock()

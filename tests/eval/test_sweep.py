@@ -159,6 +159,17 @@ def test_other_settings_and_other_data_are_measured_anew(
     assert len({*prints, cell.fingerprint, more.fingerprint}) == 3
 
 
+def test_names_that_are_looked_for_elsewhere_are_found_anew(config):
+    """Only cells with a list depend on `near`."""
+    plans = [
+        sweep.plan(dataclasses.replace(config, near=near), lambda origin: origin)
+        for near in ("lattice", "scann")
+    ]
+    for one, other in zip(*plans, strict=True):
+        same = one.fingerprint == other.fingerprint
+        assert one.key == other.key and same != bool(one.hotwords.path)
+
+
 @pytest.mark.parametrize("hosts", [2, 5])
 def test_shards_together_are_one_sweep(whole, config, load, tmp_path, hosts):
     """And it is the last one that writes the report."""
@@ -267,6 +278,7 @@ def test_a_full_disk_is_an_error_and_no_result(config, load, material, tmp_path)
         ({"modes": ("streaming",)}, "expected offline"),
         ({"hotwords": ("list:/nowhere",)}, "no hotword database and no list of names"),
         ({"hotwords": ("all",)}, "choose from none, said, misleading, both"),
+        ({"near": "ann"}, "near='ann': use one of lattice, scann, none"),
         ({"hint_names": "/nowhere"}, "/nowhere"),
     ],
 )
