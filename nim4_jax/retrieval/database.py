@@ -347,7 +347,6 @@ def load(folder: str, near: str = LATTICE) -> Database:
             one is asked for, or a file that is cut off or changed, by name.
     """
     check_near(near)
-
     wanted = {SCANN: PhoneticIndex.load} if near == SCANN else {}
 
     def check(path: Path, manifest: Any) -> None:
