@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.modes = ("offline", "stream:640", "stream:320")
     # none, said, misleading, both, and list:PATH for names found in what is heard.
     config.hotwords = ("none",)
+    config.near = "lattice"  # where such names are looked for: lattice, scann, none
     config.limit = 0  # utterances per benchmark, spread evenly; 0 for all
     config.left = 4  # chunks that a stream's chunk sees to its left
     config.phonemes = False  # score the phoneme head too

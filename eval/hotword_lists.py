@@ -17,6 +17,7 @@ from nim4_jax.eval.shared import Prompted
 from nim4_jax.retrieval import database, names
 from nim4_jax.retrieval.chance import PhonemeTrigrams
 from nim4_jax.retrieval.database import Database
+from nim4_jax.retrieval.gate import LATTICE
 from nim4_jax.retrieval.hints import select_hints
 from nim4_jax.retrieval.hotwords import HotwordRetriever, StreamState
 from nim4_jax.retrieval.layer import Layer
@@ -40,14 +41,19 @@ class HotwordList:
     retriever: HotwordRetriever
 
     @classmethod
-    def open(cls, path: str) -> HotwordList:
+    def open(cls, path: str, near: str = LATTICE) -> HotwordList:
         """The database in a folder, or one made of a list of names.
 
+        Args:
+            path: of either.
+            near: where near matches are looked for, one of `gate.WAYS`.
+
         Raises:
-            ValueError: neither is there, or it cannot be read.
+            ValueError: neither is there, it cannot be read, or a folder lacks the index
+                that is asked for.
         """
-        base = database.load(path) if Path(path).is_dir() else _build(path)
-        return cls(base, HotwordRetriever([Layer(base)]))
+        base = database.load(path, near) if Path(path).is_dir() else _build(path)
+        return cls(base, HotwordRetriever([Layer(base, near=near)]))
 
     def find(
         self,
@@ -83,11 +89,15 @@ def _build(path: str) -> Database:
     return database.build(listed, readings, PhonemeTrigrams(texts))
 
 
-def identify(path: str) -> str:
+def identify(path: str, near: str = LATTICE) -> str:
     """A checksum of a list or database: of its manifest, which has those of its files.
 
+    Args:
+        path: of either.
+        near: where near matches shall be looked for.
+
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or no index.
     """
     file = Path(path, database.MANIFEST) if Path(path).is_dir() else Path(path)
     if not file.is_file():
@@ -95,6 +105,8 @@ def identify(path: str) -> str:
             f"there is no hotword database and no list of names at {path}; make one "
             "with nim4 build_hotwords, or name a file with a name a line."
         )
+    if Path(path).is_dir():
+        database.check_index(path, near)
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 

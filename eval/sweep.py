@@ -39,6 +39,7 @@ from nim4_jax.eval.hotword_lists import HotwordList
 from nim4_jax.eval.peers import PEERS
 from nim4_jax.eval.streaming import StreamedRecogniser
 from nim4_jax.eval.systems import Hotwords, Load, Mode, Model, Opened
+from nim4_jax.retrieval.gate import LATTICE, check_near
 
 Identify = Callable[[str], str]
 """Model → checksum of it; raises ValueError where there is none."""
@@ -64,6 +65,7 @@ class SweepConfig:
         hint_seed: of their draws.
         seen: transcripts of the training.
         find_keywords: by counting words, where records list none.
+        near: where names of a list are looked for nearly, one of `gate.WAYS`.
     """
 
     models: tuple[str, ...]
@@ -78,6 +80,7 @@ class SweepConfig:
     hint_seed: int = 0
     seen: tuple[str, ...] = ()
     find_keywords: bool = False
+    near: str = LATTICE
 
     def make_hints(self) -> HintConfig:
         """Everything about hints but their mode.
@@ -152,6 +155,7 @@ def plan(config: SweepConfig, identify: Identify) -> list[Task]:
     models = systems.parse_all(Model.parse, config.models, "model")
     modes = systems.parse_all(Mode.parse, config.modes, "mode")
     hotwords = systems.parse_all(Hotwords.parse, config.hotwords, "hotwords")
+    check_near(config.near)
     found = benchmarks.find(config.benchmarks)
     for benchmark in found:
         if not benchmarks.missing(benchmark):
@@ -161,7 +165,10 @@ def plan(config: SweepConfig, identify: Identify) -> list[Task]:
         own, peer = model.origin, PEERS.get(model.name)
         known[model] = identify(own) if own or not peer else peer.find_versions()
     for names in hotwords:
-        known[names] = hotword_lists.identify(names.path) if names.path else names.name
+        known[names] = names.name
+        if names.path:
+            digest = hotword_lists.identify(names.path, config.near)
+            known[names] = [digest, config.near]
     hint_facts = dataclasses.asdict(config.make_hints())
     numbers = [config.limit, config.left, config.phonemes]
     versions = [importlib.metadata.version("nim4-jax"), fingerprints.identify_code()]
@@ -345,13 +352,16 @@ class _Runner:
         if isinstance(system, StreamedRecogniser):
             summary["streaming"] = system.latency.summary()
         if names is not None:
-            summary["hotword_list"] = {"names": len(names.base)}
+            summary["hotword_list"] = {
+                "names": len(names.base),
+                "near": self._config.near,
+            }
         rows = report.list_rows([result])
         return Cell(task.key, DONE, "", task.fingerprint, summary, rows)
 
     def _find_list(self, path: str) -> HotwordList:
         if path not in self._lists:
-            self._lists[path] = HotwordList.open(path)
+            self._lists[path] = HotwordList.open(path, self._config.near)
         return self._lists[path]
 
 

@@ -28,7 +28,7 @@ from nim4_jax.eval.shared import Shared, System
 from nim4_jax.eval.streaming import StreamedRecogniser
 
 OFFLINE = "offline"
-_STREAM, _LIST = "stream:", "list:"
+_STREAM, LIST = "stream:", "list:"
 _TOKEN = 160  # ms of a speech token
 _PEER_SECONDS, _PEER_ROWS = (10.0, 30.0), (1, 1)
 
@@ -121,13 +121,13 @@ class Hotwords:
         Raises:
             ValueError: neither.
         """
-        path = text.removeprefix(_LIST)
+        path = text.removeprefix(LIST)
         if path != text and path:
             return cls(text, path=path)
         if text not in hints.MODES:
             raise ValueError(
                 f"hotwords {text!r}; choose from {', '.join(hints.MODES)}, or "
-                f"{_LIST}PATH, a database of nim4 build_hotwords or a list of names."
+                f"{LIST}PATH, a database of nim4 build_hotwords or a list of names."
             )
         return cls(text, text)
 

@@ -1,6 +1,8 @@
 """Make a hotword database from a list of names.
 
 nim4 build_hotwords --input=names.jsonl --out=hotwords
+nim4 build_hotwords --input=names.jsonl --out=hotwords --near=scann
+nim4 build_hotwords --out=hotwords --near=scann     # the index of what is there
 
 The list: a name a line; or TSV, CSV or JSONL with text, pronunciation, weight, tag,
 tenant. A name listed twice has the readings of both lines and the greater weight.
@@ -17,14 +19,15 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import app, flags
 from tqdm import tqdm
 
 from nim4_jax import line_file
 from nim4_jax.data import sources
 from nim4_jax.launch import runtime
-from nim4_jax.retrieval import database, names
+from nim4_jax.retrieval import database, names, phonetic_index
 from nim4_jax.retrieval.chance import PhonemeTrigrams
+from nim4_jax.retrieval.gate import LATTICE, SCANN, Gate
 from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.pronunciation import pronounce
 
@@ -35,13 +38,22 @@ _TEXTS = "bundled:commands:train"
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_string("input", None, "List of names.", required=True)
+    flags.DEFINE_string(
+        "input", None, "List of names; with --near=scann it may be missing."
+    )
     flags.DEFINE_string("out", None, "Folder of the database.", required=True)
     flags.DEFINE_string(
         "text",
         _TEXTS,
         "Ordinary sentences (a source, or a text file) that tell how often a name's "
         "phonemes occur by chance.",
+    )
+    flags.DEFINE_enum(
+        "near",
+        LATTICE,
+        (LATTICE, SCANN),
+        "Where near matches can be looked for: the lattice of what was heard, which "
+        "every database can, or ScaNN's index too, which is built beside it.",
     )
     flags.DEFINE_integer(
         "workers", os.cpu_count() or 1, "Processes that pronounce.", lower_bound=1
@@ -95,10 +107,25 @@ def find_folders(out: str, tenants: Sequence[str]) -> dict[str, Path]:
     return {"": Path(out), **own}
 
 
-def run(path: str, out: str, text: str, workers: int) -> dict[str, database.Database]:
+def find_tenants(out: str) -> list[str]:
+    """Tenants who have a database."""
+    kept = Path(out).glob(f"tenants/*/{database.MANIFEST}")
+    return sorted(file.parent.name for file in kept)
+
+
+def run(
+    path: str, out: str, text: str, workers: int, near: str = LATTICE
+) -> dict[str, database.Database]:
     """Build everybody's database and one for each tenant of the list.
 
     A tenant who is no longer listed has an empty one from then on.
+
+    Args:
+        path: list of names.
+        out: folder of everybody's database.
+        text: ordinary sentences, a source or a text file.
+        workers: processes that pronounce.
+        near: SCANN: with its index.
 
     Returns:
         Database of each tenant, "" for everybody's.
@@ -109,17 +136,35 @@ def run(path: str, out: str, text: str, workers: int) -> dict[str, database.Data
     listed: dict[str, list[Name]] = collections.defaultdict(list)
     for name in names.read_names(path):
         listed[name.tenant].append(name)
-    kept = Path(out).glob(f"tenants/*/{database.MANIFEST}")
-    before = (file.parent.name for file in kept)
-    folders = find_folders(out, sorted({*listed, *before}))
+    folders = find_folders(out, sorted({*listed, *find_tenants(out)}))
     return {
-        tenant: build(listed.get(tenant, []), str(folder), text, workers)
+        tenant: build(listed.get(tenant, []), str(folder), text, workers, near)
         for tenant, folder in folders.items()
     }
 
 
+def add_indexes(out: str) -> None:
+    """ScaNN's index for everybody's database and each tenant's, where it is missing.
+
+    Raises:
+        ValueError: no sound database there.
+    """
+    for folder in find_folders(out, ["", *find_tenants(out)]).values():
+        database.index_folder(str(folder))
+        print(f"{folder}: has {_tell_index()}")
+
+
+def _tell_index() -> str:
+    exact = "every window compared, since the scann package is not installed"
+    return "ScaNN's index" if phonetic_index.has_scann() else exact
+
+
 def build(
-    listed: Sequence[Name], folder: str, text: str = _TEXTS, workers: int = 1
+    listed: Sequence[Name],
+    folder: str,
+    text: str = _TEXTS,
+    workers: int = 1,
+    near: str = LATTICE,
 ) -> database.Database:
     """Pronounce the names of one tenant, save their database, and say what came of it.
 
@@ -129,6 +174,8 @@ def build(
     readings = _pronounce_new(listed, _known_readings(folder), workers)
     trigrams = PhonemeTrigrams(_read_sentences(text))
     base = database.build(listed, readings, trigrams)
+    if near == SCANN:
+        base = database.add_index(base)
     database.save(base, folder)
     silent = [name.text for name in listed if not readings[name.text]]
     _report(folder, listed, base, silent)
@@ -168,8 +215,14 @@ def _report(
         f"{size:.0f} bytes a name; {twice:,} listed twice; "
         f"{len(silent):,} that cannot be pronounced, left out: {silent[:_SHOWN]}"
     )
-    allowed = base.allow(database.Gate())
-    print(f"  {int((~allowed).sum()):,} keys too short or too common to give hints")
+    gate = Gate()
+    held = int((~base.allow(gate)).sum())
+    print(
+        f"  {held:,} keys too short or too common to give hints: "
+        f"{gate.false_per_minute:g} false ones a minute may be expected of all"
+    )
+    if base.index is not None:
+        print(f"  near matches also by {_tell_index()}")
     worst = base.chance.argsort()[: -_SHOWN - 1 : -1]
     for key in worst:
         texts = ", ".join(name.text for name in base.names_of(int(key))[:3])
@@ -179,7 +232,15 @@ def _report(
 def main(_) -> None:
     """Entry point of `nim4 build_hotwords`."""
     given = flags.FLAGS
-    run(given.input, given.out, given.text, given.workers)
+    if given.input:
+        run(given.input, given.out, given.text, given.workers, given.near)
+    elif given.near == SCANN:
+        add_indexes(given.out)
+    else:
+        raise app.UsageError(
+            "--input=LIST is needed; without it, --near=scann adds an index to the "
+            "database in --out."
+        )
 
 
 if __name__ == "__main__":

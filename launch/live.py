@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,14 +25,21 @@ from nim4_jax.decode.events import Event, Failed, Final
 from nim4_jax.decode.listener import Listener
 from nim4_jax.decode.session import Session
 from nim4_jax.decode.stream_config import StreamConfig
-from nim4_jax.launch import live_display, live_source, recognition, stdin_source
+from nim4_jax.launch import (
+    hotword_flags,
+    live_display,
+    live_source,
+    recognition,
+    stdin_source,
+)
+from nim4_jax.launch.hotword_flags import Given
 from nim4_jax.launch.live_display import FORMATS
 from nim4_jax.launch.live_source import MICROPHONE, PACES, STDIN, Inbox
 from nim4_jax.launch.stdin_source import Warn
-from nim4_jax.retrieval import names
 from nim4_jax.text import prompt
 
 DETECTORS = ("silero", "blank")
+NONE_GIVEN = Given()
 
 
 def define_flags() -> None:
@@ -58,9 +64,6 @@ def define_flags() -> None:
         "silero",
         DETECTORS,
         "With --stream, what hears speech; blank: the phoneme head.",
-    )
-    flags.DEFINE_string(
-        "hotwords", "", "With --stream, names for every prompt, by commas."
     )
     flags.DEFINE_integer(
         "rate",
@@ -124,7 +127,7 @@ def run_stream(
     packets: Iterable[np.ndarray],
     show: Callable[[Event], None],
     *,
-    hotwords: Sequence[str] = (),
+    hotwords: Given = NONE_GIVEN,
     warn: Warn = _warn,
 ) -> Outcome:
     """Feed a listener's new stream to its end.
@@ -133,11 +136,13 @@ def run_stream(
         listener: with a free place.
         packets: mono float32 at 16 kHz, of any size.
         show: is given every event as soon as there is one.
-        hotwords: names for every prompt.
+        hotwords: names for every prompt, and those that are looked for.
         warn: told of packets that were left out, and of a source that broke: what
             came before it is transcribed.
     """
-    session, source = listener.open(hints=hotwords), iter(packets)
+    retriever = hotwords.found.retriever if hotwords.found else None
+    session = listener.open(hints=hotwords.names, retriever=retriever)
+    source = iter(packets)
     texts, failed = 0, False
     try:
         while not session.closed:
@@ -219,7 +224,7 @@ def run(
     chunk_ms: int = 0,
     left: int = 4,
     detector: str = "silero",
-    hotwords: Sequence[str] = (),
+    hotwords: Given = NONE_GIVEN,
     rate: int = audio.SAMPLE_RATE,
     channels: str = "mix",
 ) -> Outcome:
@@ -234,7 +239,7 @@ def run(
         chunk_ms: length of chunks, 0 for the default.
         left: chunks seen to the left.
         detector: one of DETECTORS.
-        hotwords: names for every prompt.
+        hotwords: names for every prompt, and those that are looked for.
         rate: of stdin, Hz.
         channels: one of `CHOICES` of data/channels.py, or how many alternate in stdin.
 
@@ -253,7 +258,7 @@ def run(
     stdin_source.parse_channels(channels)
     live_source.check_source(recording)
     _report("loading…")
-    listener = load_listener(model, chunk_ms, left, detector, hotwords, _warn)
+    listener = load_listener(model, chunk_ms, left, detector, hotwords.names, _warn)
     live = recording in (STDIN, MICROPHONE)
     if live or pace == "real":
         listener.warm_up()
@@ -284,7 +289,6 @@ def main(model: str, recordings: Sequence[str], given: Any) -> None:
         )
     if given.out:
         raise ValueError("--out is not for streams; send stdout to a file: … > FILE.")
-    listed = map(names.clean, re.split("[,，]", given.hotwords))
     outcome = run(
         model,
         recordings[0],
@@ -294,7 +298,7 @@ def main(model: str, recordings: Sequence[str], given: Any) -> None:
         chunk_ms=given.chunk_ms,
         left=given.left,
         detector=given.detector,
-        hotwords=tuple(name for name in listed if name),
+        hotwords=hotword_flags.read(given),
         rate=given.rate,
         channels=str(given.channels),
     )

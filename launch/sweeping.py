@@ -15,6 +15,7 @@ from nim4_jax.configs import evaluate as defaults
 from nim4_jax.eval import sweep
 from nim4_jax.eval.sweep import Outcome, SweepConfig
 from nim4_jax.launch import assembly, hosts, recognition, settings
+from nim4_jax.retrieval import gate
 from nim4_jax.serving import manifest
 from nim4_jax.train import checkpoint
 
@@ -28,6 +29,7 @@ _SHARED = (
     "hint_seed",
     "seen",
     "find_keywords",
+    "near",
 )
 _SINGLE = ("model", "sets", "chunk_ms", "stream", "hints", "shuffle_audio")
 _BLOCK = 1 << 22
@@ -49,6 +51,13 @@ def define_flags() -> None:
         None,
         "Sweep: none, said, misleading, both, or list:PATH: a hotword database or a "
         "list of names, which are found in what is heard.",
+    )
+    flags.DEFINE_enum(
+        "near",
+        gate.LATTICE,
+        gate.WAYS,
+        "Sweep: where names of list:PATH are looked for nearly: the lattice of what "
+        "was heard, ScaNN's index of a folder, or nowhere.",
     )
     flags.DEFINE_string(
         "shard",

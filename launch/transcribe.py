@@ -4,6 +4,7 @@ python launch/transcribe.py --model=runs/demo/stage4 FILE…
 python launch/transcribe.py --model=runs/demo/stage4 --format=srt --out=DIR FILE…
 python launch/transcribe.py --model=runs/demo/stage4 --stream FILE|-|mic
 python launch/transcribe.py --bundle=BUNDLE [--stream] FILE…
+python launch/transcribe.py --model=runs/demo/stage4 --hotwords=list:hotwords FILE…
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from nim4_jax.decode import segments
 from nim4_jax.decode.endpoint import Detector, EndpointConfig, Silero
 from nim4_jax.decode.recogniser import Recogniser
 from nim4_jax.decode.segments import AudioBatch, Batcher, Segment
-from nim4_jax.launch import live, recognition, runtime
+from nim4_jax.eval.hotword_lists import FindingRecogniser, HotwordList
+from nim4_jax.launch import hotword_flags, live, recognition, runtime
 from nim4_jax.launch.transcripts import FORMATS, Recording, render
 from nim4_jax.serving import manifest
 
@@ -52,8 +54,9 @@ def define_flags() -> None:
         "Length of chunks, 0 for the full pass (with --stream: 640).",
     )
     flags.DEFINE_integer("left", 4, "Chunks seen to the left of a chunk's own.")
-    live.define_flags()
-    flags.adopt_module_key_flags(live)  # --help shows them too
+    for module in (live, hotword_flags):
+        module.define_flags()
+        flags.adopt_module_key_flags(module)  # --help shows them too
 
 
 def transcribe_files(
@@ -63,6 +66,7 @@ def transcribe_files(
     batch: int = 8,
     vad: str = "silero",
     timings: bool = True,
+    names: HotwordList | None = None,
     show_progress: bool = False,
 ) -> Iterator[Recording]:
     """Transcribe files, segments of all of them together in batches.
@@ -77,6 +81,7 @@ def transcribe_files(
         vad: one of VADS: recordings longer than the largest shape are cut where nobody
             speaks and their silence is left out, or ("none") cut at quiet places.
         timings: whether words get times and confidences.
+        names: to be looked for in a first pass, for the prompts of the second.
         show_progress: whether a bar is drawn on stderr.
 
     Yields:
@@ -89,6 +94,9 @@ def transcribe_files(
     """
     if vad not in VADS:
         raise ValueError(f"vad {vad!r} is unknown; use one of {VADS}.")
+    recogniser = loaded.recogniser
+    if names is not None:
+        recogniser = FindingRecogniser(recogniser, names)
     detector = Silero() if vad == "silero" else None
     limit = loaded.bucket_seconds[-1]
     given = [path if isinstance(path, tuple) else (path, "mix") for path in paths]
@@ -103,7 +111,7 @@ def transcribe_files(
     bar = tqdm(total=round(total), unit="s", disable=None if show_progress else True)
     with bar:
         for ready in _iterate_batches(recordings, batcher, limit, detector):
-            _finish(loaded.recogniser, ready, recordings, timings)
+            _finish(recogniser, ready, recordings, timings)
             bar.update(round(sum(each.progress for each in recordings)) - bar.n)
             while emitted < len(recordings) and _is_complete(recordings[emitted]):
                 yield recordings[emitted]
@@ -186,7 +194,7 @@ def _cut(
 
 
 def _finish(
-    recogniser: Recogniser,
+    recogniser: Recogniser | FindingRecogniser,
     batch: AudioBatch,
     recordings: list[Recording],
     timings: bool,
@@ -265,6 +273,7 @@ def run(
     chunk_ms: int = 0,
     left: int = 4,
     channel: str = "mix",
+    names: HotwordList | None = None,
 ) -> list[Recording]:
     """Transcribe files and print or write what `form` asks for.
 
@@ -278,6 +287,7 @@ def run(
         chunk_ms: length of chunks, 0 for the full pass.
         left: chunks seen to the left.
         channel: one of CHANNELS.
+        names: to be looked for in what is heard.
 
     Returns:
         All recordings, those that could not be read with `error` set, those that broke
@@ -301,6 +311,7 @@ def run(
         batch=batch,
         vad=vad,
         timings=form != "text",
+        names=names,
         show_progress=True,
     )
     for target, recording in zip(targets, stream, strict=True):
@@ -361,6 +372,7 @@ def main(argv: Sequence[str]) -> None:
         chunk_ms=given.chunk_ms,
         left=given.left,
         channel=str(given.channels),
+        names=hotword_flags.read(given).found,
     )
     if any(recording.error or recording.warning for recording in done):
         sys.exit(1)

@@ -19,7 +19,8 @@ from nim4_jax.data import sources
 from nim4_jax.launch import build_hotwords
 from nim4_jax.launch.benchmarks import measure, near_retrieval
 from nim4_jax.retrieval import automaton, database
-from nim4_jax.retrieval.database import Database, Gate
+from nim4_jax.retrieval.database import Database
+from nim4_jax.retrieval.gate import Gate
 from nim4_jax.retrieval.hotwords import HotwordRetriever, StreamState
 from nim4_jax.retrieval.layer import Layer
 from nim4_jax.retrieval.names import Name, read_names
@@ -144,7 +145,7 @@ def run(full: bool, threads: int, entries: int) -> list[measure.Row]:
         *(_time_ten_times(keys, pieces, whole[1, 0]) if full else []),
         *_time_updates(base, pieces),
         _time_streams(machine, pieces, allowed),
-        *near_retrieval.run(base, f"{folder}-scann", full),
+        *near_retrieval.run(base, folder, full),
     ]
 
 
@@ -266,13 +267,13 @@ def _time_updates(base: Database, pieces: Sequence[np.ndarray]) -> list[measure.
 def _time_streams(machine, pieces, allowed) -> measure.Row:
     """A tick of 64 streams by 4 threads, per stream, against one stream; p99."""
     size = _STREAMS // _THREADS
-    nowhere = np.zeros(size, np.int64)
-
-    def scan_batch(batch: Sequence[np.ndarray]) -> None:
-        machine.scan_many(nowhere, batch, positions=nowhere, allowed=allowed)
 
     def scan_one(piece: np.ndarray) -> None:
         machine.scan(automaton.ROOT, piece, allowed=allowed)
+
+    def scan_batch(batch: Sequence[np.ndarray]) -> None:
+        for piece in batch:
+            scan_one(piece)
 
     ticks = [pieces[i : i + _STREAMS] for i in range(0, len(pieces), _STREAMS)]
     ticks = [tick for tick in ticks if len(tick) == _STREAMS] * 5

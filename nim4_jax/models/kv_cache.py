@@ -229,27 +229,3 @@ def rewind(cache: KVCache, length: Int[Array, " B"]) -> KVCache:
     length = jnp.minimum(cache.length, length.astype(jnp.int32))
     kept = jnp.arange(cache.slots, dtype=jnp.int32)[None, :] < length[:, None]
     return cache.replace(mask=cache.mask & kept, length=length)
-
-
-def repeat_rows(cache: KVCache, times: int) -> KVCache:
-    """Each row `times` times in succession: row b becomes b·times … b·times+times−1.
-
-    Args:
-        cache: of B rows.
-        times: copies of each row, ≥ 1.
-
-    Returns:
-        A cache of B · times rows.
-
-    Raises:
-        ValueError: times is less than 1.
-    """
-    if times < 1:
-        raise ValueError(f"repeat_rows(times={times}): must be ≥ 1.")
-    repeat = functools.partial(jnp.repeat, repeats=times, axis=-4)
-    return KVCache(
-        keys=jax.tree.map(repeat, cache.keys),
-        values=jax.tree.map(repeat, cache.values),
-        mask=jnp.repeat(cache.mask, times, axis=0),
-        length=jnp.repeat(cache.length, times, axis=0),
-    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numba
 import numpy as np
@@ -135,46 +135,6 @@ class Automaton:
                 return after, Matches(*found[:, :count])
             room = count
 
-    def scan_many(
-        self,
-        states: Int[np.ndarray, " B"],
-        phonemes: Sequence[Int[np.ndarray, " N"]],
-        *,
-        positions: Int[np.ndarray, " B"],
-        allowed: Bool[np.ndarray, " S"] | None = None,
-    ) -> tuple[Int[np.ndarray, " B"], list[Matches]]:
-        """`scan` of many streams in one call, which leaves the interpreter's lock once.
-
-        Args:
-            states: of the streams.
-            phonemes: next uint8 ids of each stream, none perhaps.
-            positions: phonemes that each stream had before.
-            allowed: as for `scan`.
-
-        Returns:
-            The new states, and each stream's matches.
-        """
-        mask = _EVERYTHING if allowed is None else allowed
-        flat = np.concatenate([np.zeros(0, np.uint8), *phonemes])
-        offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in phonemes])])
-        room = _ROOM * max(len(phonemes), 1)
-        while True:
-            found = np.empty((3, room), np.int64)
-            after, until = _scan_many(
-                *self._tables,
-                mask,
-                states,
-                flat,
-                offsets.astype(np.int64),
-                positions,
-                found,
-            )
-            if not len(until) or until[-1] <= room:
-                break
-            room = int(until[-1])
-        bounds = zip([0, *until[:-1]], until)
-        return after, [Matches(*found[:, first:last]) for first, last in bounds]
-
     def allow(self, keys: Bool[np.ndarray, " K"]) -> Bool[np.ndarray, " S"]:
         """What `scan` takes to find some keys only."""
         allowed = np.zeros(len(self.symbol), bool)
@@ -280,42 +240,6 @@ def _scan(
                 count += 1
             ending = ~states[ending, 2]
     return state, count
-
-
-@_jit
-def _scan_many(
-    states,
-    symbol,
-    ends,
-    lengths,
-    root,
-    allowed,
-    places,
-    flat,
-    offsets,
-    positions,
-    found,
-):
-    """New states, and how many matches there are up to each stream."""
-    after = np.empty(len(places), np.int64)
-    until = np.empty(len(places), np.int64)
-    total = 0
-    for stream in range(len(places)):
-        after[stream], count = _scan(
-            states,
-            symbol,
-            ends,
-            lengths,
-            root,
-            allowed,
-            places[stream],
-            flat[offsets[stream] : offsets[stream + 1]],
-            positions[stream],
-            found[:, min(total, found.shape[1]) :],
-        )
-        total += count
-        until[stream] = total
-    return after, until
 
 
 @_jit

@@ -20,35 +20,18 @@ from jaxtyping import Bool, Float, Int
 from nim4_jax.retrieval import automaton, generations, windows
 from nim4_jax.retrieval.automaton import Automaton
 from nim4_jax.retrieval.chance import Background, PhonemeBigrams
+from nim4_jax.retrieval.gate import LATTICE, NEVER, SCANN, Gate, check_near
 from nim4_jax.retrieval.names import Name
+from nim4_jax.retrieval.phonetic_index import PhoneticIndex
 from nim4_jax.retrieval.verification import Demand
 from nim4_jax.retrieval.windows import Windows
 from nim4_jax.text.phonemes import INVENTORY_HASH
 
 FORMAT = 3
 MANIFEST = generations.MANIFEST
-_NEVER = 1e-37  # an hour
 
 Readings = Mapping[str, Sequence[bytes]]
 """Text of a name → how it may be said."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Gate:
-    """Which keys may give hints.
-
-    Attributes:
-        min_phonemes: shorter keys never match.
-        max_chance: nor do keys expected by chance more often than this an hour.
-        near_rate: how many near matches an hour may be expected by chance, all keys
-            together, though none more often than `max_chance`; 0 for exact ones only.
-        near_nats: per phoneme, how much less likely than what was heard a name may be.
-    """
-
-    min_phonemes: int = 4
-    max_chance: float = 1.0
-    near_rate: float = 100.0
-    near_nats: float = 2.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +50,7 @@ class Database:
         weights: of the names.
         tags: index into `tag_names`.
         tag_names: "" first.
+        index: ScaNN's, over the windows; None where there is none.
     """
 
     machine: Automaton
@@ -80,13 +64,14 @@ class Database:
     weights: Float[np.ndarray, " N"]
     tags: Int[np.ndarray, " N"]
     tag_names: tuple[str, ...]
+    index: PhoneticIndex | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
+        """Bytes of all arrays, ScaNN's index not among them."""
         return sum(array.nbytes for array in _arrays(self).values())
 
     def name(self, number: int) -> Name:
@@ -124,20 +109,28 @@ class Database:
             for begin in begins[alike]
         )
 
-    def allow(self, gate: Gate) -> Bool[np.ndarray, " K"]:
-        """Keys that a gate lets through."""
-        long = self.machine.lengths >= gate.min_phonemes
-        return long & (self.chance <= gate.max_chance)
+    def allow(self, gate: Gate, near: bool = True) -> Bool[np.ndarray, " K"]:
+        """Keys that a gate lets through.
+
+        Args:
+            gate: the budget.
+            near: whether near matches are looked for too, which takes a part of it.
+        """
+        return gate.allow(self.chance, self.machine.lengths, near)
 
     def demand(self, gate: Gate) -> Demand:
-        """What it takes for each key to be found nearly."""
+        """What it takes for each key to be found nearly: what an exact match has."""
         keys = self.allow(gate)
-        rate = min(gate.near_rate / max(keys.sum(), 1), gate.max_chance)
+        threshold = gate.find_threshold(self.chance, self.machine.lengths, True)
         rarity = np.full(len(keys), -np.inf, np.float32)
-        if rate > 0.0:
-            rarity[keys] = -0.5 * np.log(np.maximum(self.chance[keys], _NEVER))
-        least = -math.log(max(rate, _NEVER))
+        if threshold > 0.0:
+            rarity[keys] = -0.5 * np.log(np.maximum(self.chance[keys], NEVER))
+        least = -math.log(max(threshold, NEVER))
         return Demand(rarity, least, gate.near_nats, self.bigrams)
+
+    def find_evidence(self, key: int) -> float:
+        """Of an exact match: −log of how often an hour it is expected by chance."""
+        return -math.log(max(float(self.chance[key]), NEVER))
 
     def read_readings(self) -> dict[str, tuple[bytes, ...]]:
         """Every name's readings, to build the next generation from."""
@@ -242,7 +235,34 @@ def _write(database: Database, folder: str) -> None:
         "keys": len(database.machine.lengths),
         "tags": list(database.tag_names),
     }
-    generations.write(folder, _arrays(database), facts)
+    index = database.index
+    attached = {} if index is None else {SCANN: index.save}
+    generations.write(folder, _arrays(database), facts, attached)
+
+
+def add_index(base: Database, before: PhoneticIndex | None = None) -> Database:
+    """A database with ScaNN's index over its windows.
+
+    Args:
+        base: the names.
+        before: an index of another generation, which is changed without training where
+            most windows stay.
+    """
+    windows = base.windows.phonemes
+    made = PhoneticIndex.build(windows) if before is None else before.updated(windows)
+    return dataclasses.replace(base, index=made)
+
+
+def index_folder(folder: str) -> None:
+    """Save a generation of a database's folder that has ScaNN's index.
+
+    Raises:
+        ValueError: the folder holds no sound database.
+    """
+    with generations.locked(folder):
+        base = load(folder)
+        if SCANN not in generations.find_attached(folder):
+            _write(add_index(base), folder)
 
 
 class _Settled:
@@ -262,36 +282,78 @@ class _Settled:
 
 
 def rebuild(
-    folder: str, added: Sequence[Name], readings: Readings, removed: Set[str]
+    folder: str,
+    added: Sequence[Name],
+    readings: Readings,
+    removed: Set[str],
+    near: str = LATTICE,
 ) -> None:
     """Save a new generation of a database with some names more and some fewer.
 
     It takes a minute for a million names: have another process do it. Others that
-    rebuild the same folder wait, and find there what this one has added.
+    rebuild the same folder wait, and find there what this one has added. A folder that
+    has ScaNN's index keeps one.
 
     Args:
         folder: of the database.
         added: names, which replace those of the same text.
         readings: of the added names.
         removed: texts to leave out; added ones stay.
+        near: SCANN adds an index where there is none.
     """
     with generations.locked(folder):
-        base = load(folder)
+        indexed = SCANN in generations.find_attached(folder)
+        base = load(folder, SCANN if indexed else LATTICE)
         gone = removed | {name.text for name in added}
         kept = (base.name(number) for number in range(len(base)))
         names = [*(name for name in kept if name.text not in gone), *added]
         known = {**base.read_readings(), **readings}
-        _write(build(names, known, _Settled(base)), folder)
+        fresh = build(names, known, _Settled(base))
+        if indexed or near == SCANN:
+            fresh = add_index(fresh, base.index)
+        _write(fresh, folder)
 
 
-def load(folder: str) -> Database:
-    """Map a database from disk, every file checked.
+def check_index(folder: str, near: str, attached: Iterable[str] | None = None) -> None:
+    """Refuse a folder that lacks the index in which near matches shall be looked for.
+
+    Args:
+        folder: of a database.
+        near: one of `gate.WAYS`.
+        attached: what the manifest says; None reads it.
 
     Raises:
-        ValueError: nothing there, another format or phoneme inventory, or a file that
-            is cut off or changed, by name.
+        ValueError: it does, with the command that adds one.
     """
-    manifest, arrays = generations.read(folder, _check)
+    if attached is None:
+        attached = generations.find_attached(folder)
+    if near == SCANN and SCANN not in attached:
+        raise ValueError(
+            f"{folder} has no ScaNN index, and near={near} looks there; nim4 "
+            f"build_hotwords --out={folder} --near={near} adds one, or use "
+            f"near={LATTICE}."
+        )
+
+
+def load(folder: str, near: str = LATTICE) -> Database:
+    """Map a database from disk, every file checked.
+
+    Args:
+        folder: of the database.
+        near: one of `gate.WAYS`; SCANN: with ScaNN's index, which is read into memory.
+
+    Raises:
+        ValueError: nothing there, another format or phoneme inventory, no index where
+            one is asked for, or a file that is cut off or changed, by name.
+    """
+    check_near(near)
+    wanted = {SCANN: PhoneticIndex.load} if near == SCANN else {}
+
+    def check(path: Path, manifest: Any) -> None:
+        _check(path, manifest)
+        check_index(folder, near, manifest.get("attached", {}))
+
+    manifest, arrays, opened = generations.read(folder, check, wanted)
     parts: dict[str, dict[str, np.ndarray]] = collections.defaultdict(dict)
     for name, array in arrays.items():
         part, _, field = name.rpartition(".")
@@ -303,6 +365,7 @@ def load(folder: str) -> Database:
             windows=Windows(lengths=machine.lengths, **parts["windows"]),
             bigrams=PhonemeBigrams(**parts["bigrams"]),
             tag_names=tuple(manifest["tags"]),
+            index=opened.get(SCANN),
             **parts[""],
         )
     except TypeError as error:  # a field too many or too few

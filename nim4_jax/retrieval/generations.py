@@ -2,6 +2,7 @@
 
 FOLDER/manifest.json            says which generation counts, and its files
        7/manifest.json, 7/*.npy the generation that counts
+       7/NAME/…                 what is written in a form of its own, "attached"
        6/…                      the one before it, for who still opens it
        .lock                    held by who writes
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -50,13 +52,19 @@ def locked(folder: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write(folder: str, arrays: Mapping[str, np.ndarray], facts: Facts) -> None:
+def write(
+    folder: str,
+    arrays: Mapping[str, np.ndarray],
+    facts: Facts,
+    attached: Mapping[str, Callable[[str], None]] | None = None,
+) -> None:
     """Write the next generation; call it under `locked`.
 
     Args:
         folder: of all generations.
         arrays: by name.
-        facts: for the manifest, beside "files".
+        facts: for the manifest, beside "files" and "attached".
+        attached: by name, what writes its own files into a folder of that path.
 
     Raises:
         OSError: no room; what was there before still counts.
@@ -71,12 +79,9 @@ def write(folder: str, arrays: Mapping[str, np.ndarray], facts: Facts) -> None:
         for name, array in arrays.items():
             path = own / f"{name}.npy"
             np.save(path, array)
-            files[name] = {
-                "file": f"{own.name}/{path.name}",
-                "bytes": path.stat().st_size,
-                "crc32": _sum(path),
-            }
-        text = json.dumps({**facts, "files": files}, indent=1, ensure_ascii=False)
+            files[name] = _describe(place, path)
+        told = {**facts, "files": files, "attached": _attach(place, own, attached)}
+        text = json.dumps(told, indent=1, ensure_ascii=False)
         whole_file.write_text(own / MANIFEST, text + "\n")
         whole_file.write_text(place / MANIFEST, text + "\n")
     except BaseException:
@@ -87,14 +92,51 @@ def write(folder: str, arrays: Mapping[str, np.ndarray], facts: Facts) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _describe(place: Path, path: Path) -> Facts:
+    """What the manifest says of a file."""
+    return {
+        "file": path.relative_to(place).as_posix(),
+        "bytes": path.stat().st_size,
+        "crc32": _sum(path),
+    }
+
+
+def _attach(
+    place: Path, own: Path, attached: Mapping[str, Callable[[str], None]] | None
+) -> dict[str, list[Facts]]:
+    """Write what is in a form of its own, and what the manifest says of it."""
+    told = {}
+    for name, write_into in (attached or {}).items():
+        write_into(str(own / name))
+        paths = sorted(path for path in (own / name).rglob("*") if path.is_file())
+        told[name] = [_describe(place, path) for path in paths]
+    return told
+
+
+def find_attached(folder: str) -> tuple[str, ...]:
+    """Names of what is attached to the generation that counts; () without one."""
+    try:
+        told = json.loads(Path(folder, MANIFEST).read_text(encoding="utf8"))
+        return tuple(told.get("attached", ()))
+    except (OSError, ValueError, AttributeError):
+        return ()
+
+
 def read(
-    folder: str, check: Callable[[Path, Any], None]
-) -> tuple[Facts, dict[str, np.ndarray]]:
+    folder: str,
+    check: Callable[[Path, Any], None],
+    attached: Mapping[str, Callable[[str], Any]] | None = None,
+) -> tuple[Facts, dict[str, np.ndarray], dict[str, Any]]:
     """The manifest that counts, and its arrays, mapped, every byte checked.
 
     Args:
         folder: of all generations.
         check: raises ValueError for a manifest that is not wanted.
+        attached: by name, what opens the folder that was attached, which `check` has
+            found in the manifest.
+
+    Returns:
+        The manifest, the arrays, and what was opened.
 
     Raises:
         ValueError: no manifest, one that `check` refuses, or a file that is missing,
@@ -104,7 +146,7 @@ def read(
     for _ in range(_TRIES):
         text = _read_text(path)
         try:
-            return _open_all(path, text, check)
+            return _open_all(path, text, check, attached or {})
         except ValueError:
             # Two newer generations may have come since the manifest was read.
             if _read_text(path) == text:
@@ -116,8 +158,11 @@ def read(
 
 
 def _open_all(
-    path: Path, text: str, check: Callable[[Path, Any], None]
-) -> tuple[Facts, dict[str, np.ndarray]]:
+    path: Path,
+    text: str,
+    check: Callable[[Path, Any], None],
+    attached: Mapping[str, Callable[[str], Any]],
+) -> tuple[Facts, dict[str, np.ndarray], dict[str, Any]]:
     try:
         facts = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -127,22 +172,36 @@ def _open_all(
         ) from error
     check(path, facts)
     files = facts["files"]
-    _check_files(path, files)
+    _check_files(path, facts)
     with ThreadPoolExecutor() as threads:
         whole = list(
-            threads.map(lambda own: _check_sum(path.parent, own), files.values())
+            threads.map(lambda own: _verify(path.parent, own), files.values())
         )
     # Not in threads: NumPy parses headers by `ast`, which CPython 3.11 counts the depth
     # of for all threads together (SystemError, once in some thousand loads).
-    return facts, dict(zip(files, map(_map, whole)))
+    arrays = dict(zip(files, map(_map, whole)))
+    opened = {}
+    for name, open_folder in attached.items():
+        for own in facts["attached"][name]:
+            _verify(path.parent, own)
+        generation = next(iter(files.values()))["file"].split("/")[0]
+        opened[name] = open_folder(str(path.parent / generation / name))
+    return facts, arrays, opened
 
 
-def _check_files(path: Path, files: Any) -> None:
+def _check_files(path: Path, facts: Facts) -> None:
     """See that a manifest says of each file what it has to."""
+    files, attached = facts["files"], facts.get("attached", {})
     kinds = {"file": str, "bytes": int, "crc32": int}
-    whole = isinstance(files, dict) and all(
+    whole = (
+        isinstance(files, dict)
+        and isinstance(attached, dict)
+        and all(isinstance(part, list) for part in attached.values())
+    )
+    listed = [*files.values(), *itertools.chain(*attached.values())] if whole else []
+    whole = whole and all(
         isinstance(own, dict) and type(own.get(key)) is kind
-        for own in files.values()
+        for own in listed
         for key, kind in kinds.items()
     )
     if not whole:
@@ -176,7 +235,7 @@ def _find_current(place: Path) -> str:
         return ""
 
 
-def _check_sum(place: Path, facts: Facts) -> Path:
+def _verify(place: Path, facts: Facts) -> Path:
     """Path of a file that is what the manifest says."""
     path = place / facts["file"]
     try:
@@ -208,4 +267,6 @@ def _map(path: Path) -> np.ndarray:
 
 def _sum(path: Path) -> int:
     """CRC-32 of a file, which is mapped and not read into memory."""
+    if not path.stat().st_size:
+        return 0  # nothing cannot be mapped
     return zlib.crc32(np.memmap(path, np.uint8, mode="r"))

@@ -15,7 +15,7 @@ _CONSIDERED = 64  # names that are tried, however many were heard
 def select_hints(
     hits: Iterable[Hit], tokenizer: Tokenizer, *, most: int = 10, budget: int = 64
 ) -> tuple[str, ...]:
-    """Texts for the prompt, the best first.
+    """Texts for the prompt, the best first, see `rank`.
 
     Args:
         hits: of a stream.
@@ -24,10 +24,9 @@ def select_hints(
         budget: tokens that the hints may add to the prompt; a name that does not fit is
             left out whole, a shorter one after it may still fit.
     """
-    ranked = sorted(hits, key=lambda hit: (-hit.score, hit.start, hit.text))
     bare = len(prompt.encode_suffix(tokenizer))
     chosen: tuple[str, ...] = ()
-    distinct = dict.fromkeys(hit.text for hit in ranked)
+    distinct = dict.fromkeys(hit.text for hit in rank(hits))
     for text in itertools.islice(distinct, _CONSIDERED):
         longer = (*chosen, text)
         if len(prompt.encode_suffix(tokenizer, longer)) - bare <= budget:
@@ -35,3 +34,27 @@ def select_hints(
         if len(chosen) == most:
             break
     return chosen
+
+
+def rank(hits: Iterable[Hit]) -> list[Hit]:
+    """The strongest hit of each place, the strongest first; then its namesakes.
+
+    Only one name can have been said in a place, so what overlaps a stronger hit is left
+    out. Names that sound alike have the same place and evidence, and no ear can tell
+    them apart: the LLM may, but every place has had its one before.
+    """
+    ranked = sorted(hits, key=lambda hit: (-hit.strength, hit.start, hit.text))
+    first: list[Hit] = []
+    namesakes: list[Hit] = []
+    for hit in ranked:
+        rivals = [one for one in first if one.start < hit.end and hit.start < one.end]
+        if not rivals:
+            first.append(hit)
+        elif all(_sound_alike(hit, one) for one in rivals):
+            namesakes.append(hit)
+    return first + namesakes
+
+
+def _sound_alike(one: Hit, other: Hit) -> bool:
+    own, its = ((h.start, h.end, h.evidence, h.source) for h in (one, other))
+    return own == its

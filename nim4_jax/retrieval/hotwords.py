@@ -7,6 +7,7 @@ can reach no other.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,6 +40,9 @@ class Hit:
             weight.
         source: EXACT or NEAR.
         tag: of the name.
+        evidence: nats, of an exact hit −log of how often an hour it is expected by
+            chance; a near one has as much less as it was heard less surely.
+        weight: of the name.
     """
 
     text: str
@@ -47,6 +51,13 @@ class Hit:
     score: float
     source: str
     tag: str = ""
+    evidence: float = 0.0
+    weight: float = 1.0
+
+    @property
+    def strength(self) -> float:
+        """Evidence of a name that is `weight` times as likely to be said as others."""
+        return self.evidence + math.log(self.weight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,20 +69,18 @@ class _Found:
         start: first phoneme of the stream.
         end: one past the last.
         key: phonemes of the name, one byte each.
-        evidence: for a near hit, see `Verified`.
     """
 
     hit: Hit
     start: int
     end: int
     key: bytes
-    evidence: float = 0.0
 
     def weaker_than(self, other: _Found) -> bool:
         """Whether the same name in the same place is surer so."""
         if self.hit.source == EXACT:
             return False
-        return other.hit.source == EXACT or other.evidence > self.evidence
+        return other.hit.source == EXACT or other.hit.evidence > self.hit.evidence
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -234,13 +243,14 @@ class HotwordRetriever:
                 if len(matches):
                     found += _name_exact(part.database, matches, gone, clock, first)
                 waiting = cursor.waiting
-                if posteriors is not None and len(part.database):
+                demand = part.demand
+                if posteriors is not None and demand and len(part.database):
                     verified, waiting = verification.verify(
                         part.database.windows,
                         *part.find_windows(acoustics, fresh),
                         waiting,
                         acoustics,
-                        part.demand,
+                        demand,
                     )
                     found += _name_near(
                         part.database, verified, gone, state.frame_seconds
@@ -313,11 +323,12 @@ def _name_exact(
     found = []
     for key, start, end in zip(*map(np.ndarray.tolist, matches.columns)):
         begin, until = clock[start - first, 0], clock[end - 1 - first, 1]
-        spelled = base.machine.spell(key)
+        spelled, evidence = base.machine.spell(key), base.find_evidence(key)
         for name in base.names_of(key, MOST_ALIKE, gone):
             score = (end - start) * name.weight
-            hit = Hit(name.text, float(begin), float(until), score, EXACT, name.tag)
-            found.append(_Found(hit, start, end, spelled))
+            span = float(begin), float(until)
+            own = score, EXACT, name.tag, evidence, name.weight
+            found.append(_Found(Hit(name.text, *span, *own), start, end, spelled))
     return found
 
 
@@ -336,9 +347,9 @@ def _name_near(
         evidence = float(verified.evidence[index])
         spelled = base.machine.spell(key)
         for name in base.names_of(key, MOST_ALIKE, gone):
-            score = alike * name.weight
-            hit = Hit(name.text, begin, until, score, NEAR, name.tag)
-            found.append(_Found(hit, start, end, spelled, evidence))
+            own = alike * name.weight, NEAR, name.tag, evidence, name.weight
+            hit = Hit(name.text, begin, until, *own)
+            found.append(_Found(hit, start, end, spelled))
     return found
 
 
@@ -353,7 +364,7 @@ def _settle(found: Sequence[_Found]) -> tuple[_Found, ...]:
     kept = rules.find_strongest(
         np.array([f.start for f in unique]),
         np.array([f.end for f in unique]),
-        np.array([f.evidence for f in unique]),
+        np.array([f.hit.evidence for f in unique]),
         np.array([f.hit.source == EXACT for f in unique]),
     )
     chosen = [f for f, stays in zip(unique, kept) if stays]

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from nim4_jax.retrieval import database, lattice
-from nim4_jax.retrieval.database import Database, Gate
+from nim4_jax.retrieval.database import Database
+from nim4_jax.retrieval.gate import LATTICE, NOWHERE, Gate, check_near
 from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.phonetic_index import PhoneticIndex
 from nim4_jax.retrieval.pronunciation import pronounce
@@ -30,23 +31,41 @@ class Part:
     Attributes:
         database: the names.
         allowed: states of its machine at which an exact match may end.
-        demand: what a near match must fulfil.
+        demand: what a near match must fulfil; None: there is none.
         index: where its windows are looked for; None: in the lattice of what was heard.
         numbers: window of each row of the index.
     """
 
     database: Database
     allowed: Bool[np.ndarray, " S"]
-    demand: Demand
+    demand: Demand | None
     index: PhoneticIndex | None = None
     numbers: Int[np.ndarray, " M"] | None = None
 
     @classmethod
-    def of(cls, base: Database, gate: Gate, index: PhoneticIndex | None = None) -> Part:
-        """All that a gate lets through."""
-        allowed = base.machine.allow(base.allow(gate))
-        numbers = None if index is None else index.number(base.windows.phonemes)
-        return cls(base, allowed, base.demand(gate), index, numbers)
+    def of(cls, base: Database, gate: Gate, near: str, *, train: bool = True) -> Part:
+        """All that a gate lets through.
+
+        Args:
+            base: the names.
+            gate: what may give hints.
+            near: one of `gate.WAYS`. With SCANN an index is built where the base has
+                none.
+            train: whether there is time to train one.
+
+        Raises:
+            ValueError: the base has an index of other windows.
+        """
+        keys = base.allow(gate, near != NOWHERE)
+        allowed = base.machine.allow(keys)
+        if near == NOWHERE:
+            return cls(base, allowed, None)
+        demand = base.demand(gate)
+        if near == LATTICE:
+            return cls(base, allowed, demand)
+        windows = base.windows.phonemes
+        index = base.index or PhoneticIndex.build(windows, train=train)
+        return cls(base, allowed, demand, index, index.number(windows))
 
     def find_windows(
         self, acoustics: Acoustics, fresh: int
@@ -88,25 +107,28 @@ class Layer:
         self,
         base: Database | None = None,
         gate: Gate | None = None,
-        index: PhoneticIndex | None = None,
+        near: str = LATTICE,
     ):
         """A layer over a database, or an empty one.
 
         Args:
-            base: the names.
+            base: the names; with ScaNN's index, `database.load(folder, "scann")`, else
+                near="scann" builds one, which takes a minute for a million names.
             gate: what may give hints.
-            index: over the base's windows, to look there for near matches; None for the
-                lattice, which is faster and finds more.
+            near: one of `gate.WAYS`, where near matches are looked for: the lattice,
+                which is faster and finds more; ScaNN's index; nowhere.
 
         Raises:
-            ValueError: an index of other windows.
+            ValueError: an unknown way, or a base with an index of other windows.
         """
+        check_near(near)
         self.gate = gate or Gate()
+        self.near = near
         self._lock = threading.Lock()
         self._names: dict[str, Name] = {}
         self._readings: dict[str, tuple[bytes, ...]] = {}
-        part = Part.of(_NO_NAMES if base is None else base, self.gate, index)
-        self._served = Served(part, Part.of(_NO_NAMES, self.gate), frozenset())
+        part = Part.of(_NO_NAMES if base is None else base, self.gate, near)
+        self._served = Served(part, Part.of(_NO_NAMES, self.gate, near), frozenset())
 
     @property
     def served(self) -> Served:
@@ -162,13 +184,15 @@ class Layer:
         with self._lock:
             added, readings = list(self._names.values()), dict(self._readings)
             removed = self._served.removed
-        work = functools.partial(database.rebuild, folder, added, readings, removed)
+        work = functools.partial(
+            database.rebuild, folder, added, readings, removed, self.near
+        )
         if executor is None:
             work()
         else:
             executor.submit(work).result()
         absent = removed - {name.text for name in added}
-        self.swap(database.load(folder), added, absent)
+        self.swap(database.load(folder, self.near), added, absent)
 
     def swap(
         self,
@@ -179,19 +203,23 @@ class Layer:
         """Serve another base.
 
         Args:
-            base: to be served; near matches are looked for in the lattice from now on.
+            base: to be served; one without ScaNN's index has it built if that is where
+                near matches are looked for.
             contained: additions in it, as they were when it was built. What was added,
                 removed or changed since stays so.
             absent: removed texts that are not in it.
         """
+        part = Part.of(base, self.gate, self.near)
         with self._lock:
             settled = {n.text for n in contained if self._names.get(n.text) == n}
             for text in settled:
                 del self._names[text], self._readings[text]
             removed = self._served.removed - settled - absent
-            self._replace(Part.of(base, self.gate), removed)
+            self._replace(part, removed)
 
     def _replace(self, base: Part, removed: frozenset[str]) -> None:
         background = base.database.bigrams
         added = database.build(self._names.values(), self._readings, background)
-        self._served = Served(base, Part.of(added, self.gate), removed)
+        # It is made at every change: there is no time to train.
+        part = Part.of(added, self.gate, self.near, train=False)
+        self._served = Served(base, part, removed)

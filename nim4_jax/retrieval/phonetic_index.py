@@ -5,6 +5,9 @@ articulated alike; a window's embedding is the codes of its phonemes side by sid
 was heard is embedded by what the phoneme head thinks possible at each place, so the
 inner product is near to the acoustic score of the window, up to a shift by one.
 
+Where the scann package is not installed every window is compared instead, by a program
+of JAX, which finds the same and more, more slowly.
+
 Source: Guo et al. 2020 (ScaNN); the embedding is ours, chosen by recall.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ NEIGHBOURS = 100
 """Windows that a search gives."""
 
 _WINDOWS = "windows.npy"
+_SCANN_CONFIG = "scann_config.pb"
 
 _ALIKE = 0.3  # share of articulation in what a code is
 _SHARPNESS = 2.0
@@ -58,7 +63,8 @@ def codes() -> Float[np.ndarray, "P D"]:
 
 def embed(windows: Int[np.ndarray, "M W"]) -> Float[np.ndarray, "M D"]:
     """Unit vectors of windows, float32 [M, WIDTH · SIZE]."""
-    return codes()[windows].reshape(len(windows), -1) / np.float32(np.sqrt(WIDTH))
+    flat = codes()[windows].reshape(len(windows), WIDTH * SIZE)
+    return flat / np.float32(np.sqrt(WIDTH))
 
 
 def embed_heard(
@@ -93,32 +99,44 @@ class PhoneticIndex:
     """
 
     def __init__(self, searcher: Any, windows: Int[np.ndarray, "M W"]):
-        """Over a ScaNN searcher without ids; use `build` or `load`."""
+        """Over a ScaNN searcher without ids, or `Exact`; use `build` or `load`."""
         self._searcher = searcher
         self.windows = windows
 
     @classmethod
-    def build(cls, windows: Int[np.ndarray, "M W"]) -> PhoneticIndex:
+    def build(
+        cls, windows: Int[np.ndarray, "M W"], *, train: bool = True
+    ) -> PhoneticIndex:
         """Train on windows: a tree, hashed residues, and exact reordering.
 
-        Raises:
-            ValueError: no windows.
+        Args:
+            windows: uint8 phonemes, none perhaps.
+            train: whether there is time to; else, and for few windows, all are
+                compared.
         """
-        if not len(windows):
-            raise ValueError("an index needs at least one window.")
-        return cls(_train(embed(windows)), windows)
+        if not len(windows) or not has_scann():
+            return cls(Exact(embed(windows)), windows)
+        return cls(_train(embed(windows), train), windows)
 
     @classmethod
     def load(cls, folder: str) -> PhoneticIndex:
-        """What `save` wrote.
+        """What `save` wrote; with the scann package or without, wherever it was made.
 
         Raises:
-            ValueError: no index there.
+            ValueError: no index there, or one that ScaNN cannot read.
         """
         file = Path(folder, _WINDOWS)
         if not file.is_file():
             raise ValueError(f"no phonetic index in {folder}; build and save one.")
-        return cls(_load(folder), np.load(file))
+        windows = np.load(file)
+        if not Path(folder, _SCANN_CONFIG).is_file() or not has_scann():
+            return cls(Exact(embed(windows)), windows)
+        try:
+            return cls(_scann().load_searcher(folder, False), windows)
+        except (RuntimeError, OSError) as error:
+            raise ValueError(
+                f"{folder} is no index that ScaNN reads ({error}); build it again."
+            ) from error
 
     def save(self, folder: str) -> None:
         """Write ScaNN's files and the windows; whatever was there is replaced."""
@@ -126,7 +144,8 @@ class PhoneticIndex:
         fresh = place.with_name(f"{place.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        self._searcher.serialize(str(fresh), relative_path=True)
+        if not isinstance(self._searcher, Exact):
+            self._searcher.serialize(str(fresh), relative_path=True)
         np.save(fresh / _WINDOWS, self.windows)
         shutil.rmtree(place, ignore_errors=True)
         fresh.rename(place)
@@ -169,40 +188,96 @@ class PhoneticIndex:
         """
         places = acoustics.places[-(fresh + WIDTH - 1) :] - acoustics.begin
         heard = embed_heard(np.log(np.maximum(acoustics.ratios[places], _FAINT)))
-        if not fresh or not len(heard):
+        if not fresh or not len(heard) or not len(self):
             return np.zeros((0, 0), np.int64), np.zeros(0, np.int64)
         starts = acoustics.end - len(places) + np.arange(len(heard))
         return self.search(heard), starts
 
-    @classmethod
-    def updated(cls, folder: str, windows: Int[np.ndarray, "M W"]) -> PhoneticIndex:
-        """A saved index made to hold other windows, without training.
+    def updated(self, windows: Int[np.ndarray, "M W"]) -> PhoneticIndex:
+        """This index made to hold other windows; it stays as it is itself.
 
-        Those that are in both keep their place in the tree.
+        Windows that are in both keep their place in the tree. It is trained anew where
+        most are others, or where there is no tree and now may be one.
 
         Args:
-            folder: where the index was saved; it stays as it is.
             windows: distinct ones.
-
-        Raises:
-            ValueError: no index there, or no windows.
         """
-        if not len(windows):
-            raise ValueError("an index needs at least one window.")
-        before = cls.load(folder)
-        known = [window.tobytes() for window in before.windows]
         wanted = {window.tobytes(): window for window in windows}
-        # The wrapper moves ids as ScaNN moves rows.
-        changed = _scann().ScannSearcher(before._searcher.searcher, docids=known)
-        gone = [window for window in known if window not in wanted]
+        known = [window.tobytes() for window in self.windows]
         old = set(known)
-        if fresh := [window for window in wanted if window not in old]:
+        fresh = [window for window in wanted if window not in old]
+        small = [len(self) <= _SMALL, len(windows) <= _SMALL]
+        exact = isinstance(self._searcher, Exact)
+        few = 2 * len(fresh) >= len(wanted)  # stay, or there are none at all
+        if exact or few or small[0] != small[1]:
+            return self.build(windows)
+        # The wrapper moves ids as ScaNN moves rows.
+        changed = _scann().ScannSearcher(self._copy(), docids=known)
+        if fresh:
             vectors = embed(np.stack([wanted[window] for window in fresh]))
             changed.upsert(fresh, vectors, batch_size=len(fresh))
-        if gone:
+        if gone := [window for window in known if window not in wanted]:
             changed.delete(gone)
         rows = np.stack([wanted[window] for window in changed.docids])
-        return cls(_scann().ScannSearcher(changed.searcher), rows)
+        return type(self)(_scann().ScannSearcher(changed.searcher), rows)
+
+    def _copy(self) -> Any:
+        """ScaNN's own object once more: it is changed in its place."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._searcher.serialize(folder, relative_path=True)
+            return _scann().load_searcher(folder, False).searcher
+
+
+class Exact:
+    """What ScaNN approximates: every vector compared, by a program of JAX.
+
+    Vectors and queries are padded to powers of two, so few programs are compiled.
+    """
+
+    def __init__(self, vectors: Float[np.ndarray, "M D"]):
+        """Over some vectors, none perhaps."""
+        self._count = len(vectors)
+        self._vectors = jnp.asarray(_pad(vectors))
+
+    def search_batched(
+        self, heard: Float[np.ndarray, "Q D"], final_num_neighbors: int
+    ) -> tuple[Int[np.ndarray, "Q K"], Float[np.ndarray, "Q K"]]:
+        """Rows and inner products, the greatest first, as ScaNN's searcher gives them.
+
+        Args:
+            heard: queries.
+            final_num_neighbors: K, no more than there are vectors.
+        """
+        most = min(NEIGHBOURS, len(self._vectors))
+        scores, rows = search_exactly(self._vectors, self._count, _pad(heard), most)
+        taken = np.s_[: len(heard), :final_num_neighbors]
+        return np.asarray(rows)[taken], np.asarray(scores)[taken]
+
+
+def _pad(vectors: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "M2 D"]:
+    """With zeros up to a power of two rows, 8 at least."""
+    rows = max(8, 1 << max(len(vectors) - 1, 0).bit_length())
+    return np.pad(vectors, ((0, rows - len(vectors)), (0, 0)))
+
+
+@functools.partial(jax.jit, static_argnames="most")
+def search_exactly(
+    vectors: Float[Array, "M D"], count: int, heard: Float[Array, "Q D"], most: int
+) -> tuple[Float[Array, "Q K"], Int[Array, "Q K"]]:
+    """Greatest inner products with the first `count` vectors, and their rows."""
+    scores = jnp.matmul(heard, vectors.T)
+    real = jnp.arange(len(vectors), dtype=jnp.int32)[None, :] < count
+    return jax.lax.top_k(jnp.where(real, scores, -jnp.inf), most)
+
+
+@functools.cache
+def has_scann() -> bool:
+    """Whether the scann package is installed and runs here."""
+    try:
+        _scann()
+    except ImportError:
+        return False
+    return True
 
 
 def _scann() -> Any:
@@ -213,16 +288,12 @@ def _scann() -> Any:
     return scann_ops_pybind
 
 
-def _load(folder: str) -> Any:
-    return _scann().load_searcher(folder, assets_backcompat_shim=False)
-
-
-def _train(vectors: Float[np.ndarray, "M D"]) -> Any:
+def _train(vectors: Float[np.ndarray, "M D"], tree: bool) -> Any:
     scann = _scann()
     count = len(vectors)
     most = min(NEIGHBOURS, count)
     builder = scann.builder(vectors, most, "dot_product")
-    if count <= _SMALL:
+    if count <= _SMALL or not tree:
         return builder.score_brute_force().build()
     from scann.scann_ops.py.scann_builder import ReorderType
 
@@ -235,11 +306,3 @@ def _train(vectors: Float[np.ndarray, "M D"]) -> Any:
         .reorder(_REORDERED, ReorderType.BFLOAT16)
         .build()
     )
-
-
-@functools.partial(jax.jit, static_argnames="most")
-def search_exactly(
-    vectors: Float[Array, "M D"], heard: Float[Array, "Q D"], most: int
-) -> Int[Array, "Q K"]:
-    """What `PhoneticIndex.search` approximates: every window compared."""
-    return jax.lax.top_k(jnp.matmul(heard, vectors.T), most)[1]

@@ -325,7 +325,8 @@ def test_hints_may_change_while_somebody_speaks(listener, spoken):
     assert named[0] == ("perth",) and named[-1] == ("anna",)
 
 
-def test_a_name_that_was_heard_joins_the_prompt(listener, whole, spoken):
+@pytest.mark.parametrize("near", ["lattice", "scann"])
+def test_a_name_that_was_heard_joins_the_prompt(listener, whole, spoken, near):
     samples = talk(spoken[:1])
     final = listen(listener, samples)[-1]
     piece = samples[round(final.start * RATE) : round(final.end * RATE)]
@@ -333,7 +334,7 @@ def test_a_name_that_was_heard_joins_the_prompt(listener, whole, spoken):
     (phonemes,) = whole.hear_phonemes(values)
     middle = phonemes[len(phonemes) // 2 :][:6]
     sounds = " ".join(INVENTORY[phoneme] for phoneme in middle)
-    layer = Layer(gate=Gate(min_phonemes=1, max_chance=np.inf))
+    layer = Layer(gate=Gate(min_phonemes=1, max_chance=np.inf), near=near)
     layer.add([Name("Zork", pronunciation=sounds)])
     told = listen(listener, samples, retriever=HotwordRetriever([layer]))
     assert told[-1].hotwords == ("Zork",)

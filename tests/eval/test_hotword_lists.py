@@ -43,10 +43,11 @@ def test_each_name_is_found_where_it_is_said_and_nowhere_else(names, recogniser)
     assert names.find(heard.log_probs[:0], recogniser.tokenizer, 0.04) == ()
 
 
-def test_a_list_and_its_database_find_the_same(names, listed, recogniser, tmp_path):
-    folder = str(tmp_path / "base")
-    build_hotwords.run(listed, folder, "bundled:commands:train", workers=1)
-    built = HotwordList.open(folder)
+@pytest.mark.parametrize("near", ["lattice", "scann"])
+def test_a_list_and_its_database_find_the_same(listed, recogniser, tmp_path, near):
+    folder, names = str(tmp_path / "base"), HotwordList.open(listed, near)
+    build_hotwords.run(listed, folder, "bundled:commands:train", 1, near)
+    built = HotwordList.open(folder, near)
     assert len(built.base) == len(names.base) == len(NAMES)
     for seed in range(6):
         spoken = list(pronounce(Name(NAMES[seed % len(NAMES)]))[0])
@@ -55,7 +56,11 @@ def test_a_list_and_its_database_find_the_same(names, listed, recogniser, tmp_pa
             each.find(heard, recogniser.tokenizer, 0.04) for each in (names, built)
         ]
         assert found[0] == found[1]
-    assert hotword_lists.identify(folder) != hotword_lists.identify(listed)
+    digests = [hotword_lists.identify(path, near) for path in (folder, listed)]
+    assert digests[0] != digests[1]
+    if near == "lattice":
+        with pytest.raises(ValueError, match="has no ScaNN index"):
+            hotword_lists.identify(folder, "scann")
 
 
 def test_it_writes_as_if_somebody_had_given_the_names(names, recogniser):

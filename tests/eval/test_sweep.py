@@ -124,7 +124,7 @@ def test_every_cell_of_the_product_is_there_once(whole, config, material):
     assert all((out / f"report.{kind}").is_file() for kind in ("md", "html", "json"))
     done = {(c.key.model, c.key.benchmark, c.key.hotwords): c for c in outcome.cells}
     listed = done["tiny", material["short"], f"list:{material['names']}"]
-    assert listed.summary["hotword_list"] == {"names": 2}
+    assert listed.summary["hotword_list"] == {"names": 2, "near": "lattice"}
     assert listed.summary["entities"]["hints"]["mode"] == "found"
     heard = done["deaf", material["short"], "none"].summary["scores"]
     assert set(heard) == {"phonemes"}
@@ -157,6 +157,17 @@ def test_other_settings_and_other_data_are_measured_anew(
     (more,) = go(first, out, load).cells
     assert len(more.rows) == 3
     assert len({*prints, cell.fingerprint, more.fingerprint}) == 3
+
+
+def test_names_that_are_looked_for_elsewhere_are_found_anew(config):
+    """Only cells with a list depend on `near`."""
+    plans = [
+        sweep.plan(dataclasses.replace(config, near=near), lambda origin: origin)
+        for near in ("lattice", "scann")
+    ]
+    for one, other in zip(*plans, strict=True):
+        same = one.fingerprint == other.fingerprint
+        assert one.key == other.key and same != bool(one.hotwords.path)
 
 
 @pytest.mark.parametrize("hosts", [2, 5])
@@ -267,6 +278,7 @@ def test_a_full_disk_is_an_error_and_no_result(config, load, material, tmp_path)
         ({"modes": ("streaming",)}, "expected offline"),
         ({"hotwords": ("list:/nowhere",)}, "no hotword database and no list of names"),
         ({"hotwords": ("all",)}, "choose from none, said, misleading, both"),
+        ({"near": "ann"}, "near='ann': use one of lattice, scann, none"),
         ({"hint_names": "/nowhere"}, "/nowhere"),
     ],
 )
@@ -302,4 +314,4 @@ def test_streams_are_cells_with_their_latency(
     for cell in outcome.cells:
         assert cell.status == DONE, cell.reason
         assert cell.summary["streaming"]["streams"] == len(cell.rows) == 2
-    assert outcome.cells[1].summary["hotword_list"] == {"names": 2}
+    assert outcome.cells[1].summary["hotword_list"] == {"names": 2, "near": "lattice"}

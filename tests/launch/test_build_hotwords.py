@@ -114,3 +114,19 @@ def test_frequent_sequences_are_expected_more_often(tmp_path):
         for name in base.names_of(key):
             chance[name.text] = max(chance[name.text], float(expected))
     assert chance["the"] > 1.0 > 1e-6 > chance["Kwyjibo Zhdanov"]
+
+
+def test_an_index_is_built_with_the_list_or_later_for_every_tenant(tmp_path, capsys):
+    path, tenant = tmp_path / "list.tsv", "tenants/acme"
+    path.write_text("NIO House\nWeilai\t\t\t\tacme\n", encoding="utf8")
+    text = "bundled:commands:test"
+    build_hotwords.run(str(path), str(tmp_path / "one"), text, 1, near="scann")
+    build_hotwords.run(str(path), str(tmp_path / "two"), text, 1)
+    with pytest.raises(ValueError, match="has no ScaNN index"):
+        database.load(str(tmp_path / "two" / tenant), "scann")
+    build_hotwords.add_indexes(str(tmp_path / "two"))
+    assert "near matches also by" in capsys.readouterr().out
+    for out in ("one", "two"):
+        for place in ("", tenant):
+            base = database.load(str(tmp_path / out / place), "scann")
+            assert base.index is not None and len(base.index) == len(base.windows)

@@ -82,6 +82,7 @@ def run_program(monkeypatch, listener, tmp_path):
         }
         values |= {"chunk_ms": 0, "left": 4, "pace": "fast", "packet_ms": 100}
         values |= {"detector": "silero", "hotwords": "", "rate": RATE, "channels": 1}
+        values |= {"near": "lattice"}
         values |= flags
         fake = SimpleNamespace(FLAGS=SimpleNamespace(**values))
         monkeypatch.setattr(transcribe, "flags", fake)

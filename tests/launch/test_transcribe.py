@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from nim4_jax.data import audio, sources
+from nim4_jax.eval.hotword_lists import HotwordList
 from nim4_jax.launch import recognition, transcribe, transcripts
 
 
@@ -180,7 +181,7 @@ def run_program(monkeypatch, model_files):
     def run(paths, **given) -> int:
         defaults = {"format": "text", "out": None, "batch": 3, "left": 4}
         defaults |= {"vad": "silero", "stream": False, "channels": "mix"}
-        defaults |= {"chunk_ms": 0}
+        defaults |= {"chunk_ms": 0, "hotwords": "", "near": "lattice"}
         values = {"model": model_files[0], "bundle": None, **defaults, **given}
         # The process's own flags belong to the test runner and to other commands.
         given = SimpleNamespace(FLAGS=SimpleNamespace(**values))
@@ -273,3 +274,25 @@ def test_a_model_without_llm_or_an_unknown_choice_is_refused(model_files, files)
         transcribe.run(model_files[0], path, form="xml")
     with pytest.raises(ValueError, match="'silero', 'none'"):
         transcribe.run(model_files[0], path, vad="webrtc")
+
+
+@pytest.mark.parametrize("near", ["lattice", "scann"])
+def test_a_list_of_names_is_looked_for_where_it_is_asked_for(
+    run_program, files, tmp_path, monkeypatch, capsys, near
+):
+    listed, given = tmp_path / "names.txt", []
+    listed.write_text("Wolfgang Mozart\nRotterdam\n", encoding="utf8")
+
+    def find(self, log_probs, tokenizer, frame_seconds):
+        given.append([layer.near for layer in self.retriever._layers])
+        return ("Rotterdam",)
+
+    monkeypatch.setattr(HotwordList, "find", find)
+    path = str(files / "short.wav")
+    assert run_program([path], hotwords=f"list:{listed}", near=near) == 0
+    assert given and all(ways == [near] for ways in given)
+    hinted = capsys.readouterr().out
+    assert run_program([path]) == 0
+    assert hinted != capsys.readouterr().out  # the prompt is another one
+    with pytest.raises(ValueError, match="nowhere"):
+        run_program([path], hotwords="list:nowhere.txt")

@@ -83,18 +83,6 @@ def test_rewinding_never_lengthens():
     assert kv_cache.rewind(cache, jnp.array([8, 2])).length.tolist() == [3, 2]
 
 
-def test_repeated_rows_go_on_like_the_row_they_come_from():
-    _, cache = run_dense(0, 3, kv_cache.init_cache(CONFIG, 2, SLOTS))
-    new = random_embeddings(1, 2)
-    mask = jnp.ones((2, 2), bool)
-    expected, _ = run(new, cache.length, mask, cache)
-    copies = kv_cache.repeat_rows(cache, 3)
-    start, mask = copies.length, jnp.ones((6, 2), bool)
-    got, copies = run(jnp.repeat(new, 3, axis=0), start, mask, copies)
-    np.testing.assert_allclose(got, jnp.repeat(expected, 3, axis=0), atol=1e-6)
-    assert copies.length.tolist() == [5] * 6
-
-
 def test_a_grown_cache_goes_on_like_the_small_one():
     _, small = run_dense(0, 3, kv_cache.init_cache(CONFIG, 2, 5))
     large = kv_cache.grow(small, SLOTS)
@@ -126,5 +114,3 @@ def test_sizes_that_do_not_fit_are_refused():
         kv_cache.init_cache(CONFIG, 1, 0)
     with pytest.raises(ValueError, match="grow\\(slots=3\\)"):
         kv_cache.grow(cache, 3)
-    with pytest.raises(ValueError, match="times=0"):
-        kv_cache.repeat_rows(cache, 0)

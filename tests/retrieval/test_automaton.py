@@ -78,33 +78,12 @@ def test_of_overlapping_matches_the_longest_stay(keys, heard):
     assert max(longest, default=0) == max(every.ends - every.starts, default=0)
 
 
-@given(keys=name_lists, heard=st.lists(phonemes, max_size=4), data=st.data())
-def test_many_streams_at_once_are_each_alone(keys, heard, data):
-    machine, _ = automaton.build(keys)
-    before = [machine.scan(0, ids(data.draw(phonemes)))[0] for _ in heard]
-    positions = np.array([data.draw(st.integers(0, 9)) for _ in heard], np.int64)
-    states, found = machine.scan_many(
-        np.array(before, np.int64), list(map(ids, heard)), positions=positions
-    )
-    assert len(found) == len(states) == len(heard)
-    for number, piece in enumerate(heard):
-        state, matches = machine.scan(
-            before[number], ids(piece), position=int(positions[number])
-        )
-        assert states[number] == state
-        assert as_set(found[number]) == as_set(matches)
-
-
 def test_more_matches_than_there_is_room_for():
     keys = [bytes([1] * n) for n in range(1, 30)]
     heard = bytes([1] * 200)
     _, matches = automaton.build(keys)[0].scan(0, ids(heard))
     assert as_set(matches) == search(keys, heard)
     assert len(matches) > 1000
-    machine, _ = automaton.build(keys)
-    zeros = np.zeros(2, np.int64)
-    _, found = machine.scan_many(zeros, [ids(heard)] * 2, positions=zeros)
-    assert as_set(found[0]) == as_set(found[1]) == as_set(matches)
 
 
 def test_many_children_are_searched():

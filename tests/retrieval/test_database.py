@@ -170,14 +170,14 @@ def test_writers_and_readers_in_processes_see_whole_generations(tmp_path):
 def test_a_reader_that_is_overtaken_reads_again(tmp_path, monkeypatch):
     folder = str(tmp_path)
     database.save(make()[0], folder)
-    checked, writes = generations._check_sum, []
+    checked, writes = generations._verify, []
 
     def overtake(place, facts):
         if len(writes) < 2:
             writes.append(database.save(make([Name("Weilai")])[0], folder))
         return checked(place, facts)
 
-    monkeypatch.setattr(generations, "_check_sum", overtake)
+    monkeypatch.setattr(generations, "_verify", overtake)
     assert len(database.load(folder)) == 1
 
 

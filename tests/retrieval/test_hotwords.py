@@ -1,5 +1,6 @@
 """Streams hear what their layers hold, in any pieces, while layers change."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,23 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nim4_jax.eval import hypotheses
-from nim4_jax.launch import assembly
-from nim4_jax.retrieval import database, hints
-from nim4_jax.retrieval.database import Gate
+from nim4_jax.retrieval import database
+from nim4_jax.retrieval.gate import LATTICE, NOWHERE, Gate
 from nim4_jax.retrieval.hotwords import (
     EXACT,
     MOST_ALIKE,
     NEAR,
-    Hit,
     HotwordRetriever,
     StreamState,
 )
 from nim4_jax.retrieval.layer import Layer
 from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.pronunciation import pronounce
-from nim4_jax.text import prompt
 from nim4_jax.text.phonemes import INVENTORY
-from nim4_jax.text.tokenizer import Tokenizer
 
 FRAME_SECONDS = 0.04
 
@@ -37,8 +34,8 @@ OPEN = Gate(min_phonemes=1, max_chance=np.inf)
 NAMES = ("NIO", "NIO House", "Weilai", "上海", "伤害", "海")
 
 
-def layer(*texts, gate=OPEN):
-    made = Layer(gate=gate)
+def layer(*texts, gate=OPEN, near=LATTICE):
+    made = Layer(gate=gate, near=near)
     made.add(map(Name, texts))
     return made
 
@@ -114,17 +111,19 @@ def test_what_is_added_is_heard_at_once_even_when_it_was_half_spoken():
     state, _ = retriever.scan(StreamState(), phonemes[:3], None, times[:3])
     served.add([Name("Weilai", weight=2.0, tag="brand")])
     state, fresh = retriever.scan(state, phonemes[3:], None, times[3:])
-    assert fresh == [
-        Hit("Weilai", 0.0, times[-1, 1], 2.0 * len(phonemes), "exact", "brand")
-    ]
+    (hit,) = fresh
+    assert (hit.text, hit.source, hit.tag) == ("Weilai", EXACT, "brand")
+    assert (hit.start, hit.end) == (0.0, times[-1, 1])
+    assert hit.score == 2.0 * len(phonemes) and hit.weight == 2.0
 
 
-def test_what_is_added_is_found_in_what_was_said_a_moment_ago():
+def test_what_is_added_is_found_in_what_was_said_a_moment_ago(near):
     """By a layer that grows and by one that comes late, exactly and with acoustics."""
     heard = mishear("Weilai", [])
     for posteriors in (None, heard.log_probs):
-        served = layer("NIO")
-        first, late = HotwordRetriever([served]), HotwordRetriever([layer("Weilai")])
+        served = layer("NIO", near=near)
+        first = HotwordRetriever([served])
+        late = HotwordRetriever([layer("Weilai", near=near)])
         state, _ = first.scan(StreamState(), heard.phonemes, posteriors, heard.times)
         assert not state.hits
         for retriever in (first, late):
@@ -134,14 +133,15 @@ def test_what_is_added_is_found_in_what_was_said_a_moment_ago():
             assert retriever.refresh(retriever.refresh(state)).hits == (hit,)
 
 
-def test_what_was_found_and_is_held_no_more_is_no_hit():
+def test_what_was_found_and_is_held_no_more_is_no_hit(near):
     """Taken out of additions, of the base, merged away, or seen through others."""
     names = [Name("NIO House"), Name("Weilai")]
     base = database.build(names, {name.text: pronounce(name) for name in names})
     rest = database.build(names[1:], {name.text: pronounce(name) for name in names})
     for heard in (mishear("NIO House", []), mishear("NIO House", [3])):
         for posteriors in (heard.log_probs, None):
-            for served in (Layer(base, OPEN), layer("NIO House", "Weilai")):
+            added = layer("NIO House", "Weilai", near=near)
+            for served in (Layer(base, OPEN, near), added):
                 retriever = HotwordRetriever([served])
                 state, _ = retriever.scan(
                     StreamState(), heard.phonemes, posteriors, heard.times
@@ -297,8 +297,8 @@ def listen(layers, heard, ends=(), posteriors=True):
 
 
 @given(place=st.integers(0, 5), ends=st.sets(st.integers(0, 12)))
-def test_a_name_with_a_phoneme_taken_for_another_is_found_nearly(place, ends):
-    served = layer("NIO House", "Weilai")
+def test_a_name_with_a_phoneme_taken_for_another_is_found_nearly(near, place, ends):
+    served = layer("NIO House", "Weilai", near=near)
     heard = mishear("NIO House", [place], ratio=0.1)
     length = len(heard.phonemes)
     for pieces in ((), ends):
@@ -310,19 +310,23 @@ def test_a_name_with_a_phoneme_taken_for_another_is_found_nearly(place, ends):
     assert not listen([served], heard, ends, posteriors=False).hits
 
 
-def test_the_weight_and_the_tag_of_a_near_hit_are_the_names():
-    plain, heavy = Layer(gate=OPEN), Layer(gate=OPEN)
+def test_the_weight_and_the_tag_of_a_near_hit_are_the_names(near):
+    plain, heavy = layer(near=near), layer(near=near)
     plain.add([Name("NIO House")])
     heavy.add([Name("NIO House", weight=2.0, tag="place")])
     heard = mishear("NIO House", [3])
     (one,), (other,) = (listen([served], heard).hits for served in (plain, heavy))
     assert other.score == pytest.approx(2.0 * one.score)
+    assert other.evidence == one.evidence
+    assert other.strength == pytest.approx(one.strength + np.log(2.0))
     assert (one.tag, other.tag) == ("", "place")
 
 
-def test_what_was_not_thought_possible_is_not_found_nearly():
+def test_what_was_not_thought_possible_is_not_found_nearly(near):
+    gate = dataclasses.replace(OPEN, near_nats=1.5)
+    served = layer("NIO House", gate=gate, near=near)
     for wrong, ratio in (([3], 1e-5), ([1, 3, 5], 0.02), ([0, 1, 2, 3, 4, 5], 0.1)):
-        assert not listen([layer("NIO House")], mishear("NIO House", wrong, ratio)).hits
+        assert not listen([served], mishear("NIO House", wrong, ratio)).hits
 
 
 @given(
@@ -331,8 +335,11 @@ def test_what_was_not_thought_possible_is_not_found_nearly():
     seed=st.integers(0, 2**32 - 1),
     ends=st.sets(st.integers(0, 200)),
 )
-def test_near_hits_never_take_the_place_of_exact_ones(spoken, rate, seed, ends):
-    layers = [layer("NIO", "上海", "海"), layer("NIO House", "Weilai", "伤害")]
+def test_near_hits_never_take_the_place_of_exact_ones(near, spoken, rate, seed, ends):
+    layers = [
+        layer("NIO", "上海", "海", near=near),
+        layer("NIO House", "Weilai", "伤害", near=near),
+    ]
     said = [int(label) for text in spoken for label in say(text)[0]]
     heard = hypotheses.simulate(said, rate, np.random.default_rng(seed))
     both = listen(layers, heard, ends)
@@ -344,11 +351,11 @@ def test_near_hits_never_take_the_place_of_exact_ones(spoken, rate, seed, ends):
         assert found.hit.source == EXACT or found.end - found.start > longest
 
 
-def test_a_removed_name_is_not_found_nearly():
+def test_a_removed_name_is_not_found_nearly(near):
     names = [Name("NIO House"), Name("Weilai")]
     base = database.build(names, {name.text: pronounce(name) for name in names})
     heard = mishear("NIO House", [3])
-    for served in (Layer(base, OPEN), layer("NIO House", "Weilai")):
+    for served in (Layer(base, OPEN, near), layer("NIO House", "Weilai", near=near)):
         assert texts(listen([served], heard)) == {"NIO House"}
         served.remove(["NIO House"])
         assert not listen([served], heard).hits
@@ -356,26 +363,28 @@ def test_a_removed_name_is_not_found_nearly():
         assert texts(listen([served], heard)) == {"NIO House"}
 
 
-def test_a_tenants_names_are_found_nearly_for_the_tenant_only():
-    everybody, acme, bmw = layer("上海"), layer("NIO House"), layer("Weilai")
+def test_a_tenants_names_are_found_nearly_for_the_tenant_only(near):
+    everybody, acme, bmw = (
+        layer(text, near=near) for text in ("上海", "NIO House", "Weilai")
+    )
     heard = mishear("NIO House", [3])
     assert texts(listen([everybody, acme], heard)) == {"NIO House"}
     assert not listen([everybody, bmw], heard).hits
 
 
-@pytest.mark.parametrize("gate", [Gate(near_rate=0), Gate(near_nats=0.1)])
-def test_a_gate_may_let_exact_hits_through_only(gate):
-    served = layer("NIO House", gate=gate)
+@pytest.mark.parametrize(("gate", "way"), [(OPEN, NOWHERE), (Gate(near_nats=0.1), "")])
+def test_a_gate_may_let_exact_hits_through_only(near, gate, way):
+    served = layer("NIO House", gate=gate, near=way or near)
     assert not listen([served], mishear("NIO House", [3])).hits
     (hit,) = listen([served], mishear("NIO House", [])).hits
     assert (hit.source, hit.score) == (EXACT, len(say("NIO House")[0]))
 
 
-def test_silence_is_heard_in_any_pieces():
+def test_silence_is_heard_in_any_pieces(near):
     silence = hypotheses.simulate([], 0.0, np.random.default_rng(0))
     many = np.repeat(silence.log_probs, 500, axis=0)
     heard = hypotheses.Hypothesis.read(many)
-    state = listen([layer("NIO House")], heard, [0, 1, 100, 400])
+    state = listen([layer("NIO House", near=near)], heard, [0, 1, 100, 400])
     assert not state.hits and state.position == 0
 
 
@@ -387,33 +396,6 @@ def test_posteriors_must_fit_the_inventory(width):
         HotwordRetriever([layer("NIO")]).scan(
             StreamState(), phonemes, posteriors, times
         )
-
-
-TOKENIZER = Tokenizer.from_file(assembly.find_tokenizer("nano"))
-
-
-@given(
-    found=st.lists(
-        st.tuples(st.sampled_from([*NAMES, "<|im_end|>"]), st.floats(0.1, 9.0)),
-        max_size=12,
-    ),
-    most=st.integers(1, 5),
-    budget=st.integers(0, 40),
-)
-def test_hints_are_whole_names_within_the_budget(found, most, budget):
-    hits = [Hit(text, 0.0, 1.0, score, "exact") for text, score in found]
-    chosen = hints.select_hints(hits, TOKENIZER, most=most, budget=budget)
-    assert len(chosen) <= most and len(set(chosen)) == len(chosen)
-    assert set(chosen) <= {text for text, _ in found}
-    ids = prompt.encode_suffix(TOKENIZER, chosen)
-    bare = prompt.encode_suffix(TOKENIZER)
-    assert len(ids) - len(bare) <= budget
-    assert ids.count(TOKENIZER.end_id) == bare.count(TOKENIZER.end_id)
-    best = {text: max(s for t, s in found if t == text) for text in chosen}
-    scores = [best[text] for text in chosen]
-    assert scores == sorted(scores, reverse=True)
-    if not chosen:
-        assert ids == bare
 
 
 def test_an_exact_hit_beats_a_near_one_of_the_same_text_in_another_layer():

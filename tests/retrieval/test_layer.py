@@ -7,20 +7,39 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from nim4_jax.retrieval import database
-from nim4_jax.retrieval.database import Gate
+from nim4_jax.eval import hypotheses
+from nim4_jax.retrieval import database, generations
+from nim4_jax.retrieval.gate import LATTICE, NOWHERE, SCANN, Gate
+from nim4_jax.retrieval.hotwords import NEAR, HotwordRetriever, StreamState
 from nim4_jax.retrieval.layer import Layer
 from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.pronunciation import pronounce
+from nim4_jax.text.phonemes import INVENTORY
 
 OPEN = Gate(min_phonemes=1, max_chance=float("inf"))
 
 
-def write(folder, *texts):
+def write(folder, *texts, near=LATTICE):
     names = [Name(text) for text in texts]
     base = database.build(names, {name.text: pronounce(name) for name in names})
-    database.save(base, str(folder))
-    return database.load(str(folder))
+    database.save(database.add_index(base) if near == SCANN else base, str(folder))
+    return database.load(str(folder), near)
+
+
+def find_nearly(served, text):
+    """Whether a layer finds a name of which one phoneme was taken for another."""
+    spoken = np.frombuffer(pronounce(Name(text))[0], np.uint8)
+    heard = spoken.copy()
+    heard[2] = next(label for label in range(1, 99) if label not in spoken)
+    ratios = np.full((len(spoken), len(INVENTORY)), 1e-5)
+    ratios[range(len(spoken)), spoken] = 0.2
+    ratios[range(len(spoken)), heard] = 1.0
+    log_probs = np.log(ratios / ratios.sum(axis=1, keepdims=True))
+    said = hypotheses.Hypothesis(heard, np.arange(len(heard)), log_probs)
+    state, _ = HotwordRetriever([served]).scan(
+        StreamState(), said.phonemes, said.log_probs, said.times
+    )
+    return text in {hit.text for hit in state.hits if hit.source == NEAR}
 
 
 def find(served, text):
@@ -78,6 +97,61 @@ def test_what_changes_during_a_merge_stays_changed(tmp_path):
     assert layer.size == 2
     layer.merge(str(tmp_path))
     assert layer.size == 0 and find(layer, "Lisbon") and not find(layer, "Nanjing")
+
+
+def test_near_matches_are_found_wherever_a_folder_keeps_its_index(tmp_path, near):
+    """Mapped, added to, taken from, merged, swapped, and opened by another reader."""
+    folder = str(tmp_path)
+    layer = Layer(write(tmp_path, "Weilai", "Nanjing", "Toronto", near=near), near=near)
+    before = Layer(database.load(folder, near), near=near)
+    layer.add([Name("Guadalajara")])
+    layer.remove(["Nanjing"])
+    for merged in (False, True):
+        if merged:
+            layer.merge(folder)
+        assert layer.size == 1 - merged
+        assert find_nearly(layer, "Weilai") and find_nearly(layer, "Guadalajara")
+        assert not find_nearly(layer, "Nanjing")
+    assert find_nearly(before, "Nanjing") and not find_nearly(before, "Guadalajara")
+    layer.swap(database.load(folder))  # without its index: it is built
+    other = Layer(database.load(folder, near), near=near)
+    for one in (layer, other):
+        assert find_nearly(one, "Guadalajara") and not find_nearly(one, "Nanjing")
+    assert not find_nearly(Layer(database.load(folder), near=NOWHERE), "Weilai")
+    kept = (SCANN,) if near == SCANN else ()
+    assert generations.find_attached(folder) == kept
+
+
+def test_an_empty_layer_and_folder_find_nothing_nearly(tmp_path, near):
+    base = write(tmp_path, near=near)
+    for layer in (Layer(near=near), Layer(base, near=near)):
+        assert not find_nearly(layer, "Weilai")
+        layer.add([Name("Weilai")])
+        assert find_nearly(layer, "Weilai")
+
+
+def test_a_folder_without_an_index_names_the_command_that_adds_it(tmp_path):
+    write(tmp_path, "Weilai", "Tesla")
+    command = rf"nim4 build_hotwords --out={tmp_path} --near=scann"
+    with pytest.raises(ValueError, match=command):
+        database.load(str(tmp_path), SCANN)
+    database.index_folder(str(tmp_path))
+    layer = Layer(database.load(str(tmp_path), SCANN), near=SCANN)
+    assert find_nearly(layer, "Weilai")
+    for call in (database.load, lambda folder, near: Layer(near=near)):
+        with pytest.raises(ValueError, match="near='ann': use one of lattice, scann"):
+            call(str(tmp_path), "ann")
+
+
+def test_a_changed_index_is_found(tmp_path):
+    write(tmp_path, "Weilai", near=SCANN)
+    (file,) = tmp_path.glob("*/scann/windows.npy")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"scann/windows.npy was changed"):
+        database.load(str(tmp_path), SCANN)
+    assert len(database.load(str(tmp_path))) == 1  # who does not need it goes on
 
 
 def test_a_corrupt_database_leaves_the_old_one_in_use(tmp_path):

@@ -37,9 +37,8 @@ def hear(windows, seed=0):
 
 
 def compare_all(windows, heard, most):
-    return np.asarray(
-        phonetic_index.search_exactly(phonetic_index.embed(windows), heard, most)
-    )
+    exact = phonetic_index.Exact(phonetic_index.embed(windows))
+    return exact.search_batched(heard, most)[0]
 
 
 def recall(index, heard, most=10):
@@ -104,7 +103,7 @@ def test_an_updated_index_finds_what_was_added_and_not_what_was_removed(
     others = draw_windows(added, seed=2)
     fresh = np.array([one for one in others if one.tobytes() not in old])
     wanted = np.random.default_rng(3).permutation([*before[-kept:], *fresh])
-    after = PhoneticIndex.updated(folder, wanted)
+    after = PhoneticIndex.load(folder).updated(wanted)
     assert len(after) == len(wanted) and as_set(after.windows) == as_set(wanted)
     own = after.search(phonetic_index.embed(after.windows))
     np.testing.assert_array_equal(own[:, 0], np.arange(len(wanted)))
@@ -121,8 +120,8 @@ def test_an_index_may_be_updated_again_and_to_what_it_was(tmp_path):
     windows, folder = draw_windows(400), str(tmp_path / "index")
     first = PhoneticIndex.build(windows[:300])
     first.save(folder)
-    PhoneticIndex.updated(folder, windows[100:]).save(folder)
-    again = PhoneticIndex.updated(folder, windows[:300])
+    first.updated(windows[100:]).save(folder)
+    again = PhoneticIndex.load(folder).updated(windows[:300])
     heard = hear(windows[:50])
     expected = first.windows[first.search(heard)]
     np.testing.assert_array_equal(again.windows[again.search(heard)], expected)
@@ -181,6 +180,37 @@ def test_what_a_stream_says_is_found_where_it_says_it(large):
     assert not len(large.find(acoustics, 0)[1])
 
 
-def test_an_index_without_windows_is_refused():
-    with pytest.raises(ValueError, match="at least one window"):
-        PhoneticIndex.build(np.zeros((0, WIDTH), np.uint8))
+def test_an_index_without_windows_finds_nothing(large, tmp_path):
+    folder, heard = str(tmp_path / "index"), hear(large.windows[:3])
+    PhoneticIndex.build(np.zeros((0, WIDTH), np.uint8)).save(folder)
+    empty = PhoneticIndex.load(folder)
+    assert empty.search(heard).shape == (3, 0)
+    grown = empty.updated(large.windows[:5])
+    assert grown.search(heard).shape == (3, 5)
+    assert not len(grown.updated(large.windows[:0]))
+
+
+@pytest.mark.parametrize("count", [5, 300])
+def test_without_scann_an_index_of_its_own_finds_the_same(count, monkeypatch, tmp_path):
+    """Saved with the package and opened without it, and the other way round."""
+    windows, folder = draw_windows(count), str(tmp_path / "index")
+    heard = hear(draw_windows(30, seed=1))
+    made = PhoneticIndex.build(windows)
+    made.save(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(phonetic_index, "has_scann", lambda: False)
+        alone = PhoneticIndex.load(folder)
+        assert isinstance(alone._searcher, phonetic_index.Exact)
+        alone.updated(windows[:-1]).updated(windows).save(folder)
+    again = PhoneticIndex.load(folder)
+    for index in (alone, again):
+        np.testing.assert_array_equal(index.windows, windows)
+        np.testing.assert_array_equal(index.search(heard), made.search(heard))
+
+
+def test_what_scann_cannot_read_is_named(tmp_path, large):
+    folder = tmp_path / "index"
+    large.save(str(folder))
+    (folder / "scann_config.pb").write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"index is no index .*build it again"):
+        PhoneticIndex.load(str(folder))
