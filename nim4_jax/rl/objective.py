@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from nim4_jax import sharding, struct
 from nim4_jax.decode import offline
 from nim4_jax.decode.programs import Budget, Generation
+from nim4_jax.layers import Policy
 from nim4_jax.models.asr import Asr, Prompt
 from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.ops import cross_entropy
@@ -33,6 +34,10 @@ from nim4_jax.train.flops import Lengths, Pass
 from nim4_jax.train.losses import DynamicChunks, Loss, count_frames, key_rows
 from nim4_jax.train.state import REFERENCE
 from nim4_jax.types import AsrBatch, Frames, Labels
+
+DRIFT_LIMITS = {"float32": 0.01, "bfloat16": 0.5}
+"""Default drift limits by compute dtype, nats: far above the rounding of nearly all
+tokens, far below a bug."""
 
 PARTS = ("cmvn", "encoder", "adaptor", "llm")
 """Parts of the parameters that a rollout needs."""
@@ -73,9 +78,9 @@ class Grpo:
         drop_flat: whether groups whose rewards stay equal leave the loss, its weight
             and the pull towards the reference with them (DAPO); else their tokens
             count, and only the pull acts on them.
-        drift_limit: largest difference between the sampler's log-probability of a token
-            and the trainer's, nats, beyond which training stops; 0: by the compute
-            dtype, see `alarm`.
+        drift_limit: difference between the sampler's log-probability of a token and the
+            trainer's, nats, beyond which more than a few tokens stop the run, see
+            `alarm`; 0: by the compute dtype.
     """
 
     prompt: Prompt
@@ -109,6 +114,10 @@ class Grpo:
                 f"loss.drift_limit={self.drift_limit} must be a number of nats ≥ 0; 0 "
                 "takes the one of the compute dtype."
             )
+
+    def find_drift_limit(self, policy: Policy) -> float:
+        """Nats; the setting, or else the default of the compute dtype."""
+        return self.drift_limit or DRIFT_LIMITS[policy.compute]
 
     def passes(self, lengths: Lengths) -> tuple[Pass, ...]:
         """What a step computes, see `flops`; samples as long as the transcripts."""
@@ -151,8 +160,10 @@ class Grpo:
         Metrics beside those of `grpo.token_loss`: `temperature`; `flat_groups`, the
         share of utterances whose samples all earned the same; `resampled_groups` and
         `dropped_groups`, the shares that were rolled out again or left out; `length`,
-        tokens a sample; `drift`, the largest difference of a token, nats; `broken_row`,
-        the last row with a log-probability that is not finite, −1 for none.
+        tokens a sample; `drift` and `drift_largest`, the mean and largest difference of
+        a token's log-probability between sampler and trainer, nats; `drifted_tokens`,
+        the share of tokens beyond the limit; `broken_row`, the last row with a
+        log-probability that is not finite, −1 for none.
         """
         inputs = batch.batch if isinstance(batch, Rehearsed) else batch
         setting = self._set(model, step)
@@ -287,12 +298,16 @@ class Grpo:
         if reference is not None:
             broken |= grpo.find_broken(reference, answer.mask)
         broken = jnp.any(broken.reshape(-1, self.samples), axis=1)
-        apart = grpo.drift(sampled, log_probs, answer.mask).largest
+        limit = self.find_drift_limit(model.config.policy)
+        fixed = jax.lax.stop_gradient(log_probs)
+        drift = grpo.drift(sampled, fixed, answer.mask, limit)
         largest = {
-            "drift": jax.lax.stop_gradient(apart),
+            "drift_largest": drift.largest,
             "broken_row": jnp.max(jnp.where(broken, rows, -1)).astype(jnp.float32),
         }
         metrics = {**loss.metrics, **self._describe(rolled, flat, heard, dropped)}
+        metrics["drift"] = (drift.total, drift.count)
+        metrics["drifted_tokens"] = (drift.beyond, drift.count)
         metrics["temperature"] = (setting.temperature, jnp.ones(()))
         # One lost row makes the step worthless, also where its own loss is masked.
         total = jnp.where(jnp.any(broken), jnp.nan, loss.total)
