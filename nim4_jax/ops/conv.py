@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from nim4_jax import sharding
+
 
 def depthwise(
     inputs: Float[Array, "B T C"],
@@ -138,7 +140,9 @@ def _kernel_gradient(padded, visible, gradient, right):
     319 MiB of memory traffic for W reductions, 0.06 M and 48 MiB for a convolution.
     """
     arguments = padded, visible, gradient
-    by_platform = {"cpu": sum_by_taps, "tpu": convolve, "default": sum_at_once}
+    # A loop over rows would send those of other devices here.
+    by_rows = sum_at_once if sharding.are_rows_spread() else sum_by_taps
+    by_platform = {"cpu": by_rows, "tpu": convolve, "default": sum_at_once}
     by_platform = {k: partial(f, right=right) for k, f in by_platform.items()}
     return jax.lax.platform_dependent(*arguments, **by_platform).astype(padded.dtype)
 
