@@ -144,8 +144,9 @@ def _generate(settings, shared, prompts, rows: _Rows) -> Generation:
     into the cache, for it cannot see that a scatter stays within its row; gathers every
     kernel over the fsdp axis for each token; and lets all devices wait for the longest
     row. This way parameters are gathered once, before the loop, and each device holds
-    its share of the tensor axis whole: at 2b3 in bfloat16 3.2 GiB, which a rollout in
-    stage 6 on 16 v5e takes from 5 to 8 of 15.75 GiB, optimizer and reference included.
+    its share of the tensor axis whole: the LLM of 2b3 takes 3.2 GiB in bfloat16 (6.4 if
+    a compiler gathers before it rounds), beside about 5 GiB that a rollout in stage 6
+    needs on each of 16 v5e of 15.75 GiB, optimizer and reference included.
     """
     write = functools.partial(_write, settings)
     count = prompts[1].shape[0]
