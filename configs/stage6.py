@@ -24,12 +24,8 @@ def get_config(size: str = "") -> ConfigDict:
             "samples": 6 if tiny else 8,
             "hottest": 1.0,
             "coolest": 0.7,
-            "objective": {
-                "clip_low": 0.2,
-                "clip_high": 0.2,
-                "beta": 0.04,
-                "ratio": "token",
-            },
+            # One update of each rollout: every ratio is 1, so there is nothing to clip.
+            "objective": {"beta": 0.04},
             "rewards": {"accuracy": 1.0, "hallucination": 0.5, "context": 0.5},
             "budget": {"first": 8, "per_second": 8.0, "most": 64 if tiny else 448},
             "chunks": base.chunks(size),
@@ -37,7 +33,8 @@ def get_config(size: str = "") -> ConfigDict:
             # DAPO's dynamic sampling: roll flat groups out again, drop those that stay.
             "oversample": 1,
             "drop_flat": False,
-            # Nats between sampler and trainer at which a run stops; 0: by the dtype.
+            # Nats between sampler and trainer that 0.5 % of a step's tokens may exceed
+            # before the run stops; 0: by the dtype.
             "drift_limit": 0.0,
         }
     )

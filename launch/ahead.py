@@ -22,9 +22,9 @@ from nim4_jax.launch.assembly import TrainSettings
 from nim4_jax.launch.topologies import Topology
 from nim4_jax.models.asr import Asr
 from nim4_jax.rates import Rates
-from nim4_jax.rl.objective import Grpo
-from nim4_jax.rl.rollout import Rehearsed
-from nim4_jax.rl.worker import make_rollout, make_writer
+from nim4_jax.rl.objective import PARTS, Grpo
+from nim4_jax.rl.rollout import Experience
+from nim4_jax.rl.worker import make_writer, outline
 from nim4_jax.train import optim, placement
 from nim4_jax.train import state as train_state
 from nim4_jax.train.flops import FlopCounter, Lengths, Pass
@@ -194,19 +194,19 @@ def compile_rollout(
         state, _ = _abstract(settings, load, mesh)
         batch = load.batch(mesh)
         model = Asr(settings.model)
-        params = {name: state.params[name] for name in ("cmvn", *_ROLLED)}
+        params = {name: state.params[name] for name in PARTS}
+        placed = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
+        chosen = jax.ShapeDtypeStruct((load.rows,), jnp.bool_, sharding=placed)
+        start = np.int32(0)
         write = jax.jit(make_writer(model, settings.recipe))
         lengths = load.lengths(settings.model.rates)
         passes = settings.recipe.loss.drawing_passes(lengths)
         return compile_program(
-            lambda: write.lower(params, batch, np.int32(0)),
+            lambda: write.lower(params, batch, start, start, chosen),
             {"parameters": params, "batch": batch},
             topology,
             _describe("rollout", settings, load, mesh, passes),
         )
-
-
-_ROLLED = ("encoder", "adaptor", "llm")
 
 
 def _check_rows(load: Load, mesh: Mesh) -> None:
@@ -237,16 +237,13 @@ def _abstract(
     state = placement.annotate(jax.eval_shape(begin), settings.model)
     if not isinstance(recipe.loss, Grpo):
         return state, batch
-    # Rewards are the host's work; the step is compiled for samples that were judged.
-    rolled = jax.eval_shape(
-        make_rollout(model, recipe), state.params, batch, np.int32(0)
-    )
+    rolled = outline(model, recipe, state.params, batch).rollout
     placed = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
 
     def annotate(leaf: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
 
-    return state, Rehearsed(batch, jax.tree.map(annotate, rolled))
+    return state, Experience(batch, jax.tree.map(annotate, rolled))
 
 
 def _lies(tree: Any) -> Any:

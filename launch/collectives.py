@@ -65,6 +65,37 @@ def read(text: str) -> dict[str, Traffic]:
     return {kind: Traffic(counts[kind], sizes[kind]) for kind in KINDS if counts[kind]}
 
 
+def read_open_loops(text: str) -> set[str]:
+    """Kinds within loops whose length is not known beforehand: the decoding ones."""
+    bodies, _ = _split(text)
+    lines = [line for body in bodies.values() for line in body]
+    loops = [line for line in lines if " while(" in line]
+    seen: set[str] = set()
+    waiting = [
+        name
+        for line in loops
+        if _count_trips(line, bodies) == 1
+        for name in _CALLED.findall(line)
+    ]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += _find_called(bodies.get(name, []))
+    inside = [line for name in seen for line in bodies.get(name, [])]
+    return {found["kind"] for line in inside if (found := _OPERATION.search(line))}
+
+
+def _find_called(lines: list[str]) -> list[str]:
+    """Computations that these lines call."""
+    names = []
+    for line in lines:
+        names += _CALLED.findall(line)
+        for branches in _BRANCHES.findall(line):
+            names += [branch.strip(" %") for branch in branches.split(",")]
+    return names
+
+
 def _goes_on(name: str, lines: list[str]) -> bool:
     """Whether a computation only carries on a collective that another one began.
 
@@ -98,11 +129,8 @@ def _count_turns(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
     def visit(name: str, times: int) -> None:
         turns[name] += times
         for line in bodies.get(name, ()):
-            inside = _CALLED.findall(line)
-            for branches in _BRANCHES.findall(line):
-                inside += [branch.strip(" %") for branch in branches.split(",")]
             trips = _count_trips(line, bodies) if " while(" in line else 1
-            for callee in inside:
+            for callee in _find_called([line]):
                 visit(callee, times * trips)
 
     visit(entry, 1)

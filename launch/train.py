@@ -43,6 +43,7 @@ from nim4_jax.launch.restart import Restart
 from nim4_jax.launch.watchdog import Watchdog
 from nim4_jax.models.asr import Asr
 from nim4_jax.rl import alarm
+from nim4_jax.rl.objective import Grpo
 from nim4_jax.rl.worker import RolloutWorker
 from nim4_jax.train import checkpoint, consensus, loop, optim
 from nim4_jax.train.companions import restore
@@ -239,18 +240,20 @@ def _open_checkpoints(
 
 
 def _choose_prepare(settings: assembly.TrainSettings, model: Asr) -> loop.Prepare:
-    """What is done with each batch before a step: with rollout devices, sampling there.
+    """What is done with each batch before a step: GRPO samples, on devices of its own
+    where there are some.
 
     Raises:
         ValueError: a loss that samples nothing, or rows that a mesh cannot split.
     """
     shards = {"training": sharding.count_batch_shards(sharding.current_mesh())}
     _, devices = sharding.split_devices(settings.rollout_devices)
-    prepare = loop.keep
+    prepare, mesh = loop.keep, None
     if devices:
         mesh = sharding.make_mesh(devices=devices)
-        prepare = RolloutWorker(model, settings.recipe, mesh).prepare
         shards["rollout"] = len(devices)
+    if devices or isinstance(settings.recipe.loss, Grpo):
+        prepare = RolloutWorker(model, settings.recipe, mesh).prepare
     given = settings.data.batch_size
     sizes = (given,) if isinstance(given, int) else given
     for name, count in shards.items():

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from nim4_jax import sharding
 from nim4_jax.ops import attention, norm, product
+from nim4_jax.types import Params
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 WEIGHTS = ("float", "int8")
@@ -94,6 +95,22 @@ def add_bias(array: Float[Array, "..."], bias: Float[Array, "..."]) -> Array:
     bias = bias.reshape((1,) * (array.ndim - bias.ndim) + bias.shape)
     total = array.astype(jnp.float32) + bias.astype(jnp.float32)
     return total.astype(array.dtype)
+
+
+_MATRICES = ("kernel", "table", "lora_a", "lora_b")
+
+
+def cast_matrices(params: Params, policy: Policy) -> Params:
+    """Kernels and tables in the compute dtype, which they are multiplied in anyway.
+
+    Numbers stay the same to the bit. For parameters that are read many times, or that
+    are gathered from other devices: half of the bytes under bfloat16.
+    """
+
+    def convert(route: tuple[Any, ...], leaf: Array) -> Array:
+        return policy.cast(leaf) if route[-1].key in _MATRICES else leaf
+
+    return jax.tree_util.tree_map_with_path(convert, params)
 
 
 REMATS = ("none", "dots", "full")

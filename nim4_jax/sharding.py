@@ -171,41 +171,67 @@ def count_batch_shards(mesh: Any) -> int:
 def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
     """Tell the compiler how an activation lies on the mesh; the values stay the same.
 
-    An axis that does not divide over its part of the mesh stays whole; without a mesh,
-    or within `shard_map`, nothing is said.
+    An axis that does not divide over its part of the mesh stays whole; nothing is said
+    without a mesh, nor of mesh axes that `shard_map` has split already.
 
     Args:
         array: of any shape.
         axes: a logical name or None for each of its axes.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+    if mesh.empty or mesh.size == 1:
         return array
-    kept = [
-        entry if size % count_shards(mesh, entry) == 0 else None
-        for size, entry in zip(array.shape, to_spec(axes), strict=True)
-    ]
+
+    def keep(size: int, entry: str | tuple[str, ...] | None) -> Any:
+        names = (entry,) if isinstance(entry, str) else entry or ()
+        fits = size % count_shards(mesh, entry) == 0
+        return entry if fits and not set(names) & set(mesh.manual_axes) else None
+
+    kept = [keep(*pair) for pair in zip(array.shape, to_spec(axes), strict=True)]
+    if mesh.manual_axes and not any(kept):
+        return array
     return jax.lax.with_sharding_constraint(array, PartitionSpec(*kept))
 
 
-def split_rows(function: Callable[..., Any], count: int) -> Callable[..., Any]:
+def are_rows_spread() -> bool:
+    """Whether rows of the batch that is traced may lie on other devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and count_batch_shards(mesh) > 1 and not mesh.manual_axes
+
+
+def split_rows(
+    function: Callable[..., Any], count: int, shared: int = 0
+) -> Callable[..., Any]:
     """The function, on each device for its own rows.
 
-    For what the compiler would not divide: calls of the host, Fourier transforms. As it
-    is, where there is but one device, or rows that do not divide: one device then gets
-    all rows.
+    For what the compiler would not divide: Fourier transforms, scatters into rows. As
+    it is, where there is but one device, or rows that do not divide: the compiler then
+    does what it can. The tensor axis is the compiler's.
 
     Args:
-        function: arrays whose rows are those of the batch, or equally many for each →
-            arrays likewise.
+        function: (shared arguments …, arrays whose rows are those of the batch, or
+            equally many for each …) → arrays of such rows.
         count: B.
+        shared: how many arguments are shared: cut along data or fsdp they are gathered
+            once, before the function begins.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    alone = mesh.empty or mesh.size == 1 or mesh.manual_axes
-    if alone or count % count_batch_shards(mesh):
+    if not are_rows_spread() or count % count_batch_shards(mesh):
         return function
-    rows = PartitionSpec(BATCH_AXES)
-    return jax.shard_map(function, in_specs=rows, out_specs=rows, check_vma=False)
+    rows, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
+
+    def run(*arguments: Any) -> Any:
+        specs = (whole,) * shared + (rows,) * (len(arguments) - shared)
+        split = jax.shard_map(
+            function,
+            in_specs=specs,
+            out_specs=rows,
+            axis_names=set(BATCH_AXES),
+            check_vma=False,
+        )
+        return split(*arguments)
+
+    return run
 
 
 def sum_rows(function: Callable[..., Any], count: int) -> Callable[..., Any]:
@@ -220,8 +246,7 @@ def sum_rows(function: Callable[..., Any], count: int) -> Callable[..., Any]:
         count: B.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    alone = mesh.empty or mesh.size == 1 or mesh.manual_axes
-    if alone or count % count_batch_shards(mesh):
+    if not are_rows_spread() or count % count_batch_shards(mesh):
         return function
 
     def add_up(shared: Any, *arrays: Any) -> Any:
@@ -229,10 +254,14 @@ def sum_rows(function: Callable[..., Any], count: int) -> Callable[..., Any]:
 
     def run(shared: Any, *arrays: Any) -> Any:
         rows, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
-        specs = (whole, *(rows for _ in arrays))
-        return jax.shard_map(add_up, in_specs=specs, out_specs=whole, check_vma=False)(
-            shared, *arrays
+        split = jax.shard_map(
+            add_up,
+            in_specs=(whole, *(rows for _ in arrays)),
+            out_specs=whole,
+            axis_names=set(BATCH_AXES),
+            check_vma=False,
         )
+        return split(shared, *arrays)
 
     return run
 
@@ -336,6 +365,18 @@ def describe_batch(batch: Any) -> Any:
         return jax.ShapeDtypeStruct(whole, array.dtype, sharding=placed)
 
     return jax.tree.map(describe, batch)
+
+
+def fetch_rows(batch: Any) -> Any:
+    """Device arrays → this process's rows on the host: `put_batch` the other way."""
+
+    def fetch(array: jax.Array) -> np.ndarray:
+        if array.is_fully_addressable:
+            return np.asarray(array)
+        parts = {part.index[0].start: part.data for part in array.addressable_shards}
+        return np.concatenate([np.asarray(parts[first]) for first in sorted(parts)])
+
+    return jax.tree.map(fetch, batch)
 
 
 def place(tree: Any, shardings: Any) -> Any:

@@ -15,7 +15,7 @@ from nim4_jax.data import pipeline
 from nim4_jax.launch import assembly
 from nim4_jax.launch.benchmarks import measure
 from nim4_jax.models.asr import Asr
-from nim4_jax.rl.worker import make_rollout
+from nim4_jax.rl.worker import RolloutWorker
 from nim4_jax.train import loop, optim
 from nim4_jax.train import state as train_state
 from nim4_jax.train.step import make_train_step
@@ -33,7 +33,7 @@ class Trainer:
         made = assembly.build_settings(config)
         self.recipe, self.model = made.recipe, Asr(made.model)
         data = pipeline.make_train_iterator(made.data, rank=0, hosts=1)
-        self.batch: AsrBatch = jax.device_put(loop.to_batch(next(data)))
+        self.batch: AsrBatch = loop.to_batch(next(data))
         data.close()
         params = train_state.init_params(self.model, self.recipe, self.batch, 0)
         given: dict[str, Any] = {}
@@ -46,17 +46,20 @@ class Trainer:
         tx = optim.make_optimizer(recipe.optimizer, recipe.rules, recipe.steps)
         self.state: Any = train_state.init_state(params, recipe, tx)
         self._step = jax.jit(make_train_step(self.model, recipe, tx))
-        self._roll = jax.jit(make_rollout(self.model, self.recipe))
+        self._worker = RolloutWorker(self.model, recipe)
 
     def roll(self, step: int) -> Any:
         """The rollout of a step: audio, samples, rewards."""
-        args = (self.state.params, self.batch, np.int32(step))
-        return jax.block_until_ready(self._roll(*args))
+        return self._worker.prepare(self._at(step), self.batch)
 
     def step(self, step: int) -> dict[str, Any]:
         """The whole step, always from the same weights, its update thrown away."""
-        state = dataclasses.replace(self.state, step=np.int32(step))
-        return jax.block_until_ready(self._step(state, self.batch))[1]
+        state = self._at(step)
+        rolled = jax.device_put(self._worker.prepare(state, self.batch))
+        return jax.block_until_ready(self._step(state, rolled))[1]
+
+    def _at(self, step: int) -> Any:
+        return dataclasses.replace(self.state, step=np.int32(step))
 
 
 def run(full: bool, threads: int, model: str = "") -> list[measure.Row]:

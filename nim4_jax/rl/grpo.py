@@ -27,6 +27,10 @@ _MOST = 20.0
 class GrpoConfig:
     """The clipped objective and its pull towards the reference.
 
+    Clipping and the kind of ratio act on samples of an older policy. Stage 6 makes one
+    update of each rollout (μ = 1, as DeepSeekMath trained with GRPO): there every ratio
+    is 1, nothing is clipped, and both kinds have the same gradient.
+
     Attributes:
         clip_low: a ratio below 1 − clip_low gains nothing more; no unit.
         clip_high: nor one above 1 + clip_high; DAPO's clip-higher takes 0.28. Sequence
@@ -63,15 +67,19 @@ class GrpoConfig:
 
 @struct.dataclass
 class Drift:
-    """How far the sampler's log-probabilities are from the trainer's.
+    """How far the sampler's log-probabilities are from the trainer's, as sums.
 
     Attributes:
-        largest: largest absolute difference of a token, nats.
-        mean: mean absolute difference, nats.
+        total: sum of the absolute differences, nats.
+        beyond: tokens whose difference exceeds a limit, those that are NaN among them.
+        count: tokens.
+        largest: largest absolute difference, nats.
     """
 
+    total: Float[Array, ""]
+    beyond: Float[Array, ""]
+    count: Float[Array, ""]
     largest: Float[Array, ""]
-    mean: Float[Array, ""]
 
 
 def advantages(
@@ -97,9 +105,9 @@ def find_flat(rewards: Float[Array, "G K"]) -> Bool[Array, " G"]:
     """Groups whose rewards are all equal: nothing can be learnt from them.
 
     Args:
-        rewards: K of each of G utterances.
+        rewards: K of each of G utterances, on the host or on devices.
     """
-    return jnp.max(rewards, axis=1) == jnp.min(rewards, axis=1)
+    return rewards.max(axis=1) == rewards.min(axis=1)
 
 
 def find_ratios(
@@ -257,21 +265,31 @@ def drift(
     sampler_log_probs: Float[Array, "B L"],
     recomputed: Float[Array, "B L"],
     mask: Bool[Array, "B L"],
+    limit: float,
 ) -> Drift:
     """How far the sampler's log-probabilities are from the teacher-forced ones.
+
+    The share of tokens beyond a limit says whether a quantile exceeds it, and adds up
+    over devices and micro-batches, as a quantile itself does not. The largest of many
+    differences does not say it: rounding has a tail, so it grows with their number.
 
     Args:
         sampler_log_probs: as the sampler gave them, nats.
         recomputed: of the same tokens by the trainer, same weights, nats.
         mask: True for sampled tokens.
+        limit: nats.
 
     Returns:
         The differences; NaN where a log-probability is, 0 without any token.
     """
     apart = sampler_log_probs.astype(jnp.float32) - recomputed.astype(jnp.float32)
     apart = jnp.where(mask, jnp.abs(apart), 0.0)
-    count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
-    return Drift(jnp.max(apart, initial=0.0), jnp.sum(apart) / count)
+    return Drift(
+        total=jnp.sum(apart),
+        beyond=jnp.sum(~(apart <= limit), dtype=jnp.float32),
+        count=jnp.sum(mask, dtype=jnp.float32),
+        largest=jnp.max(apart, initial=0.0),
+    )
 
 
 def find_broken(

@@ -1,9 +1,10 @@
-"""GRPO as a loss for the one train step: listen, write K transcripts, judge, learn.
+"""GRPO as a loss for the one train step, and the writing of what it learns from.
 
-The encoder hears each utterance once; its tokens are what all K transcripts are sampled
-after (without gradient) and what their probabilities are computed from (with). Rewards
-are the host's work, called back from within the compiled step, so a rollout stage needs
-no loop of its own: its randomness is that of the step, and its cursor that of the data.
+A step is three pieces: `write` samples K transcripts of each utterance (a program), the
+host judges them, `__call__` learns (a program, the train step). `worker.RolloutWorker`
+joins them. No program calls the host, so both are kept by JAX's compilation cache. What
+is drawn follows from the number of the step and of the row alone, so that a stage of
+reinforcement learning needs no loop and no checkpoint of its own.
 
 Source: arXiv 2604.18105 §2.2.5.
 """
@@ -19,20 +20,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from nim4_jax import sharding, struct
+from nim4_jax import layers, struct
 from nim4_jax.decode import offline
 from nim4_jax.decode.programs import Budget, Generation
+from nim4_jax.features import SAMPLE_RATE
+from nim4_jax.layers import Policy
 from nim4_jax.models.asr import Asr, Prompt
 from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.ops import cross_entropy
 from nim4_jax.rl import grpo, rollout
 from nim4_jax.rl.grpo import GrpoConfig
-from nim4_jax.rl.rollout import Rehearsed, Rollout
+from nim4_jax.rl.rollout import Experience, Rollout
 from nim4_jax.train import optim
 from nim4_jax.train.flops import Lengths, Pass
 from nim4_jax.train.losses import DynamicChunks, Loss, count_frames, key_rows
 from nim4_jax.train.state import REFERENCE
 from nim4_jax.types import AsrBatch, Frames, Labels
+
+DRIFT_LIMITS = {"float32": 0.01, "bfloat16": 0.5}
+"""Default drift limits by compute dtype, nats: far above the rounding of nearly all
+tokens, far below a bug."""
 
 PARTS = ("cmvn", "encoder", "adaptor", "llm")
 """Parts of the parameters that a rollout needs."""
@@ -57,6 +64,9 @@ class _Setting:
 class Grpo:
     """The clipped objective on fresh samples of the policy itself (stage 6).
 
+    Each rollout is of the policy as it is before the update, and learnt from once, so
+    the ratio of `objective` is 1: see `GrpoConfig` for what that means for clipping.
+
     Attributes:
         prompt: token ids around the speech.
         judge: rewards of samples, see `judge.Judge`.
@@ -73,9 +83,9 @@ class Grpo:
         drop_flat: whether groups whose rewards stay equal leave the loss, its weight
             and the pull towards the reference with them (DAPO); else their tokens
             count, and only the pull acts on them.
-        drift_limit: largest difference between the sampler's log-probability of a token
-            and the trainer's, nats, beyond which training stops; 0: by the compute
-            dtype, see `alarm`.
+        drift_limit: difference between the sampler's log-probability of a token and the
+            trainer's, nats, beyond which more than a few tokens stop the run, see
+            `alarm`; 0: by the compute dtype.
     """
 
     prompt: Prompt
@@ -110,6 +120,10 @@ class Grpo:
                 "takes the one of the compute dtype."
             )
 
+    def find_drift_limit(self, policy: Policy) -> float:
+        """Nats; the setting, or else the default of the compute dtype."""
+        return self.drift_limit or DRIFT_LIMITS[policy.compute]
+
     def passes(self, lengths: Lengths) -> tuple[Pass, ...]:
         """What a step computes, see `flops`; samples as long as the transcripts."""
         whole = lengths.prompt(self.prompt) + lengths.answer
@@ -124,8 +138,7 @@ class Grpo:
                 Pass("unembed", written, learns=learns),
             )
 
-        # The step's own encoder pass serves the rollout too; the reference has its own.
-        return (*score(True), *self.drawing_passes(lengths)[2:], *score(False))
+        return (*score(True), *self.drawing_passes(lengths), *score(False))
 
     def drawing_passes(self, lengths: Lengths) -> tuple[Pass, ...]:
         """What a rollout alone computes."""
@@ -142,49 +155,46 @@ class Grpo:
     def __call__(
         self,
         model: Asr,
-        batch: AsrBatch | Rehearsed,
+        batch: Experience | AsrBatch,
         step: Int[Array, ""],
         rows: Int[Array, " B"] | None = None,
     ) -> Loss:
-        """Roll out and learn; of a `Rehearsed` batch only learn.
+        """The objective on a batch and its judged samples.
 
         Metrics beside those of `grpo.token_loss`: `temperature`; `flat_groups`, the
         share of utterances whose samples all earned the same; `resampled_groups` and
         `dropped_groups`, the shares that were rolled out again or left out; `length`,
-        tokens a sample; `drift`, the largest difference of a token, nats; `broken_row`,
-        the last row with a log-probability that is not finite, −1 for none.
-        """
-        inputs = batch.batch if isinstance(batch, Rehearsed) else batch
-        setting = self._set(model, step)
-        speech = self._listen(model, inputs, setting.chunks)
-        if model.is_initializing():
-            model.answer_states(speech, self.prompt, inputs.tokens, inputs.suffix)
-            return Loss(jnp.zeros(()), jnp.ones(()), {})
-        if rows is None:
-            rows = jnp.arange(len(inputs.audio.mask))
-        if isinstance(batch, Rehearsed):
-            rolled = jax.lax.stop_gradient(batch.rollout)
-        else:
-            rolled = self._roll(model, speech, inputs, setting, rows)
-        fresh = not isinstance(batch, Rehearsed)
-        return self._learn(model, speech, inputs, setting, rolled, rows, fresh)
-
-    def roll(
-        self, model: Asr, batch: AsrBatch, step: Int[Array, ""], rows=None
-    ) -> Rollout:
-        """The rollout alone: what `__call__` would learn from, of the same randomness.
+        tokens a sample; `drift` and `drift_largest`, the mean and largest difference of
+        a token's log-probability between sampler and trainer, nats; `drifted_tokens`,
+        the share of tokens beyond the limit; `broken_row`, the last row with a
+        log-probability that is not finite, −1 for none.
 
         Args:
-            model: bound, with the parts `PARTS`.
-            batch: B utterances.
+            model: bound.
+            batch: with samples; without them only where parameters are initialised.
             step: number of steps done.
             rows: numbers of the rows in the whole batch; None for all of it.
+
+        Raises:
+            TypeError: a batch without samples.
         """
         setting = self._set(model, step)
-        speech = self._listen(model, batch, setting.chunks)
+        if model.is_initializing():
+            inputs = batch.batch if isinstance(batch, Experience) else batch
+            speech = self._listen(model, inputs, setting.chunks)
+            model.answer_states(speech, self.prompt, inputs.tokens, inputs.suffix)
+            return Loss(jnp.zeros(()), jnp.ones(()), {})
+        if not isinstance(batch, Experience):
+            raise TypeError(
+                f"GRPO learns from an Experience, got {type(batch).__name__}: samples "
+                "are written and judged before the step. Give the loop "
+                "worker.RolloutWorker(model, recipe).prepare."
+            )
         if rows is None:
-            rows = jnp.arange(len(batch.audio.mask))
-        return self._roll(model, speech, batch, setting, rows)
+            rows = jnp.arange(len(batch.batch.audio.mask))
+        speech = self._listen(model, batch.batch, setting.chunks)
+        rolled = jax.lax.stop_gradient(batch.rollout)
+        return self._learn(model, speech, batch.batch, setting, rolled, rows)
 
     def _set(self, model: Asr, step: Int[Array, ""]) -> _Setting:
         chunks, draws = jax.random.split(model.make_rng("augment"))
@@ -197,75 +207,50 @@ class Grpo:
         chunking = self.chunks.draw(rng, count_frames(model, features))
         return model.adapt(model.encode(features, chunking))
 
-    def write(self, model: Asr, batch: AsrBatch, step: Int[Array, ""]) -> Generation:
-        """The first attempt of `roll` before it is judged; needs no host."""
+    def write(
+        self,
+        model: Asr,
+        batch: AsrBatch,
+        step: Int[Array, ""],
+        attempt: Int[Array, ""],
+        chosen: Bool[Array, " B"],
+        rows: Int[Array, " B"],
+    ) -> Generation:
+        """K transcripts of each utterance, of the randomness that `__call__` has.
+
+        Args:
+            model: bound, with the parts `PARTS`.
+            batch: B utterances.
+            step: number of steps done.
+            attempt: number of the attempt, from 0: each draws anew.
+            chosen: rows to write for; the others stay empty.
+            rows: numbers of the rows in the whole batch.
+
+        Returns:
+            Generation of [B · K, L]; the K of an utterance stand together.
+        """
         setting = self._set(model, step)
         speech = self._listen(model, batch, setting.chunks)
-        rows = jnp.arange(len(batch.audio.mask))
-        write = self._writer(model, speech, batch, setting, rows)
-        return write(jnp.zeros((), jnp.int32), jnp.ones(len(rows), jnp.bool_))
-
-    def _roll(self, model, speech, batch, setting: _Setting, rows) -> Rollout:
-        """K judged transcripts of each utterance, drawn without gradient."""
-        write = self._writer(model, speech, batch, setting, rows)
-
-        def attempt(number: Int[Array, ""], chosen: Bool[Array, " B"]) -> Rollout:
-            return self._judge(write(number, chosen), batch)
-
-        rolled = rollout.roll_again(attempt, len(rows), self.oversample)
-        return jax.lax.stop_gradient(rolled)
-
-    def _writer(self, model, speech, batch, setting: _Setting, rows):
-        """(number of the attempt, rows to write for) → K transcripts of each."""
-        fixed = jax.lax.stop_gradient
-        sequence = fixed(model.assemble(speech, self.prompt, suffix=batch.suffix))
-        seconds = jnp.sum(batch.audio.mask, axis=1) / 16_000.0
+        sequence = model.assemble(speech, self.prompt, suffix=batch.suffix)
+        seconds = jnp.sum(batch.audio.mask, axis=1) / SAMPLE_RATE
         allowed = self.budget.first + jnp.ceil(self.budget.per_second * seconds)
-        allowed = jnp.where(jnp.any(speech.mask, axis=1), allowed, 0.0)
-        llm = Qwen3(model.config.llm, model.config.policy)
-        params = fixed(model.variables["params"]["llm"])
-
-        def write(number: Int[Array, ""], chosen: Bool[Array, " B"]) -> Generation:
-            keys = key_rows(jax.random.fold_in(setting.draws, number), rows, len(rows))
-            written = offline.generate(
-                llm,
-                params,
-                sequence.embeddings,
-                sequence.mask,
-                max_new_tokens=self.budget.count(batch.audio.mask.shape[1] / 16_000.0),
-                end_id=self.judge.decoder.end_id,
-                temperature=setting.temperature,
-                rng=rollout.key_samples(keys, self.samples),
-                limits=jnp.where(chosen, allowed, 0.0).astype(jnp.int32),
-                samples=self.samples,
-            )
-            return fixed(written)
-
-        return write
-
-    def _judge(self, written: Generation, batch: AsrBatch) -> Rollout:
-        """The transcripts with what the host says they are worth."""
-        count = len(batch.audio.mask)
-        read = [batch.tokens, *([batch.wanted] if batch.wanted is not None else [])]
-
-        def judge(*arrays: Array) -> Float[Array, "B K"]:
-            rows = len(arrays[2])
-            earned = jax.ShapeDtypeStruct((rows, self.samples), jnp.float32)
-            return jax.pure_callback(self.judge, earned, *arrays)
-
-        # Each host judges the rows that lie on its devices.
-        earned = sharding.split_rows(judge, count)(
-            written.tokens,
-            written.mask,
-            *(leaf for labels in read for leaf in (labels.ids, labels.mask)),
+        allowed = jnp.where(chosen & jnp.any(speech.mask, axis=1), allowed, 0.0)
+        policy = model.config.policy
+        keys = key_rows(jax.random.fold_in(setting.draws, attempt), rows, len(rows))
+        return offline.generate(
+            Qwen3(model.config.llm, policy),
+            layers.cast_matrices(model.variables["params"]["llm"], policy),
+            sequence.embeddings,
+            sequence.mask,
+            max_new_tokens=self.budget.count(batch.audio.mask.shape[1] / SAMPLE_RATE),
+            end_id=self.judge.decoder.end_id,
+            temperature=setting.temperature,
+            rng=rollout.key_samples(keys, self.samples),
+            limits=allowed.astype(jnp.int32),
+            samples=self.samples,
         )
-        tokens, mask, log_probs = (
-            leaf.reshape(count, self.samples, -1)
-            for leaf in (written.tokens, written.mask, written.log_probs)
-        )
-        return Rollout(tokens, mask, log_probs, earned, jnp.ones(count, jnp.int32))
 
-    def _learn(self, model, speech, batch, setting, rolled, rows, fresh: bool) -> Loss:
+    def _learn(self, model, speech, batch, setting, rolled, rows) -> Loss:
         """The objective on a rollout, its metrics, and what an alarm looks at."""
         answer = rolled.answers()
         sampled = rolled.log_probs.reshape(answer.ids.shape)
@@ -275,8 +260,9 @@ class Grpo:
         dropped = flat if self.drop_flat else jnp.zeros_like(flat)
         loss = grpo.token_loss(
             log_probs,
-            # With one step per rollout the policy that sampled is the one that learns.
-            jax.lax.stop_gradient(log_probs) if fresh else sampled,
+            # The policy that sampled is the one that learns; what the sampler says
+            # differs by rounding, which would only add noise to the ratio.
+            jax.lax.stop_gradient(log_probs),
             reference,
             grpo.advantages(rolled.rewards).reshape(-1),
             answer.mask & ~jnp.repeat(dropped, self.samples)[:, None],
@@ -287,12 +273,16 @@ class Grpo:
         if reference is not None:
             broken |= grpo.find_broken(reference, answer.mask)
         broken = jnp.any(broken.reshape(-1, self.samples), axis=1)
-        apart = grpo.drift(sampled, log_probs, answer.mask).largest
+        limit = self.find_drift_limit(model.config.policy)
+        fixed = jax.lax.stop_gradient(log_probs)
+        drift = grpo.drift(sampled, fixed, answer.mask, limit)
         largest = {
-            "drift": jax.lax.stop_gradient(apart),
+            "drift_largest": drift.largest,
             "broken_row": jnp.max(jnp.where(broken, rows, -1)).astype(jnp.float32),
         }
         metrics = {**loss.metrics, **self._describe(rolled, flat, heard, dropped)}
+        metrics["drift"] = (drift.total, drift.count)
+        metrics["drifted_tokens"] = (drift.beyond, drift.count)
         metrics["temperature"] = (setting.temperature, jnp.ones(()))
         # One lost row makes the step worthless, also where its own loss is masked.
         total = jnp.where(jnp.any(broken), jnp.nan, loss.total)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from nim4_jax import struct
+from nim4_jax.decode.programs import Generation
 from nim4_jax.rl import grpo
+from nim4_jax.train import consensus
 from nim4_jax.types import AsrBatch, Labels
 
 
@@ -31,6 +35,17 @@ class Rollout:
     rewards: Float[Array, "B K"]
     attempts: Int[Array, " B"]
 
+    @classmethod
+    def of(cls, written: Generation, rewards: Float[Array, "B K"]) -> Rollout:
+        """First attempts of all groups.
+
+        Args:
+            written: leaves [B, K, L].
+            rewards: of each sample.
+        """
+        attempts = np.ones(rewards.shape[0], np.int32)
+        return cls(written.tokens, written.mask, written.log_probs, rewards, attempts)
+
     def answers(self) -> Labels:
         """The samples as B · K rows."""
         length = self.tokens.shape[-1]
@@ -42,12 +57,12 @@ class Rollout:
 
     def heard(self) -> Bool[Array, " B"]:
         """Utterances of which there are transcripts; padding has none."""
-        return jnp.any(self.mask, axis=(1, 2))
+        return self.mask.any(axis=(1, 2))
 
 
 @struct.dataclass
-class Rehearsed:
-    """A batch with the rollout that was made of it elsewhere.
+class Experience:
+    """What a step of GRPO learns from: a batch and its judged samples.
 
     Attributes:
         batch: B utterances.
@@ -65,41 +80,35 @@ def key_samples(keys: Key[Array, " B"], samples: int) -> Key[Array, " B*K"]:
 
 
 def roll_again(
-    attempt: Callable[[Int[Array, ""], Bool[Array, " B"]], Rollout],
-    count: int,
-    most: int,
+    attempt: Callable[[int, Bool[np.ndarray, " B"]], Rollout], count: int, most: int
 ) -> Rollout:
     """Roll out, and again the groups that came out flat, up to `most` times in all.
 
     DAPO draws other utterances until a batch is full of groups that teach something. In
-    one program of fixed shapes there are no others: the same ones are drawn again, and
-    those that stay flat may be dropped from the loss (the batch is then smaller). As
-    there, what is kept is drawn under the condition that it teaches.
+    programs of fixed shapes the same ones are drawn again, and those that stay flat may
+    be dropped from the loss (the batch is then smaller). As there, what is kept is
+    drawn under the condition that it teaches.
+
+    Several hosts go on until none has a flat group, for an attempt is work of all.
 
     Args:
-        attempt: (number of the attempt, rows to roll out) → rollout; the other rows
-            write nothing.
-        count: B.
+        attempt: (number of the attempt, rows to roll out) → rollout on the host; the
+            other rows write nothing.
+        count: B, of this host.
         most: attempts, ≥ 1.
     """
-    first = attempt(jnp.zeros((), jnp.int32), jnp.ones(count, jnp.bool_))
-    if most == 1:
-        return first
-
-    def unfinished(loop: tuple[Array, Rollout]) -> Array:
-        return (loop[0] < most) & jnp.any(loop[1].flat())
-
-    def again(loop: tuple[Array, Rollout]) -> tuple[Array, Rollout]:
-        number, kept = loop
+    kept = attempt(0, np.ones(count, bool))
+    for number in range(1, most):
         flat = kept.flat()
-        new = attempt(number, flat)
+        if consensus.everywhere(not flat.any()):
+            break
+        attempts = kept.attempts + flat.astype(np.int32)
+        chosen = functools.partial(_choose_rows, flat)
+        kept = jax.tree.map(chosen, attempt(number, flat), kept)
+        kept = kept.replace(attempts=attempts)
+    return kept
 
-        def choose(new: Array, old: Array) -> Array:
-            return jnp.where(flat.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
-        chosen = jax.tree.map(choose, new, kept)
-        attempts = kept.attempts + flat.astype(jnp.int32)
-        return number + 1, chosen.replace(attempts=attempts)
-
-    start = (jnp.ones((), jnp.int32), first)
-    return jax.lax.while_loop(unfinished, again, start)[1]
+def _choose_rows(chosen: np.ndarray, new: np.ndarray, old: np.ndarray) -> np.ndarray:
+    """The new rows where they are chosen, the old ones elsewhere."""
+    return np.where(chosen.reshape(-1, *(1,) * (old.ndim - 1)), new, old)

@@ -1,17 +1,16 @@
-"""Rollouts on a mesh of their own: weights go over, samples come back.
+"""Rollouts: the policy writes in a program, the host judges.
 
-    worker = RolloutWorker(model, recipe, rollout_mesh)
-    worker.sync(state.params)                       # after each update, or each few
-    batch = worker.rehearse(batch, int(state.step))  # host arrays
+    worker = RolloutWorker(model, recipe)          # samples where it trains
+    batch = worker.prepare(state, batch)           # host arrays; before each step
     state, metrics = step(state, sharding.put_batch(batch))
 
-The default needs none of it: `Grpo` samples inside the train step. With a worker the
-train step only learns, from the same samples if the weights are synced each step, as
-`prepare` does, which the training loop calls (config.rollout_devices).
+On a mesh of its own (config.rollout_devices) weights go over before each step, and the
+same samples come back. The training loop calls `prepare`.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, cast
 
 import flax.linen as nn
@@ -19,33 +18,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Int
 
+from nim4_jax import sharding
+from nim4_jax.decode.programs import Generation
 from nim4_jax.models.asr import Asr
+from nim4_jax.rl import rollout
 from nim4_jax.rl.objective import PARTS, Grpo
-from nim4_jax.rl.rollout import Rehearsed, Rollout
+from nim4_jax.rl.rollout import Experience, Rollout
+from nim4_jax.train import step as train_step
 from nim4_jax.train.recipes import Recipe
 from nim4_jax.train.state import TrainState
-from nim4_jax.train.step import make_rngs
 from nim4_jax.types import AsrBatch, Params
 
 
 class RolloutWorker:
-    """The policy's copy that samples."""
+    """Who writes and judges what the policy learns from."""
 
     def __init__(
         self,
         model: Asr,
         recipe: Recipe,
-        mesh: Mesh,
+        mesh: Mesh | None = None,
         *,
         dtype: str | None = None,
     ):
         """
         Args:
-            model: the one that learns, dropout and all.
+            model: the one that learns.
             recipe: whose loss is a `Grpo`; its seed decides what is drawn.
-            mesh: where to sample; rows are split over its "data" axis.
+            mesh: of devices that only sample, each with a copy of the policy; None to
+                sample on the current mesh, with the parameters as they lie there.
             dtype: of the copied weights; None leaves them as they are. Another one than
                 the trainer's shows up as drift.
 
@@ -59,21 +62,26 @@ class RolloutWorker:
             )
         self.mesh = mesh
         self.params: Params = {}
+        self._loss = recipe.loss
         self._dtype = dtype
-        self._run = jax.jit(make_rollout(model, recipe))
+        self._run = jax.jit(make_writer(model, recipe))
 
     def sync(self, params: Params) -> None:
-        """Copy what a rollout needs of the policy onto the rollout mesh, whole.
+        """Take over what a rollout needs of the policy.
 
         Args:
-            params: of the policy that learns, on any devices; they may be donated
-                afterwards.
+            params: of the policy that learns. With a rollout mesh they are copied onto
+                each of its devices and may be donated afterwards; else they are used as
+                they are.
         """
         missing = [part for part in PARTS if part not in params]
         if missing:
             raise ValueError(
                 f"the policy holds {sorted(params)} but no {', '.join(missing)}."
             )
+        self.params = {part: params[part] for part in PARTS}
+        if self.mesh is None:
+            return
         placed = NamedSharding(self.mesh, PartitionSpec())
 
         def copy(leaf: Array) -> Array:
@@ -81,66 +89,75 @@ class RolloutWorker:
                 leaf = leaf.astype(self._dtype)
             return jax.device_put(leaf, placed, may_alias=False)
 
-        self.params = jax.tree.map(copy, {part: params[part] for part in PARTS})
+        self.params = jax.tree.map(copy, self.params)
 
     def write(self, batch: AsrBatch, step: int) -> Rollout:
-        """Samples of a batch as the train step of that number would draw them.
+        """Judged samples of a batch, for the train step of that number.
 
         Args:
-            batch: the whole batch, on the host.
+            batch: this host's rows of it, on the host.
             step: number of steps done, `int(state.step)`.
 
         Returns:
-            Host arrays.
+            Host arrays of the same rows.
 
         Raises:
             ValueError: before the first `sync`, or rows that do not divide over the
                 mesh.
         """
         if not self.params:
-            raise ValueError("the rollout mesh has no weights yet; call sync first.")
-        shards = self.mesh.shape["data"]
-        rows = len(batch.audio.mask)
-        if rows % shards:
-            raise ValueError(
-                f"{rows} rows do not divide over the {shards} data shards of the "
-                f"rollout mesh; set a batch size that is a multiple of {shards}."
-            )
-        with jax.set_mesh(self.mesh):
-            placed = NamedSharding(self.mesh, PartitionSpec("data"))
-            inputs = jax.device_put(batch, placed)
-            rolled = self._run(self.params, inputs, np.int32(step))
-            return jax.device_get(rolled)
+            raise ValueError("the sampler has no weights yet; call sync first.")
+        where = (
+            contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+        )
+        with where:
+            inputs = sharding.put_batch(batch)
 
-    def rehearse(self, batch: AsrBatch, step: int) -> Rehearsed:
-        """A batch with its samples, for the train step."""
-        return Rehearsed(batch, self.write(batch, step))
+            def attempt(number: int, chosen: Bool[np.ndarray, " B"]) -> Rollout:
+                written = self._run(
+                    self.params,
+                    inputs,
+                    np.int32(step),
+                    np.int32(number),
+                    sharding.put_batch(chosen),
+                )
+                return self._judge(sharding.fetch_rows(written), batch)
 
-    def prepare(self, state: TrainState, batch: AsrBatch) -> Rehearsed:
+            rows = len(batch.audio.mask)
+            return rollout.roll_again(attempt, rows, self._loss.oversample)
+
+    def _judge(self, written: Generation, batch: AsrBatch) -> Rollout:
+        """Samples on the host with what they are worth."""
+        read = [batch.tokens, *([batch.wanted] if batch.wanted is not None else [])]
+        length = written.tokens.shape[-1]
+        earned = self._loss.judge(
+            written.tokens.reshape(-1, length),
+            written.mask.reshape(-1, length),
+            *(
+                np.asarray(leaf)
+                for labels in read
+                for leaf in (labels.ids, labels.mask)
+            ),
+        )
+        return Rollout.of(written, np.asarray(earned, np.float32))
+
+    def prepare(self, state: TrainState, batch: AsrBatch) -> Experience:
         """A batch with samples of the policy as it is before this step.
 
         Depends on state and batch alone, so a resumed run draws the same.
         """
         self.sync(state.params)
-        return self.rehearse(batch, int(state.step))
+        rolled = self.write(batch, int(state.step))
+        if self.mesh is None:
+            self.params = {}  # the step donates them
+        return Experience(batch, rolled)
 
 
 def make_writer(model: Asr, recipe: Recipe):
-    """(params, batch, step) → Generation: a rollout's samples, not yet judged."""
-    loss = cast(Grpo, recipe.loss)
+    """(params, batch, step, attempt, chosen) → Generation of [B, K, L], pure.
 
-    def run(params: Params, batch: AsrBatch, step) -> Any:
-        def write(module: Asr, inputs: AsrBatch) -> Any:
-            return loss.write(module, inputs, step)
-
-        rngs = make_rngs(recipe.seed, step)
-        return nn.apply(write, model)({"params": params}, batch, rngs=rngs)
-
-    return run
-
-
-def make_rollout(model: Asr, recipe: Recipe):
-    """(params, batch, step) → Rollout, pure: what the step of that number learns from.
+    The program of a rollout: `Grpo.write` under the randomness of a step, of as many
+    rows at once as the train step has.
 
     Args:
         model: the one that learns.
@@ -148,13 +165,55 @@ def make_rollout(model: Asr, recipe: Recipe):
     """
     loss = cast(Grpo, recipe.loss)
 
-    def run(params: Params, batch: AsrBatch, step) -> Rollout:
-        def roll(module: Asr, inputs: AsrBatch) -> Any:
-            return loss.roll(module, inputs, step)
+    def write_part(params: Params, step, attempt, part: Any) -> Generation:
+        (batch, chosen), rows = part
 
-        rngs = make_rngs(recipe.seed, step)
-        return cast(
-            Rollout, nn.apply(roll, model)({"params": params}, batch, rngs=rngs)
+        def write(module: Asr, inputs: AsrBatch) -> Any:
+            return loss.write(module, inputs, step, attempt, chosen, rows)
+
+        rngs = train_step.make_rngs(recipe.seed, step)
+        written = nn.apply(write, model)({"params": params}, batch, rngs=rngs)
+        grouped = (len(rows), loss.samples, -1)
+        return jax.tree.map(lambda leaf: leaf.reshape(grouped), written)
+
+    def write_samples(
+        params: Params,
+        batch: AsrBatch,
+        step: Int[Array, ""],
+        attempt: Int[Array, ""],
+        chosen: Bool[Array, " B"],
+    ) -> Generation:
+        def write_one(part: Any) -> Generation:
+            return write_part(params, step, attempt, part)
+
+        if recipe.micro_batches == 1:
+            written = write_one(((batch, chosen), jnp.arange(len(chosen))))
+        else:
+            parts = train_step.cut((batch, chosen), recipe.micro_batches)
+            written = train_step.join(jax.lax.map(write_one, parts))
+        return jax.tree.map(
+            lambda leaf: sharding.constrain(leaf, "batch", None, None), written
         )
 
-    return run
+    return write_samples
+
+
+def outline(model: Asr, recipe: Recipe, params: Params, batch: AsrBatch) -> Experience:
+    """Shapes of what the train step learns from, for programs that are only compiled.
+
+    Args:
+        model: the one that learns.
+        recipe: whose loss is a `Grpo`.
+        params: of it, or their shapes.
+        batch: arrays or shapes.
+    """
+    rows, samples = len(batch.audio.mask), cast(Grpo, recipe.loss).samples
+
+    def roll(params: Params, batch: AsrBatch) -> Rollout:
+        start = jnp.zeros((), jnp.int32)
+        everyone = jnp.ones(rows, jnp.bool_)
+        written = make_writer(model, recipe)(params, batch, start, start, everyone)
+        return Rollout.of(written, jnp.zeros((rows, samples)))
+
+    held = {part: params[part] for part in PARTS}
+    return Experience(batch, jax.eval_shape(roll, held, batch))

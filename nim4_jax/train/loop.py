@@ -246,9 +246,9 @@ class _Turns:
             arrays = next(self.data)
         self.mark(step, "computing")
         self.profile.before(step)
-        with speed.aside():
-            batch = sharding.put_batch(self.prepare(state, to_batch(arrays)))
+        # Rollouts are work of the step; their program compiles when the step's does.
         with speed.stepping(self.run.count):
+            batch = sharding.put_batch(self.prepare(state, to_batch(arrays)))
             state, metrics = self.run(state, batch)
         self.report.follow(step, metrics, arrays)
         speed.count(arrays)

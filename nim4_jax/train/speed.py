@@ -107,14 +107,14 @@ class Speedometer:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Around work beside the steps: companions, rollouts on a mesh of their own."""
+        """Around work beside the steps: companions."""
         began = self._clock()
         yield
         self._lost += self._clock() - began
 
     @contextlib.contextmanager
     def stepping(self, programs: Callable[[], int]) -> Iterator[None]:
-        """Around the dispatch of a step, which takes long only where it compiles.
+        """Around a step and its rollout; where they compile, all of it is compilation.
 
         Args:
             programs: how many the step has been compiled to so far.

@@ -108,6 +108,15 @@ def cut(batch: Any, parts: int) -> tuple[Any, Int[Array, "M B"]]:
     return jax.tree.map(split, (batch, jnp.arange(rows)))
 
 
+def join(parts: Any) -> Any:
+    """Leaves [M, B / M, …] of a `cut` batch → [B, …], rows in their old places."""
+
+    def put_back(leaf: Array) -> Array:
+        return jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:])
+
+    return jax.tree.map(put_back, parts)
+
+
 def make_train_step(
     model: Asr, recipe: Recipe, tx: optax.GradientTransformation
 ) -> TrainStep:

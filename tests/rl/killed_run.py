@@ -14,10 +14,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from nim4_jax import sharding
 from nim4_jax.decode.programs import Budget
 from nim4_jax.models.asr import Asr
 from nim4_jax.rl import alarm
 from nim4_jax.rl.objective import Grpo
+from nim4_jax.rl.worker import RolloutWorker
 from nim4_jax.train import checkpoint, loop, optim
 from nim4_jax.train import state as train_state
 from nim4_jax.train.checkpoint import Checkpoints
@@ -75,6 +77,7 @@ def main(folder: str, call: int) -> None:
     state = train_state.init_state(
         train_state.add_reference(params, recipe), recipe, tx
     )
+    state = sharding.replicate(state)
     data = tiny.make_data()
     checkpoints = Checkpoints(folder, EVERY, rules=rules)
     if checkpoints.latest_step() is not None:
@@ -91,6 +94,7 @@ def main(folder: str, call: int) -> None:
         meta={},
         log_every=1,
         check=alarm.choose_check(loss, tiny.CONFIG.policy),
+        prepare=RolloutWorker(Asr(tiny.CONFIG), recipe).prepare,
     )
     checkpoints.close()
     writer.close()
@@ -101,4 +105,5 @@ def main(folder: str, call: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    with jax.set_mesh(sharding.make_mesh((1, 1, 1))):
+        main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0)

@@ -416,13 +416,15 @@ def test_drift_by_hand():
     sampler = jnp.array([[-1.0, -2.0, jnp.nan], [-0.5, jnp.inf, 3.0]])
     recomputed = jnp.array([[-1.5, -2.0, 0.0], [-0.4, 1.0, jnp.nan]])
     mask = jnp.array([[True, True, False], [True, False, False]])
-    found = jax.jit(grpo.drift)(sampler, recomputed, mask)
+    measure = jax.jit(functools.partial(grpo.drift, limit=0.2))
+    found = measure(sampler, recomputed, mask)
     np.testing.assert_allclose(found.largest, 0.5, rtol=1e-6)
-    np.testing.assert_allclose(found.mean, 0.2, rtol=1e-6)
-    nothing = grpo.drift(sampler, recomputed, mask & False)
-    assert float(nothing.largest) == float(nothing.mean) == 0.0
-    lost = grpo.drift(sampler, recomputed, mask | True)
-    assert np.isnan(float(lost.largest))
+    np.testing.assert_allclose(found.total, 0.6, rtol=1e-6)
+    assert (float(found.beyond), float(found.count)) == (1.0, 3.0)
+    nothing = measure(sampler, recomputed, mask & False)
+    assert not any(map(float, jax.tree.leaves(nothing)))
+    lost = measure(sampler, recomputed, mask | True)
+    assert np.isnan(float(lost.largest)) and float(lost.beyond) == 4.0
 
 
 def test_what_is_not_finite_is_found():

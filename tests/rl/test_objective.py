@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -14,12 +13,13 @@ from nim4_jax.models.conformer import Conformer
 from nim4_jax.rl import alarm
 from nim4_jax.rl.grpo import GrpoConfig
 from nim4_jax.rl.objective import Grpo
+from nim4_jax.rl.worker import RolloutWorker, outline
 from nim4_jax.train import optim
 from nim4_jax.train import state as train_state
 from nim4_jax.train.losses import DynamicChunks
 from nim4_jax.train.optim import OptimizerConfig
 from nim4_jax.train.recipes import Recipe
-from nim4_jax.train.step import make_train_step
+from nim4_jax.train.step import evaluate_loss, make_train_step
 
 SAMPLES = 4
 WANTED = 7
@@ -73,7 +73,13 @@ def start(tiny, recipe, config=None):
     params = train_state.add_reference(params, recipe)
     tx = optim.make_optimizer(recipe.optimizer, recipe.rules, recipe.steps)
     state = train_state.init_state(params, recipe, tx)
-    return state, jax.jit(make_train_step(model, recipe, tx))
+    learn = jax.jit(make_train_step(model, recipe, tx))
+    worker = RolloutWorker(model, recipe)
+
+    def step(state, batch):
+        return learn(state, worker.prepare(state, batch))
+
+    return state, step
 
 
 def test_the_first_step_has_ratio_one_and_clips_nothing(tiny):
@@ -89,6 +95,7 @@ def test_the_first_step_has_ratio_one_and_clips_nothing(tiny):
 
 
 def test_each_utterance_is_heard_once_however_many_samples(tiny, monkeypatch):
+    """By who writes, by who learns, and by the frozen policy with its own encoder."""
     rows = []
     heard = Conformer.__call__
 
@@ -96,22 +103,34 @@ def test_each_utterance_is_heard_once_however_many_samples(tiny, monkeypatch):
         rows.append(features.mask.shape[0])
         return heard(self, features, *rest)
 
-    for beta, passes in ((0.0, 1), (0.04, 2)):  # the frozen policy has its own encoder
+    monkeypatch.setattr(Conformer, "__call__", count)
+    model, batch = tiny.Asr(tiny.CONFIG), tiny.make_batch(0)
+    for beta, passes in ((0.0, 1), (0.04, 2)):
         recipe = make_recipe(tiny, beta=beta)
-        state, _ = start(tiny, recipe)
-        batch = tiny.make_batch(0)
-        with monkeypatch.context() as patch:
-            patch.setattr(Conformer, "__call__", count)
-            rows.clear()
+        params = train_state.add_reference(tiny.make_params(recipe), recipe)
+        rows.clear()
+        made = outline(model, recipe, params, batch)
+        assert rows == [len(batch.audio.mask)]
+        rows.clear()
+        numbers = np.arange(len(batch.audio.mask))
+        learn = functools.partial(evaluate_loss, model, recipe)
+        jax.eval_shape(learn, params, made, np.int32(0), numbers)
+        assert rows == [len(batch.audio.mask)] * passes
 
-            def run(module, inputs, recipe=recipe):
-                return recipe.loss(module, inputs, np.int32(0)).total
 
-            rngs = {"augment": jax.random.key(0), "dropout": jax.random.key(1)}
-            nn.apply(run, tiny.Asr(tiny.CONFIG))(
-                {"params": state.params}, batch, rngs=rngs
-            )
-        assert rows == [batch.audio.mask.shape[0]] * passes
+def test_samples_come_before_the_step(tiny):
+    """A batch without them is told what is missing."""
+    recipe = make_recipe(tiny)
+    params = train_state.add_reference(tiny.make_params(recipe), recipe)
+    with pytest.raises(TypeError, match=r"got AsrBatch: .*RolloutWorker"):
+        evaluate_loss(
+            tiny.Asr(tiny.CONFIG),
+            recipe,
+            params,
+            tiny.make_batch(0),
+            np.int32(0),
+            np.arange(4),
+        )
 
 
 def test_what_is_rewarded_grows_and_the_reference_stays(tiny):
@@ -170,13 +189,11 @@ def test_micro_batches_are_the_whole_batch(tiny):
         params = train_state.add_reference(state.params, recipe)
         tx = optax.sgd(0.1)
         state = train_state.init_state(params, recipe, tx)
-        step = jax.jit(make_train_step(tiny.Asr(tiny.CONFIG), recipe, tx))
+        model = tiny.Asr(tiny.CONFIG)
         seen.clear()
-        state, metrics = step(state, tiny.make_batch(0))
-        jax.block_until_ready(state)
-        # Part m of M has rows m, m + M, …, each with its samples.
-        groups = [ids.reshape(-1, SAMPLES, ids.shape[1]) for ids in seen]
-        drawn = np.stack(groups, axis=1).reshape(-1, *groups[0].shape[1:])
+        batch = RolloutWorker(model, recipe).prepare(state, tiny.make_batch(0))
+        (drawn,) = seen
+        state, metrics = jax.jit(make_train_step(model, recipe, tx))(state, batch)
         got[parts] = jax.device_get((state.params, metrics, drawn))
     assert got[1][1]["broken_row"] == -1.0 and got[1][1]["gradient_norm"] > 0
     np.testing.assert_array_equal(got[1][2], got[2][2])

@@ -8,11 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from nim4_jax.decode.programs import Budget
+from nim4_jax.decode.programs import Budget, Generation
 from nim4_jax.rl import rollout
 from nim4_jax.rl.grpo import GrpoConfig
 from nim4_jax.rl.objective import Grpo
 from nim4_jax.rl.rollout import Rollout
+from nim4_jax.rl.worker import RolloutWorker
 from nim4_jax.train import state as train_state
 from nim4_jax.train.optim import OptimizerConfig
 from nim4_jax.train.recipes import Recipe
@@ -25,15 +26,14 @@ def make_attempt(flat_for):
     """Row b is flat for its first `flat_for[b]` attempts; −1: nothing to hear."""
 
     def attempt(number, chosen):
-        silent = jnp.asarray(flat_for) < 0
-        flat = (number < jnp.asarray(flat_for)) | ~chosen | silent
-        rewards = jnp.where(flat[:, None], 1.0, jnp.arange(2.0)[None])
-        written = jnp.broadcast_to(
+        silent = np.array(flat_for) < 0
+        flat = (number < np.array(flat_for)) | ~chosen | silent
+        rewards = np.where(flat[:, None], 1.0, np.arange(2.0)[None])
+        written = np.broadcast_to(
             (chosen & ~silent)[:, None, None], (*chosen.shape, 2, 1)
         )
-        tokens = jnp.where(written, number + 1, 0)
-        ones = jnp.ones(chosen.shape, jnp.int32)
-        return Rollout(tokens, written, -tokens.astype(jnp.float32), rewards, ones)
+        tokens = np.where(written, number + 1, 0)
+        return Rollout.of(Generation(tokens, written, -1.0 * tokens), rewards)
 
     return attempt
 
@@ -49,7 +49,7 @@ def make_attempt(flat_for):
 def test_flat_groups_are_rolled_out_again(most, attempts, flat):
     """Groups that need 1, 2 and 4 attempts, and silence that never gets another."""
     made = make_attempt([0, 1, 3, -1])
-    got = jax.jit(lambda: rollout.roll_again(made, 4, most))()
+    got = rollout.roll_again(made, 4, most)
     assert got.attempts.tolist() == attempts
     assert got.flat().tolist() == flat
     assert got.heard().tolist() == [True, True, True, False]
@@ -96,8 +96,9 @@ def learn(tiny, judge, beta=0.0, **settings):
     state = train_state.init_state(
         train_state.add_reference(params, recipe), recipe, tx
     )
-    step = jax.jit(make_train_step(tiny.Asr(tiny.CONFIG), recipe, tx))
-    after, metrics = step(state, tiny.make_batch(0))
+    model = tiny.Asr(tiny.CONFIG)
+    batch = RolloutWorker(model, recipe).prepare(state, tiny.make_batch(0))
+    after, metrics = jax.jit(make_train_step(model, recipe, tx))(state, batch)
     change = jax.tree.map(lambda a, b: np.asarray(a - b), after.params, state.params)
     return change, {name: float(value) for name, value in metrics.items()}
 
@@ -143,7 +144,7 @@ def test_rolling_out_again_helps_and_is_counted(tiny):
 
 def test_a_rollout_may_be_cut(tiny):
     """Every leaf has a row for each utterance."""
-    made = make_attempt([0, 1])(jnp.zeros((), jnp.int32), jnp.ones(2, bool))
+    made = make_attempt([0, 1])(0, np.ones(2, bool))
     sizes = {f.name: getattr(made, f.name).shape[0] for f in dataclasses.fields(made)}
     assert set(sizes.values()) == {2}
     assert made.answers().ids.shape == (4, 1)

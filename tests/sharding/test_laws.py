@@ -5,6 +5,7 @@ Every stage on every mesh is a long test; two stages on one mesh each are not.
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -19,8 +20,9 @@ from nim4_jax.features import FeatureConfig, WhisperFeatures
 from nim4_jax.launch import assembly, collectives
 from nim4_jax.models.asr import Asr
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
-from nim4_jax.rl.objective import Grpo
-from nim4_jax.train import placement
+from nim4_jax.rl.objective import PARTS, Grpo
+from nim4_jax.rl.worker import RolloutWorker, make_writer, outline
+from nim4_jax.train import loop, placement
 from nim4_jax.train import state as train_state
 from nim4_jax.train.losses import CrCtc, DynamicChunks, Transcribe
 from nim4_jax.train.recipes import Recipe
@@ -95,6 +97,9 @@ def train(tiny, config, stage: str, shape: tuple[int, int, int]):
     recipe, tx = make_recipes(tiny)[stage], optax.sgd(0.1)
     params = train_state.add_reference(tiny.make_params(recipe, config), recipe)
     state = train_state.init_state(params, recipe, tx)
+    prepare = loop.keep
+    if isinstance(recipe.loss, Grpo):
+        prepare = RolloutWorker(Asr(config), recipe).prepare
     with jax.set_mesh(sharding.make_mesh(shape)):
         state = placement.place(state, config)
         lies = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -105,7 +110,8 @@ def train(tiny, config, stage: str, shape: tuple[int, int, int]):
         )
         metrics = {}
         for seed in range(STEPS):
-            batch = sharding.put_batch(make_batch(tiny, stage, seed))
+            batch = prepare(state, make_batch(tiny, stage, seed))
+            batch = sharding.put_batch(batch)
             state, metrics = step(state, batch)
         assert step._cache_size() == 1
         return jax.device_get((state.params, metrics))
@@ -141,15 +147,21 @@ def test_features_are_made_where_the_audio_lies(tiny, kind):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("size", ["tiny", "nano"])
-@pytest.mark.parametrize("stage", ["stage1", "stage2", "stage4"])
+@pytest.mark.parametrize(
+    ("stage", "size"),
+    [
+        *itertools.product(("stage1", "stage2", "stage4"), ("tiny", "nano")),
+        ("stage6", "tiny"),
+    ],
+)
 def test_a_step_has_all_reduces_only(tiny, config, stage, size):
     """Where parameters are whole everywhere, each device keeps to its own rows."""
     if size == "nano":
         values = stage4.get_config("nano").model.to_dict()
         config = assembly.build_model_config(values)
     recipe, tx = make_recipes(tiny)[stage], optax.sgd(0.1)
-    state = train_state.init_state(tiny.make_params(recipe, config), recipe, tx)
+    params = train_state.add_reference(tiny.make_params(recipe, config), recipe)
+    state = train_state.init_state(params, recipe, tx)
     with jax.set_mesh(sharding.make_mesh((8, 1, 1))):
         state = placement.place(state, config)
         lies = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -157,9 +169,31 @@ def test_a_step_has_all_reduces_only(tiny, config, stage, size):
             make_train_step(Asr(config), recipe, tx),
             out_shardings=(lies, sharding.replicated()),
         )
-        batch = sharding.put_batch(make_batch(tiny, stage, 0))
-        program = step.lower(state, batch).compile().as_text()
+        batch = make_batch(tiny, stage, 0)
+        if stage == "stage6":
+            rolled = outline(Asr(config), recipe, state.params, batch)
+            batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), rolled)
+        program = step.lower(state, sharding.put_batch(batch)).compile().as_text()
     assert set(collectives.read(program)) == {"all-reduce"}
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1)])
+def test_each_device_writes_its_own_rows(tiny, config, shape):
+    """Nothing is sent but parameters, and these before the loop over tokens."""
+    recipe = make_recipes(tiny)["stage6"]
+    params = tiny.make_params(recipe, config)
+    with jax.set_mesh(sharding.make_mesh(shape)):
+        placed = placement.place({part: params[part] for part in PARTS}, config)
+        batch = sharding.put_batch(make_batch(tiny, "stage6", 0))
+        chosen = sharding.put_batch(np.ones(ROWS, bool))
+        write = jax.jit(make_writer(Asr(config), recipe))
+        start = np.int32(0)
+        program = write.lower(placed, batch, start, start, chosen).compile()
+        written = program(placed, batch, start, start, chosen)
+    text = program.as_text()
+    assert not collectives.read_open_loops(text)
+    assert bool(collectives.read(text)) == (shape[1] > 1)
+    assert written.tokens.sharding.is_equivalent_to(chosen.sharding, 3)
 
 
 @pytest.fixture(scope="module")

@@ -51,19 +51,17 @@ def make_state(tiny, recipe, tx):
 
 
 def train(tiny, mesh, worker=None):
-    """Parameters, metrics and the worker's rollouts of two steps."""
+    """Parameters, metrics and rollouts of two steps."""
     recipe, tx, rolled = make_recipe(tiny), optax.sgd(0.1), []
     model = tiny.Asr(tiny.CONFIG)
+    worker = worker or RolloutWorker(model, recipe)
     with jax.set_mesh(mesh):
         state = sharding.replicate(make_state(tiny, recipe, tx))
         step = jax.jit(make_train_step(model, recipe, tx), donate_argnums=0)
         metrics = {}
         for seed in range(2):
-            batch = tiny.make_batch(seed)
-            if worker is not None:
-                worker.sync(state.params)
-                batch = worker.rehearse(batch, int(state.step))
-                rolled.append(batch.rollout)
+            batch = worker.prepare(state, tiny.make_batch(seed))
+            rolled.append(batch.rollout)
             state, metrics = step(state, sharding.put_batch(batch))
         assert jax.tree.leaves(state.params)[0].sharding.device_set == set(
             mesh.devices.flat
@@ -107,7 +105,7 @@ def test_weights_arrive_leaf_by_leaf(tiny):
         for leaf in jax.tree.leaves(made.params):
             assert leaf.sharding.device_set == set(jax.devices()[4:])
             assert leaf.dtype == dtype
-    with pytest.raises(ValueError, match=r"6 rows .* 4 data shards of the rollout"):
+    with pytest.raises(ValueError, match=r"6 rows .* 4 data shards"):
         worker.write(tiny.make_batch(0, rows=6), 0)
     with pytest.raises(ValueError, match=r"holds .'llm'. but no cmvn, encoder"):
         worker.sync({"llm": {}})
