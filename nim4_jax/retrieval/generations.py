@@ -174,9 +174,7 @@ def _open_all(
     files = facts["files"]
     _check_files(path, facts)
     with ThreadPoolExecutor() as threads:
-        whole = list(
-            threads.map(lambda own: _verify(path.parent, own), files.values())
-        )
+        whole = list(threads.map(lambda own: _verify(path.parent, own), files.values()))
     # Not in threads: NumPy parses headers by `ast`, which CPython 3.11 counts the depth
     # of for all threads together (SystemError, once in some thousand loads).
     arrays = dict(zip(files, map(_map, whole)))
