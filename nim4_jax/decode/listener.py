@@ -25,13 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from nim4_jax.decode.endpoint import BlankDetector, EndpointConfig, Silero
+from nim4_jax.decode import detection
+from nim4_jax.decode.endpoint import BlankDetector, EndpointConfig
 from nim4_jax.decode.events import Event
 from nim4_jax.decode.programs import Arrival
 from nim4_jax.decode.prompter import Prompter
 from nim4_jax.decode.recogniser import Recogniser
 from nim4_jax.decode.seat import Row, Seat, make_final
 from nim4_jax.decode.session import Limits, Session, StreamError
+from nim4_jax.decode.silero import Silero
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.decode.utterance import Ending, Piece
 from nim4_jax.features import SAMPLE_RATE
@@ -179,8 +181,7 @@ class Listener:
         """
         with self._advancing:
             self._check_device()
-            for _, seat in self._seated():
-                seat.session.begin_turn()
+            self._detect()
             self._collect()
             self._tick_all()
             self._collect()
@@ -262,6 +263,12 @@ class Listener:
             yield
         except Exception as error:
             self._fail(slot, seat, error)
+
+    def _detect(self) -> None:
+        """Find speech in what is new in all streams."""
+        seats = {seat.session: (slot, seat) for slot, seat in self._seated()}
+        for session, error in detection.detect(seats).items():
+            self._fail(*seats[session], error)
 
     def _collect(self) -> None:
         """Let every stream say what it can before the device is needed."""

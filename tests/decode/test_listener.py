@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from nim4_jax.data import audio, sources
 from nim4_jax.decode import events, stream
-from nim4_jax.decode.endpoint import BlankDetector, EndpointConfig, Silero
+from nim4_jax.decode.endpoint import BlankDetector, EndpointConfig
 from nim4_jax.decode.events import Final, Partial, SpeechStarted, SpeechStopped
 from nim4_jax.decode.listener import Listener
 from nim4_jax.decode.recogniser import Recogniser
 from nim4_jax.decode.session import StreamError
+from nim4_jax.decode.silero import Silero
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.launch import recognition
 from nim4_jax.retrieval.database import Gate
