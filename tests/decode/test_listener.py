@@ -305,6 +305,18 @@ def test_a_text_without_room_ends_the_utterance(whole, spoken):
     assert events.FULL in reasons
 
 
+def test_finals_do_not_depend_on_how_much_a_call_writes(whole, listener, spoken):
+    """One stream's long text takes several calls; nothing else changes."""
+    short = dataclasses.replace(CONFIG, new_tokens=2)
+    slow = Listener(whole, streams=4, config=short, detector=DETECTOR)
+    recordings = [talk(spoken[n : n + 2], 0.5, n) for n in range(2)]
+    for samples in recordings:
+        said = [e for e in listen(listener, samples) if not isinstance(e, Partial)]
+        same = [e for e in listen(slow, samples) if not isinstance(e, Partial)]
+        assert_alike(same, said)
+    assert slow.effort.finals == 4
+
+
 def test_speech_at_the_end_of_the_stream_is_heard(listener, spoken):
     samples = talk(spoken[:1])[: int(0.9 * RATE) + len(spoken[0])]
     final = listen(listener, samples)[-1]

@@ -192,7 +192,7 @@ class Failing:
 
     def tick(self, config, width, state, arrival):
         self.calls += 1
-        self.rows.append(len(arrival.slots))
+        self.rows.append(len(arrival.fresh))
         made = self._programs.tick(config, width, state, arrival)
         if self.calls == self.bad:
             raise MemoryError("RESOURCE_EXHAUSTED")
@@ -298,7 +298,7 @@ def test_hints_fit_as_if_each_was_tried(whole, names, more):
     wanted = prompt.fit_hints(whole.tokenizer, names, bare + more)
     assert prompter.choose(names, ()) == wanted
     ids, mask = prompt.pack_suffixes(whole.tokenizer, [wanted, ()], bare + more)
-    packed = prompter.pack([wanted], 2)
+    packed = prompter.pack([wanted, ()])
     assert (packed.ids == ids).all() and (packed.mask == mask).all()
 
 

@@ -4,7 +4,7 @@
     python tests/goldens/make_silero.py
 
 Source: github.com/snakers4/silero-vad 6.2.3, MIT, `silero_vad_16k_op15.onnx`, fed as
-its `OnnxWrapper` does: the last 64 samples before each window of 512, the state carried on.
+its `OnnxWrapper` does: the last 64 samples before each window, the state carried on.
 """
 
 from importlib import resources
