@@ -38,7 +38,6 @@ REQUIRES = [
     "numba>=0.60",
     "numpy>=1.26",
     "rapidfuzz>=3.9",
-    "onnxruntime>=1.17",
     "optax>=0.2.5,<0.3",
     "orbax-checkpoint>=0.11,<0.13",
     "pypinyin>=0.53",

@@ -14,9 +14,10 @@ from nim4_jax.data import audio, conditions, pipeline, records, sources
 from nim4_jax.data.config import DataConfig
 from nim4_jax.data.skips import SkipReport
 from nim4_jax.decode import segments, subtitles
-from nim4_jax.decode.endpoint import EndpointConfig, Silero
+from nim4_jax.decode.endpoint import EndpointConfig
 from nim4_jax.decode.recogniser import Transcript
 from nim4_jax.decode.segments import AudioBatch, Batcher, Segment
+from nim4_jax.decode.silero import Silero
 from nim4_jax.eval.shared import Prompted, Samples
 from nim4_jax.types import Frames
 

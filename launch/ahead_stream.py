@@ -77,7 +77,7 @@ def _arrive(sizes: StreamConfig, rows: int) -> Arrival:
     window = (rows, sizes.window)
     suffix = (rows, sizes.suffix_tokens)
     return Arrival(
-        slots=jnp.arange(rows),
+        slots=None,
         audio=Frames(jnp.zeros(window), jnp.zeros(window, bool)),
         fresh=jnp.zeros(rows, bool),
         limits=jnp.zeros(rows, jnp.int32),

@@ -20,10 +20,11 @@ import numpy as np
 from absl import app, flags
 
 from nim4_jax.data import audio, resample
-from nim4_jax.decode.endpoint import BlankDetector, Silero
+from nim4_jax.decode.endpoint import BlankDetector
 from nim4_jax.decode.events import Event, Failed, Final
 from nim4_jax.decode.listener import Listener
 from nim4_jax.decode.session import Session
+from nim4_jax.decode.silero import Silero
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.launch import (
     hotword_flags,

@@ -21,9 +21,10 @@ from tqdm import tqdm
 from nim4_jax import whole_file
 from nim4_jax.data import audio, channels
 from nim4_jax.decode import segments
-from nim4_jax.decode.endpoint import Detector, EndpointConfig, Silero
+from nim4_jax.decode.endpoint import Detector, EndpointConfig
 from nim4_jax.decode.recogniser import Recogniser
 from nim4_jax.decode.segments import AudioBatch, Batcher, Segment
+from nim4_jax.decode.silero import Silero
 from nim4_jax.eval.hotword_lists import FindingRecogniser, HotwordList
 from nim4_jax.launch import hotword_flags, live, recognition, runtime
 from nim4_jax.launch.transcripts import FORMATS, Recording, render

@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from nim4_jax.decode.programs import (
     Arrival,
     Budget,
     Generation,
     Heard,
+    Request,
     Written,
 )
 from nim4_jax.decode.recogniser import Loaded, Recogniser
@@ -241,7 +242,8 @@ class BundlePrograms:
     ) -> tuple[State, Heard, Written]:
         """See `Programs.tick`."""
         name = f"tick-{self._find_stream(config)}-{width}"
-        made = self.call(name, state, arrival)
+        # Programs for any number of rows and streams know no row by its place.
+        made = self.call(name, state, arrival.number_rows())
         heard, written = Heard(*made[:_HEARD]), Written(*made[-_WRITTEN:])
         return made[_HEARD:-_WRITTEN], heard, written
 
@@ -250,13 +252,12 @@ class BundlePrograms:
         config: StreamConfig,
         width: int,
         state: State,
-        slots: Int[Array, " B"],
-        limits: Int[Array, " B"],
-        suffix: Labels,
-    ) -> Written:
+        request: Request,
+    ) -> tuple[State, Written]:
         """See `Programs.finish`."""
         name = f"finish-{self._find_stream(config)}-{width}"
-        return Written(*self.call(name, state, slots, limits, suffix))
+        made = self.call(name, state, request)
+        return made[:-_WRITTEN], Written(*made[-_WRITTEN:])
 
     def call(self, name: str, *arguments: Any) -> list[Array]:
         """Run a program; leaves of its results, as the manifest names them.

@@ -36,7 +36,7 @@ from jax import export
 import nim4_jax
 from nim4_jax.decode import model_programs, stream
 from nim4_jax.decode.model_programs import ModelPrograms
-from nim4_jax.decode.programs import Arrival
+from nim4_jax.decode.programs import Arrival, Request
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.models.asr import Asr
@@ -361,6 +361,7 @@ def _plan_stream(
         numbers,
         suffix,
     )
+    request = Request(numbers, numbers, numbers, suffix)
     for width in config.widths():
 
         def tick(params, state, arrival, width=width):
@@ -376,18 +377,11 @@ def _plan_stream(
             )
             return {"heard": heard, "state": following, "written": written}
 
-        def finish(params, state, slots, limits, suffix, width=width):
-            return stream.finish(
-                programs.model,
-                config,
-                programs.end_id,
-                width,
-                params,
-                state,
-                slots,
-                limits,
-                suffix,
+        def finish(params, state, request, width=width):
+            following, written = stream.finish(
+                programs.model, config, programs.end_id, width, params, state, request
             )
+            return {"state": following, "written": written}
 
         yield _Draft(
             f"tick-{name}-{width}",
@@ -400,7 +394,8 @@ def _plan_stream(
             f"finish-{name}-{width}",
             _ALL,
             finish,
-            {"state": state, "slots": numbers, "limits": numbers, "suffix": suffix},
+            {"state": state, "request": request},
+            donated=("state",),
         )
 
 

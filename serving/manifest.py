@@ -17,7 +17,7 @@ from typing import Any
 
 from nim4_jax.decode.stream_config import StreamConfig
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the form of a bundle; a reader of another one refuses it."""
 
 FILE = "manifest.json"

@@ -28,7 +28,7 @@ from nim4_jax.eval import latency, stream_runs, streaming
 from nim4_jax.eval.stream_runs import Run
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.launch import assembly, parameters, recognition
-from nim4_jax.launch.benchmarks import measure
+from nim4_jax.launch.benchmarks import measure, ticks
 from nim4_jax.models import conformer
 from nim4_jax.models.asr import AsrConfig, Prompt
 from nim4_jax.models.qwen3 import Qwen3
@@ -105,6 +105,8 @@ def run(full: bool, threads: int, settings: Settings) -> list[measure.Row]:
     seconds = settings.seconds or _SECONDS[full]
     rows = time_streams(listener, speech, seconds, _GRAIN[full])
     rows += time_minutes(listener, speech, _MINUTES[full])
+    rows.append(ticks.count_host_work(listener, speech, _SECONDS[full]))
+    rows += ticks.time_active(recogniser, config, settings.streams, _RUNS[full])
     rows += Repetition(recogniser, config).compare(speech, _RUNS[full])
     states = measure_states(recogniser, config)
     return [*rows, *describe_states(states), count_streams(states["2b3"])]

@@ -64,7 +64,7 @@ class _Loop:
 def write(
     model: Asr,
     end_id: int,
-    sizes: tuple[int, int],
+    sizes: tuple[int, int, int],
     params: Params,
     cache: KVCache,
     page: Page,
@@ -74,8 +74,9 @@ def write(
     Args:
         model: the whole recogniser.
         end_id: token that ends a text.
-        sizes: tokens of suffix and old text together that the pass has room for, and
-            how many of the text's behind the kept ones it verifies.
+        sizes: tokens of suffix and old text together that the pass has room for, how
+            many of the text's behind the kept ones it verifies, and how many are
+            written behind those at most.
         params: parameters.
         cache: what stands before the page.
         page: see there.
@@ -87,23 +88,24 @@ def write(
     variables = {"params": params["llm"]}
     begun, spoken = cache.length, page.speech.mask.shape[1]
     count = jnp.sum(cache.mask, axis=1, dtype=jnp.int32)
-    hidden, cache = _read(llm, variables, sizes, cache, page)
+    hidden, cache = _read(llm, variables, sizes[:2], cache, page)
     predicted, scores = _predict(llm, variables, hidden)
     written = _verify(page, predicted, scores)
     stays, asked = written.length, page.suffix.lengths()
+    limits = jnp.minimum(page.limits, stays + sizes[2])
     loop = _Loop(
         written=written,
         cache=kv_cache.rewind(cache, begun + spoken + asked + stays),
         last=jnp.zeros_like(stays),
         position=count + page.speech.lengths() + asked + stays,
-        active=(page.limits > 0) & (stays < page.limits),
+        active=(page.limits > 0) & (stays < limits),
     )
 
     def pick(array):
         return jnp.take_along_axis(array, written.accepted[:, None], axis=1)[:, 0]
 
-    loop = _record(loop, pick(predicted), pick(scores), end_id, page.limits)
-    loop = _write_on(llm, variables, loop, end_id, page.limits)
+    loop = _record(loop, pick(predicted), pick(scores), end_id, limits)
+    loop = _write_on(llm, variables, loop, end_id, limits)
     return loop.written, kv_cache.rewind(loop.cache, begun + spoken)
 
 

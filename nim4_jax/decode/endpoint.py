@@ -9,26 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from importlib import resources
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float
 
-import nim4_jax
+from nim4_jax.decode.silero import WINDOW
 from nim4_jax.features import SAMPLE_RATE
-
-WINDOW = 512
-"""Samples of a Silero window, 32 ms."""
 
 BREATH = 4 * WINDOW
 """Samples below the release that are a pause, if not the end."""
 
 START = "start"
 END = "end"
-
-_CONTEXT = 64  # samples of the window before, that Silero sees again
-_HIDDEN = (2, 1, 128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,95 +208,18 @@ def _to_samples(seconds: float) -> int:
 
 
 class Detector(Protocol):
-    """Gives windows of audio a probability of speech; keeps nothing between calls."""
+    """Gives windows of audio a probability of speech; keeps nothing between calls.
+
+    `Silero` is one.
+    """
 
     frame: int
 
     def start(self) -> Any: ...
 
-    def score(self, state: Any, window: np.ndarray) -> tuple[Any, float]: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class SileroState:
-    """What Silero remembers of a stream.
-
-    Attributes:
-        hidden: float32 [2, 1, 128].
-        context: float32 [64], the end of the last window.
-    """
-
-    hidden: np.ndarray
-    context: np.ndarray
-
-
-class Silero:
-    """Silero VAD, 16 kHz, on one CPU thread; streams and threads may share it.
-
-    Attributes:
-        frame: samples of a window.
-
-    Source: github.com/snakers4/silero-vad 6.2.3, `silero_vad_16k_op15.onnx`, MIT; the
-        windowing is `OnnxWrapper.__call__`'s.
-    """
-
-    frame = WINDOW
-
-    def __init__(self):
-        """Load the model that comes with the package."""
-        # Imported on demand: the judge and the CTC detector do without.
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        path = resources.files(nim4_jax) / "pretrained" / "silero_vad.onnx"
-        self._session = onnxruntime.InferenceSession(
-            path.read_bytes(), options, providers=["CPUExecutionProvider"]
-        )
-        self._rate = np.array(SAMPLE_RATE, np.int64)
-
-    def start(self) -> SileroState:
-        """State of a stream before its first window."""
-        return SileroState(
-            np.zeros(_HIDDEN, np.float32), np.zeros(_CONTEXT, np.float32)
-        )
-
     def score(
-        self, state: SileroState, window: Float[np.ndarray, "512"]
-    ) -> tuple[SileroState, float]:
-        """Speech probability of the stream's next window.
-
-        Args:
-            state: of the stream; not changed.
-            window: samples in [-1, 1), 16 kHz.
-
-        Returns:
-            State after the window; probability, 0 … 1.
-
-        Raises:
-            ValueError: another shape, no floats, or samples that are not finite.
-        """
-        window = np.asarray(window)
-        if window.shape != (WINDOW,) or window.dtype.kind != "f":
-            raise ValueError(
-                f"window of shape {window.shape} and dtype {window.dtype}; expected "
-                f"[{WINDOW}] float samples at 16 kHz: gather packets, pad the last."
-            )
-        window = window.astype(np.float32, copy=False)
-        if not np.isfinite(window).all():
-            raise ValueError(
-                "window holds NaN or infinite samples, which would stay in the "
-                "stream's state; expected finite ones: check the audio where it enters."
-            )
-        inputs = {
-            "input": np.concatenate([state.context, window])[None],
-            "state": state.hidden,
-            "sr": self._rate,
-        }
-        outputs: Any = self._session.run(["output", "stateN"], inputs)
-        after = SileroState(outputs[1], window[-_CONTEXT:].copy())
-        return after, float(outputs[0][0, 0])
+        self, state: Any, windows: Float[np.ndarray, "N S"]
+    ) -> tuple[Any, Float[np.ndarray, " N"]]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,7 +238,7 @@ class BlankDetector:
 
     Rule: p(speech)[u] = max over v in (u − hold, u] of 1 − p(blank)[v]. CTC posteriors
     are peaks with blanks between; the maximum makes each last for `hold`.
-    A head that never heard noise in training takes noise and music for speech: `Silero`
+    A head that never heard noise in training takes noise and music for speech: Silero
     does not.
 
     Attributes:

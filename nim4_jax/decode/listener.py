@@ -18,28 +18,28 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Int
 
-from nim4_jax.decode.endpoint import BlankDetector, EndpointConfig, Silero
+from nim4_jax.decode import detection
+from nim4_jax.decode.batch import Batch, Seated, list_sizes
+from nim4_jax.decode.endpoint import BlankDetector, EndpointConfig
 from nim4_jax.decode.events import Event
-from nim4_jax.decode.programs import Arrival
+from nim4_jax.decode.programs import Arrival, Request
 from nim4_jax.decode.prompter import Prompter
 from nim4_jax.decode.recogniser import Recogniser
 from nim4_jax.decode.seat import Row, Seat, make_final
 from nim4_jax.decode.session import Limits, Session, StreamError
+from nim4_jax.decode.silero import Silero
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.decode.utterance import Ending, Piece
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.retrieval.hotwords import HotwordRetriever
-from nim4_jax.types import Frames, Labels
 
 Told = tuple[Session, Event]
-_Seated = tuple[int, Seat]
 
 
 class DeviceError(RuntimeError):
@@ -56,6 +56,7 @@ class Effort:
         finals: second passes.
         passes: sequential passes of the LLM, in ticks and second passes.
         accepted: tokens of drafts that stayed: passes saved, were each stream alone.
+        host_seconds: processor time of `advance` without its calls of the device.
     """
 
     ticks: int = 0
@@ -63,6 +64,15 @@ class Effort:
     finals: int = 0
     passes: int = 0
     accepted: int = 0
+    host_seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Flight:
+    """A call that the device is busy with, and what will come of it."""
+
+    batch: Batch
+    made: tuple[Any, ...]
 
 
 class Listener:
@@ -107,7 +117,7 @@ class Listener:
         self._boundaries = boundaries or EndpointConfig()
         self._detector = detector or Silero()
         self._prompter = Prompter(recogniser.tokenizer, self.config.suffix_tokens)
-        self._most_rows = min(streams, most_rows or streams)
+        self._sizes = list_sizes(min(streams, most_rows or streams))
         self._seats: list[Seat | None] = [None] * streams
         self._told: list[Told] = []
         self._seating = threading.Lock()
@@ -177,15 +187,14 @@ class Listener:
             DeviceError: the device failed, now or before. Events that are ready are
                 kept for the call after `reset`.
         """
-        with self._advancing:
+        with self._advancing, self._on_host():
             self._check_device()
-            for _, seat in self._seated():
-                seat.session.begin_turn()
-            self._collect()
-            self._tick_all()
-            self._collect()
-            self._finish_all()
-            self._collect()
+            self._detect()
+            self._progress()
+            self._take_chunks()
+            self._progress()
+            self._take_endings()
+            self._progress()
             told, self._told = self._told, []
             return told
 
@@ -221,27 +230,18 @@ class Listener:
         """Compile every program that streams may need."""
         with self._advancing:
             self._check_device()
-            for rows in self._batches():
-                nobody = jnp.full(rows, self.streams, jnp.int32)
-                limits = jnp.zeros(rows, jnp.int32)
-                suffix = self._prompter.pack([], rows)
-                shape = (rows, self.config.window)
-                audio = Frames(jnp.zeros(shape), jnp.zeros(shape, bool))
-                fresh = jnp.zeros(rows, bool)
-                arrival = Arrival(nobody, audio, fresh, limits, suffix)
+            for size in self._sizes:
+                nobody = Batch([], [], [], size, size == self.streams)
+                arrival = nobody.arrive(self.config, self._prompter, self.streams)
+                zeros, suffix = nobody.list_limits(), nobody.pack(self._prompter)
+                slots = nobody.list_slots(self.streams)
                 for width in self.config.widths():
-                    self._run_tick(width, arrival)
-                    self._run_finish(width, nobody, limits, suffix)
+                    self._start_tick(width, arrival)
+                    self._start_finish(width, Request(slots, zeros, zeros, suffix))
+            with self._on_host(), self._on_device():
+                jax.block_until_ready(self._state)
 
-    def _batches(self) -> tuple[int, ...]:
-        """Numbers of rows for which programs exist."""
-        rows, found = 1, []
-        while rows < self._most_rows:
-            found.append(rows)
-            rows *= 4
-        return (*found, self._most_rows)
-
-    def _seated(self) -> list[_Seated]:
+    def _seated(self) -> list[Seated]:
         """Who has which slot now."""
         return [(slot, seat) for slot, seat in enumerate(self._seats) if seat]
 
@@ -263,7 +263,13 @@ class Listener:
         except Exception as error:
             self._fail(slot, seat, error)
 
-    def _collect(self) -> None:
+    def _detect(self) -> None:
+        """Find speech in what is new in all streams."""
+        seats = {seat.session: (slot, seat) for slot, seat in self._seated()}
+        for session, error in detection.detect(seats).items():
+            self._fail(*seats[session], error)
+
+    def _progress(self) -> None:
         """Let every stream say what it can before the device is needed."""
         for slot, seat in self._seated():
             with self._alone(slot, seat):
@@ -302,6 +308,8 @@ class Listener:
             seat: with a piece or an ending.
             until: sample up to which text is asked for; None for none.
         """
+        if seat.unfinished:
+            return seat.unfinished
         piece, utterance = seat.piece, seat.ending
         if utterance is None:
             assert piece is not None
@@ -317,30 +325,16 @@ class Listener:
             return Row(utterance, hints, limit, None if seat.ending else piece)
         return None
 
-    def _groups(
-        self, seated: Sequence[_Seated], until: Callable[[Seat], int | None]
-    ) -> Iterator[tuple[list[_Seated], list[Row]]]:
+    def _form(
+        self, seated: Sequence[Seated], until: Callable[[Seat], int | None]
+    ) -> Iterator[Batch]:
         """Streams that are ready for the device, so many at a time."""
-        prepared = [
+        ready = [
             (one, row) for one in seated if (row := self._prepare(*one, until(one[1])))
         ]
-        for begin in range(0, len(prepared), self._most_rows):
-            group = prepared[begin : begin + self._most_rows]
-            yield [one for one, _ in group], [row for _, row in group]
-
-    def _pad(self, seated: Sequence[_Seated]) -> Int[np.ndarray, " B"]:
-        """Slots filled up to a batch that there is a program for."""
-        rows = next(size for size in self._batches() if size >= len(seated))
-        padded = np.full(rows, self.streams, np.int32)
-        padded[: len(seated)] = [slot for slot, _ in seated]
-        return padded
-
-    def _find_width(self, seated: Sequence[_Seated], rows: Sequence[Row]) -> int:
-        longest = max(
-            seat.length + self._prompter.count(row.hints)
-            for (_, seat), row in zip(seated, rows)
-        )
-        return next(width for width in self.config.widths() if width >= longest)
+        for begin in range(0, len(ready), self._sizes[-1]):
+            group, rows = zip(*ready[begin : begin + self._sizes[-1]])
+            yield Batch.form(list(group), list(rows), self._sizes, self.streams)
 
     def _check_device(self) -> None:
         if self._broken is not None:
@@ -350,8 +344,18 @@ class Listener:
             ) from self._broken
 
     @contextlib.contextmanager
+    def _on_host(self) -> Iterator[None]:
+        """Counts processor time; that of the device's calls does not count."""
+        began = time.thread_time()
+        try:
+            yield
+        finally:
+            self.effort.host_seconds += time.thread_time() - began
+
+    @contextlib.contextmanager
     def _on_device(self) -> Iterator[None]:
         """Calls that leave nothing to go on with if they fail."""
+        began = time.thread_time()
         try:
             yield
         except BaseException as error:
@@ -363,22 +367,58 @@ class Listener:
                 "on without the utterances that it held; if memory was short, with "
                 "fewer most_rows or streams."
             ) from error
+        finally:
+            self.effort.host_seconds -= time.thread_time() - began
 
-    def _run_tick(self, width: int, arrival: Arrival):
+    def _run(self, call: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+        """What the device makes besides its next state; nothing waits for it."""
         with self._on_device():
-            self._state, heard, written = self._recogniser.programs.tick(
-                self.config, width, self._state, arrival
-            )
-            return jax.device_get((heard, written))
+            self._state, *made = call()
+        return tuple(made)
 
-    def _run_finish(self, width: int, slots, limits, suffix: Labels):
+    def _dispatch_chunks(self, batch: Batch) -> _Flight:
+        width = batch.find_width(self.config, self._prompter)
+        arrival = batch.arrive(self.config, self._prompter, self.streams)
+        self.effort.ticks += 1
+        self.effort.chunks += len(batch.rows)
+        return _Flight(batch, self._start_tick(width, arrival))
+
+    def _dispatch_finals(self, batch: Batch) -> _Flight:
+        request = Request(
+            batch.list_slots(self.streams),
+            batch.list_limits(),
+            batch.list_kept(),
+            batch.pack(self._prompter),
+        )
+        width = batch.find_width(self.config, self._prompter)
+        return _Flight(batch, self._start_finish(width, request))
+
+    def _start_tick(self, width: int, arrival: Arrival) -> tuple[Any, ...]:
+        return self._run(
+            lambda: self._recogniser.programs.tick(
+                self.config, width, self._state, jax.device_put(arrival)
+            )
+        )
+
+    def _start_finish(self, width: int, request: Request) -> tuple[Any, ...]:
+        return self._run(
+            lambda: self._recogniser.programs.finish(
+                self.config, width, self._state, jax.device_put(request)
+            )
+        )
+
+    def _land(self, flight: _Flight) -> None:
+        """Wait for what the device makes, and note it."""
         with self._on_device():
-            written = self._recogniser.programs.finish(
-                self.config, width, self._state, slots, limits, suffix
-            )
-            return jax.device_get(written)
+            *heard, written = jax.device_get(flight.made)
+        batch = flight.batch
+        self.effort.passes += int(written.passes)
+        self.effort.accepted += int(written.accepted[batch.places].sum())
+        batch.commit(*heard or (None,), written)
+        if not heard:
+            self.effort.finals += sum(bool(seat.done) for _, seat in batch.seated)
 
-    def _tick_all(self) -> None:
+    def _take_chunks(self) -> None:
         """One chunk of every stream that has one."""
 
         def until(seat: Seat) -> int | None:
@@ -387,73 +427,26 @@ class Listener:
             return piece.until if piece and _asks_for_text(piece) else None
 
         seated = [one for one in self._seated() if one[1].piece]
-        for group, rows in self._groups(seated, until):
-            self._tick(group, rows)
+        self._fly(self._dispatch_chunks, self._form(seated, until))
 
-    def _tick(self, seated: list[_Seated], rows: list[Row]) -> None:
-        padded = self._pad(seated)
-        audio = np.zeros((len(padded), self.config.window), np.float32)
-        mask = np.zeros(audio.shape, bool)
-        fresh, limits = np.zeros(len(padded), bool), np.zeros(len(padded), np.int32)
-        for place, row in enumerate(rows):
-            piece = row.piece
-            assert piece is not None
-            span = slice(piece.missing, piece.missing + len(piece.samples))
-            audio[place, span], mask[place, span] = piece.samples, True
-            fresh[place], limits[place] = piece.fresh, row.limit
-        arrival = Arrival(
-            jnp.asarray(padded),
-            Frames(jnp.asarray(audio), jnp.asarray(mask)),
-            jnp.asarray(fresh),
-            jnp.asarray(limits),
-            self._prompter.pack([row.hints for row in rows], len(padded)),
-        )
-        heard, written = self._run_tick(self._find_width(seated, rows), arrival)
-        self.effort.ticks += 1
-        self.effort.chunks += len(rows)
-        self._commit(seated, rows, written, heard)
-
-    def _finish_all(self) -> None:
+    def _take_endings(self) -> None:
         """The second pass of the utterances that are over."""
         seated = [one for one in self._seated() if one[1].ending]
-        for group, rows in self._groups(
+        batches = self._form(
             seated, lambda seat: seat.ending.end if seat.ending else None
-        ):
-            padded = self._pad(group)
-            limits = np.zeros(len(padded), np.int32)
-            limits[: len(rows)] = [row.limit for row in rows]
-            written = self._run_finish(
-                self._find_width(group, rows),
-                jnp.asarray(padded),
-                jnp.asarray(limits),
-                self._prompter.pack([row.hints for row in rows], len(padded)),
-            )
-            self.effort.finals += len(rows)
-            self._commit(group, rows, written, None)
+        )
+        self._fly(self._dispatch_finals, batches)
 
-    def _commit(self, seated: list[_Seated], rows: list[Row], written, heard) -> None:
-        """Note what the device did for all rows, before any of it is read.
-
-        Whatever happens to one stream then, no other one is given a chunk twice.
-        """
-        self.effort.passes += int(written.passes)
-        self.effort.accepted += int(written.accepted[: len(rows)].sum())
-        for place, ((_, seat), row) in enumerate(zip(seated, rows)):
-            row = dataclasses.replace(
-                row,
-                written=_take_row(written, place),
-                heard=None if heard is None else _take_row(heard, place),
-            )
-            seat.commit(row)
+    def _fly(
+        self, dispatch: Callable[[Batch], _Flight], batches: Iterator[Batch]
+    ) -> None:
+        """All calls are made before the first is waited for."""
+        for flight in [dispatch(batch) for batch in batches]:
+            self._land(flight)
 
 
 def _asks_for_text(piece: Piece) -> bool:
     return piece.utterance.begun and not piece.last
-
-
-def _take_row(struct, place: int):
-    """One row of a struct of numpy arrays; what is not by rows stays."""
-    return jax.tree.map(lambda leaf: leaf[place] if np.ndim(leaf) else leaf, struct)
 
 
 def _describe(error: BaseException | None) -> str:

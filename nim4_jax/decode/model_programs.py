@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from nim4_jax import layers
 from nim4_jax.decode import offline, stream
@@ -19,6 +19,7 @@ from nim4_jax.decode.programs import (
     Budget,
     Generation,
     Heard,
+    Request,
     Written,
 )
 from nim4_jax.decode.stream import StreamState
@@ -228,19 +229,9 @@ class ModelPrograms:
         config: StreamConfig,
         width: int,
         state: StreamState,
-        slots: Int[Array, " B"],
-        limits: Int[Array, " B"],
-        suffix: Labels,
-    ) -> Written:
+        request: Request,
+    ) -> tuple[StreamState, Written]:
         """See `Programs.finish`."""
         return stream.finish(
-            self.model,
-            config,
-            self.end_id,
-            width,
-            self.params,
-            state,
-            slots,
-            limits,
-            suffix,
+            self.model, config, self.end_id, width, self.params, state, request
         )

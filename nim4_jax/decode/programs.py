@@ -84,6 +84,8 @@ class Arrival:
 
     Attributes:
         slots: Int[Array, "B"], the stream; one that does not exist fills a batch up.
+            None: row i is stream i, which takes part where the row has audio. Then
+            nothing is copied out of the state and back.
         audio: Frames of [B, window] samples: `rates.samples_before` the chunk, the
             chunk, and `rates.samples_after`.
         fresh: Bool[Array, "B"], whether this chunk begins an utterance.
@@ -91,10 +93,40 @@ class Arrival:
         suffix: Labels [B, suffix_tokens], instruction and hotwords.
     """
 
-    slots: Int[Array, " B"]
+    slots: Int[Array, " B"] | None
     audio: Frames
     fresh: Bool[Array, " B"]
     limits: Int[Array, " B"]
+    suffix: Labels
+
+    @property
+    def active(self) -> Bool[Array, " B"]:
+        """Rows that have audio."""
+        return jnp.any(self.audio.mask, axis=1)
+
+    def number_rows(self) -> Arrival:
+        """The same with slots."""
+        if self.slots is not None:
+            return self
+        rows = self.fresh.shape[0]
+        own = jnp.arange(rows, dtype=jnp.int32)
+        return self.replace(slots=jnp.where(self.active, own, rows))
+
+
+@struct.dataclass
+class Request:
+    """What a second pass is given; a row each of the utterances that are complete.
+
+    Attributes:
+        slots: Int[Array, "B"], the stream; one that does not exist fills a batch up.
+        limits: Int[Array, "B"], tokens that the text may have.
+        kept: Int[Array, "B"], tokens that calls before this one wrote: 0 for the first.
+        suffix: Labels [B, suffix_tokens], instruction and all hotwords.
+    """
+
+    slots: Int[Array, " B"]
+    limits: Int[Array, " B"]
+    kept: Int[Array, " B"]
     suffix: Labels
 
 
@@ -108,7 +140,8 @@ class Written:
         stable: Int[Array, "B"], tokens at the front that stay.
         log_prob: Float[Array, "B"], nats, of the tokens that were predicted (all, in
             the second pass) and the end token.
-        finished: Bool[Array, "B"], False where the limit ended the text.
+        finished: Bool[Array, "B"], False where the limit ended the text, or
+            `StreamConfig.new_tokens` broke it off.
         accepted: Int[Array, "B"], tokens of the draft that stayed.
         passes: Int[Array, ""], sequential passes of the LLM, the first included.
     """
@@ -165,9 +198,7 @@ class Programs(Protocol):
         config: StreamConfig,
         width: int,
         state: Any,
-        slots: Int[Array, " B"],
-        limits: Int[Array, " B"],
-        suffix: Labels,
-    ) -> Written:
-        """The second pass over complete utterances, see `stream.finish`."""
+        request: Request,
+    ) -> tuple[Any, Written]:
+        """Second passes over utterances, see `stream.finish`; the state is donated."""
         ...

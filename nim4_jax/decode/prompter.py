@@ -50,16 +50,16 @@ class Prompter:
         """Tokens of the prompt with these names."""
         return len(self._encode(names))
 
-    def pack(self, rows: Sequence[tuple[str, ...]], padded: int) -> Labels:
-        """Prompts of rows that were chosen, and of rows without names up to `padded`.
+    def pack(self, rows: Sequence[tuple[str, ...]]) -> Labels:
+        """Prompts of rows that were chosen.
 
         Returns:
-            Labels [padded, size].
+            Labels [rows, size].
         """
-        ids = np.zeros((padded, self._size), np.int32)
+        ids = np.zeros((len(rows), self._size), np.int32)
         mask = np.zeros(ids.shape, bool)
-        for row in range(padded):
-            tokens = self._encode(rows[row] if row < len(rows) else ())
+        for row, names in enumerate(rows):
+            tokens = self._encode(names)
             ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
         return Labels(ids, mask)
 

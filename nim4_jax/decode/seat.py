@@ -25,6 +25,8 @@ class Row:
         hints: names in its prompt.
         limit: tokens that the text may have; 0: no text was asked for.
         piece: the chunk; None for a second pass.
+        kept: tokens of a second pass that calls before this one wrote.
+        log_prob: of these, nats.
         heard: the row's `Heard`, numpy; None for a second pass.
         written: the row's `Written`, numpy.
     """
@@ -33,8 +35,24 @@ class Row:
     hints: tuple[str, ...]
     limit: int
     piece: Piece | None = None
+    kept: int = 0
+    log_prob: float = 0.0
     heard: Any = None
     written: Any = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the device has no more to write, or was asked for no text."""
+        return bool(self.written.finished) or int(self.written.length) >= self.limit
+
+    def go_on(self) -> Row:
+        """The same second pass behind what was written so far."""
+        return dataclasses.replace(
+            self,
+            kept=int(self.written.length),
+            log_prob=self.log_prob + float(self.written.log_prob),
+            written=None,
+        )
 
 
 @dataclasses.dataclass(eq=False)
@@ -45,6 +63,7 @@ class Seat:
         session: who has it.
         piece: its next chunk, not yet taken.
         ending: its utterance that waits for the second pass.
+        unfinished: the row of that pass, if it has begun.
         done: what the device made of either, not yet read.
         live: whether the device holds an utterance that is not over.
         length: tokens of the text so far.
@@ -54,6 +73,7 @@ class Seat:
     session: Session
     piece: Piece | None = None
     ending: Utterance | None = None
+    unfinished: Row | None = None
     done: Row | None = None
     live: bool = False
     length: int = 0
@@ -75,10 +95,12 @@ class Seat:
 
     def commit(self, row: Row) -> None:
         """The device has done what was asked for."""
-        self.done, self.piece, self.ending = row, None, None
+        self.length = int(row.written.length)
         self.live = row.piece is not None
-        if row.piece is not None:
-            self.length = int(row.written.length)
+        if row.piece is None and not row.complete:
+            self.unfinished = row.go_on()
+            return
+        self.done, self.piece, self.ending, self.unfinished = row, None, None, None
 
     def read_chunk(
         self, row: Row, tokenizer: Tokenizer, text_tokens: int
@@ -127,7 +149,7 @@ def make_final(row: Row, tokenizer: Tokenizer, frame_seconds: float) -> Final:
         end=end,
         reason=utterance.reason,
         hotwords=row.hints,
-        log_prob=float(written.log_prob),
+        log_prob=row.log_prob + float(written.log_prob),
         finished=bool(written.finished),
         heard=utterance.known / SAMPLE_RATE,
     )

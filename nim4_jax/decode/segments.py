@@ -15,6 +15,7 @@ from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.types import Frames
 
 _HOP = SAMPLE_RATE // 100
+_WINDOWS = 64  # of the detector that are scored at once
 _WINDOW = 10  # hops: 100 ms, about the closure of a stop consonant or longer
 _GAP = SAMPLE_RATE  # samples without speech that part what would fit in one segment
 
@@ -112,19 +113,24 @@ def cut_speech(
     """
     gathering = _Gathering(_check_limit(limit))
     state, heard = endpoint.EndpointState(), detector.start()
+    frame = detector.frame
     for block in blocks:
         gathering.append(block)
-        while state.position + detector.frame <= gathering.received:
-            window = gathering.read(state.position, state.position + detector.frame)
-            heard, probability = detector.score(heard, window)
-            state, boundary = endpoint.judge(config, state, probability, detector.frame)
-            yield from gathering.take(boundary, state.position)
-            yield from gathering.release(endpoint.find_earliest(config, state))
+        while count := min((gathering.received - state.position) // frame, _WINDOWS):
+            end = state.position + count * frame
+            windows = gathering.read(state.position, end).reshape(count, frame)
+            heard, probabilities = detector.score(heard, windows)
+            for probability in probabilities:
+                state, boundary = endpoint.judge(
+                    config, state, float(probability), frame
+                )
+                yield from gathering.take(boundary, state.position)
+                yield from gathering.release(endpoint.find_earliest(config, state))
     rest = gathering.read(state.position, gathering.received)
     if len(rest):
-        window = np.pad(rest, (0, detector.frame - len(rest)))
-        heard, probability = detector.score(heard, window)
-        state, boundary = endpoint.judge(config, state, probability, detector.frame)
+        window = np.pad(rest, (0, frame - len(rest)))
+        heard, probabilities = detector.score(heard, window[None])
+        state, boundary = endpoint.judge(config, state, float(probabilities[0]), frame)
         yield from gathering.take(boundary, gathering.received)
     if state.speaking:
         end = gathering.received

@@ -7,6 +7,7 @@ so the packets' sizes change nothing.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -16,8 +17,9 @@ from jaxtyping import Float, Int
 
 from nim4_jax.decode import endpoint, events
 from nim4_jax.decode.audio_buffer import AudioBuffer, StreamError
-from nim4_jax.decode.endpoint import BlankDetector, Boundary, EndpointConfig, Silero
+from nim4_jax.decode.endpoint import BlankDetector, Boundary, EndpointConfig
 from nim4_jax.decode.events import Event, Failed, SpeechStarted, SpeechStopped
+from nim4_jax.decode.silero import WINDOW, Silero
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.decode.utterance import Ending, Piece, Utterance
 from nim4_jax.features import SAMPLE_RATE
@@ -25,7 +27,7 @@ from nim4_jax.retrieval.hotwords import Hit, HotwordRetriever
 from nim4_jax.retrieval.hotwords import StreamState as Hearing
 
 _IDLE_CHUNKS = 8  # chunks without speech after which what was heard is forgotten
-_WINDOWS = 64  # of the detector in one turn of a stream: two seconds of audio
+_WINDOWS = 64  # of Silero that a stream may have scored: two seconds of audio
 _NEAR_FULL = 3 * SAMPLE_RATE  # samples before an utterance is full
 _NOBODY = HotwordRetriever(())
 
@@ -83,7 +85,8 @@ class Session:
             one that comes late still finds what was said a few seconds ago.
         utterance: the last that was opened, None before the first.
         failure: why the stream broke off, None while it has not.
-        paused: whether audio that has come waits for the stream's next turn.
+        detector: of speech.
+        paused: whether audio that has come waits to be scored, see `detection`.
     """
 
     def __init__(
@@ -119,14 +122,14 @@ class Session:
         self.utterance: Utterance | None = None
         self.failure: Exception | None = None
         self.paused = False
-        self._turn = _WINDOWS  # windows that may still be judged in this turn
         self._audio = AudioBuffer()
         self._judged = 0  # samples
         self._needed = 0  # samples that were needed for what is known
         self._count = 0
         self._endpoint = endpoint.EndpointState()
-        self._detector: Any = detector
+        self.detector: Any = detector
         self._detected: Any = detector.start()
+        self._scores: collections.deque[float] = collections.deque()  # not yet judged
         self._early = isinstance(detector, Silero)
         # What was heard begins at whole frames; what was not, anywhere.
         self._grain = 1 if self._early else detector.frame
@@ -198,12 +201,25 @@ class Session:
         number = self.utterance.number if self.utterance else 0
         return Failed(number, told, self._needed / SAMPLE_RATE)
 
-    def begin_turn(self) -> None:
-        """Some more audio may be judged: the streams of a listener take turns."""
-        self._turn = _WINDOWS
+    def find_windows(self) -> tuple[Any, Float[np.ndarray, "N 512"]]:
+        """Audio for Silero to score next, not much at a time, and its state.
+
+        None where a BlankDetector listens.
+        """
+        self._audio.receive()
+        begin = self._judged + WINDOW * len(self._scores)
+        count = (self._audio.end - begin) // WINDOW if self._early else 0
+        count = max(0, min(count, _WINDOWS - len(self._scores)))
+        windows = self._audio.read(begin, begin + count * WINDOW) if count else ()
+        return self._detected, np.reshape(windows, (count, WINDOW))
+
+    def take_scores(self, state: Any, scores: Float[np.ndarray, " N"]) -> None:
+        """What Silero says of the windows that were found, and its state behind."""
+        self._detected = state
+        self._scores.extend(scores.tolist())
 
     def advance(self) -> Step:
-        """What comes next in the audio; None where more of it, or a turn, is needed.
+        """What comes next in the audio; None where more of it, or scores, are needed.
 
         A piece must be taken (`take`) before the next call.
 
@@ -299,7 +315,7 @@ class Session:
         if self._judged - utterance.start < near or quiet < endpoint.BREATH:
             return
         # What the device has heard already is not taken back.
-        earliest = self._place(utterance) + (endpoint.WINDOW if self._early else 0)
+        earliest = self._place(utterance) + (WINDOW if self._early else 0)
         end = max(self._judged - quiet // 2, earliest)
         utterance.finish(min(end, self._judged), events.FULL, self._needed)
 
@@ -307,20 +323,16 @@ class Session:
         """Wait for a window to judge; False where the stream ends before."""
         while True:
             self.paused = False
-            if self._audio.end - self._judged < endpoint.WINDOW:
-                if self._audio.ended:
-                    return False
-            elif self._turn:
-                self._turn -= 1
+            if self._scores:
                 return True
-            else:
+            if self._audio.end - self._judged >= WINDOW:
                 self.paused = True
+            elif self._audio.ended:
+                return False
             yield None
 
     def _judge_window(self) -> Boundary | None:
-        samples = self._audio.read(self._judged, self._judged + endpoint.WINDOW)
-        self._detected, probability = self._detector.score(self._detected, samples)
-        boundary = self._judge(float(probability), endpoint.WINDOW)
+        boundary = self._judge(self._scores.popleft(), WINDOW)
         self._needed = self._judged
         return boundary
 
@@ -377,15 +389,15 @@ class Session:
 
         Frames behind it are judged when they are heard as part of what follows.
         """
-        frame = self._detector.frame
+        frame = self.detector.frame
         place = self._place(utterance) - self._config.hop
         scores = utterance.log_probs[-1][max(0, self._judged - place) // frame :]
-        _, probabilities = self._detector.score(self._detected, scores)
+        _, probabilities = self.detector.score(self._detected, scores)
         count, boundary = 0, None
         while count < len(scores) and boundary is None:
             boundary = self._judge(float(probabilities[count]), frame)
             count += 1
-        self._detected, _ = self._detector.score(self._detected, scores[:count])
+        self._detected, _ = self.detector.score(self._detected, scores[:count])
         return boundary
 
     def _open(self, start: int, begun: bool = True) -> Utterance:

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Int
 
 from nim4_jax import struct
 from nim4_jax.decode import drafts
-from nim4_jax.decode.programs import Arrival, Heard, Written
+from nim4_jax.decode.programs import Arrival, Heard, Request, Written
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.models import kv_cache
 from nim4_jax.models.asr import Asr, AsrConfig, Prompt
@@ -145,7 +145,7 @@ def lower_tick(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(6,))
 def _tick(model, config, prefix, end_id, width, params, state, arrival):
-    streams = _take(state, arrival.slots)
+    streams = state if arrival.slots is None else _take(state, arrival.slots)
     streams = _restart(streams, arrival.fresh, prefix)
     heard, speech, encoder, last_id = _listen(
         model, config, params, streams, arrival.audio
@@ -158,7 +158,7 @@ def _tick(model, config, prefix, end_id, width, params, state, arrival):
     written, cache = drafts.write(
         model,
         end_id,
-        (width, config.draft),
+        (width, config.draft, config.new_tokens),
         params,
         streams.cache,
         drafts.Page(speech, arrival.suffix, draft, kept, arrival.limits),
@@ -175,6 +175,8 @@ def _tick(model, config, prefix, end_id, width, params, state, arrival):
         stable=stable,
         chunks=chunks,
     )
+    if arrival.slots is None:
+        return _keep_others(state, arrival.active, streams), heard, written
     return _put(state, arrival.slots, streams), heard, written
 
 
@@ -185,11 +187,12 @@ def finish(
     width: int,
     params: Params,
     state: StreamState,
-    slots: Int[Array, " B"],
-    limits: Int[Array, " B"],
-    suffix: Labels,
-) -> Written:
+    request: Request,
+) -> tuple[StreamState, Written]:
     """The second pass over utterances that are complete: all text is a draft.
+
+    A text that is neither finished nor at its limit behind it needs another call, which
+    goes on where this one stopped (`Request.kept`).
 
     Args:
         model: the whole recogniser.
@@ -197,16 +200,15 @@ def finish(
         end_id: token that ends a text.
         width: as for `tick`.
         params: parameters.
-        state: not changed.
-        slots: streams whose utterance is over.
-        limits: tokens that each text may have.
-        suffix: instruction and all hotwords.
+        state: donated; only texts change.
+        request: streams whose utterance is over, and what is asked for.
     """
-    return _finish(model, config, end_id, width, params, state, slots, limits, suffix)
+    return _finish(model, config, end_id, width, params, state, request)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _finish(model, config, end_id, width, params, state, slots, limits, suffix):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5,))
+def _finish(model, config, end_id, width, params, state, request):
+    slots = request.slots
     streams = _take(state, slots)
     draft = Labels(streams.tokens, drafts.up_to(streams.length, config.text_tokens))
     nothing = Frames(
@@ -215,8 +217,14 @@ def _finish(model, config, end_id, width, params, state, slots, limits, suffix):
         ),
         jnp.zeros((slots.shape[0], 0), bool),
     )
-    page = drafts.Page(nothing, suffix, draft, jnp.zeros_like(limits), limits)
-    return drafts.write(model, end_id, (width, width), params, streams.cache, page)[0]
+    page = drafts.Page(nothing, request.suffix, draft, request.kept, request.limits)
+    sizes = width, width, config.new_tokens
+    written, _ = drafts.write(model, end_id, sizes, params, streams.cache, page)
+    state = state.replace(
+        tokens=state.tokens.at[slots].set(written.tokens, mode="drop"),
+        length=state.length.at[slots].set(written.length, mode="drop"),
+    )
+    return state, written
 
 
 def _find_axes(state: StreamState) -> StreamState:
@@ -242,6 +250,27 @@ def _put(state: StreamState, slots: Int[Array, " B"], rows: StreamState) -> Stre
         return leaf.at[(slice(None),) * axis + (slots,)].set(row, mode="drop")
 
     return jax.tree.map(store, state, rows, _find_axes(state))
+
+
+def _keep_others(
+    old: StreamState, active: Bool[Array, " B"], new: StreamState
+) -> StreamState:
+    """The new state of the active streams, the old one of all others.
+
+    In the cache of the others only slots behind their last token were written, and none
+    of these is seen before it is written again: the old keys and values need no copy.
+    """
+
+    def choose(new, old, axis):
+        rows = active.reshape((1,) * axis + (-1,) + (1,) * (new.ndim - axis - 1))
+        return jnp.where(rows, new, old)
+
+    def strip(state):
+        return state.replace(cache=state.cache.replace(keys=(), values=()))
+
+    small = jax.tree.map(choose, strip(new), strip(old), strip(_find_axes(old)))
+    keys, values = new.cache.keys, new.cache.values
+    return small.replace(cache=small.cache.replace(keys=keys, values=values))
 
 
 def _restart(state: StreamState, fresh: Bool[Array, " B"], prefix: int) -> StreamState:

@@ -20,6 +20,9 @@ class StreamConfig:
         rollback: tokens at the end of the text that the next chunk may change.
         free_chunks: first chunks of an utterance whose text may change altogether.
         draft: tokens of the old text that a tick verifies, at least `rollback`.
+        new_tokens: most tokens that one call of the device writes for a stream behind
+            what it verified. The next call goes on, so that a text that runs away
+            holds up no other stream.
         chunks: longest utterance.
         text_tokens: longest text.
         suffix_tokens: room for instruction and hotwords.
@@ -34,6 +37,7 @@ class StreamConfig:
     rollback: int = 5
     free_chunks: int = 2
     draft: int = 8
+    new_tokens: int = 32
     chunks: int = 48
     text_tokens: int = 192
     suffix_tokens: int = 64
@@ -85,8 +89,10 @@ class StreamConfig:
                 f"draft={self.draft} must be at least 1 and the rollback "
                 f"({self.rollback}), at most text_tokens ({self.text_tokens})."
             )
-        if min(self.chunks, self.suffix_tokens) < 1:
-            raise ValueError(f"got {self}; chunks and suffix_tokens must be ≥ 1.")
+        if min(self.chunks, self.suffix_tokens, self.new_tokens) < 1:
+            raise ValueError(
+                f"got {self}; chunks, suffix_tokens and new_tokens must be ≥ 1."
+            )
 
     @property
     def hop(self) -> int:

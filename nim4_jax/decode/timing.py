@@ -15,7 +15,7 @@ import unicodedata
 import numpy as np
 from jaxtyping import Float
 
-from nim4_jax.ops import alignment
+from nim4_jax.decode import alignment
 from nim4_jax.text import phonemes
 
 _HAN = "\u3007\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
@@ -103,16 +103,18 @@ def _align_words(
     classes = np.append(np.asarray(labels, np.int64), 0)[path]
     scores = log_probs[np.arange(len(path)), classes]
     spans: list[tuple[float, float, float] | None] = []
-    first = 0
-    for ids in spoken:
-        frames = np.flatnonzero((path >= first) & (path < first + len(ids)))
-        first += len(ids)
+    sounding = np.flatnonzero(path != alignment.BLANK)
+    # Labels follow each other along the path: a word's frames are neighbours.
+    borders = np.cumsum([0, *map(len, spoken)])
+    places = np.searchsorted(path[sounding], borders)
+    for begin, end in itertools.pairwise(places):
+        frames = sounding[begin:end]
         if not len(frames):
             spans.append(None)
             continue
         confidence = float(np.clip(np.exp(scores[frames].mean()), 0.0, 1.0))
-        begin, end = frames[0] * frame_seconds, (frames[-1] + 1) * frame_seconds
-        spans.append((float(begin), float(end), confidence))
+        first, last = frames[0] * frame_seconds, (frames[-1] + 1) * frame_seconds
+        spans.append((float(first), float(last), confidence))
     return spans
 
 

@@ -2,26 +2,22 @@
 
 import dataclasses
 import math
-from importlib import resources
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import nim4_jax
-from nim4_jax.data import audio, sources
 from nim4_jax.decode import endpoint
 from nim4_jax.decode.endpoint import (
     END,
     START,
-    WINDOW,
     BlankDetector,
     Boundary,
     EndpointConfig,
     EndpointState,
-    Silero,
 )
+from nim4_jax.decode.silero import WINDOW
 
 RATE = 16_000
 LOW, MIDDLE, HIGH = 0.1, 0.4, 0.9  # below release, between, above the threshold
@@ -39,11 +35,6 @@ CONFIGS = st.builds(
 )
 
 
-@pytest.fixture(scope="module")
-def silero():
-    return Silero()
-
-
 def follow(config, state, probabilities, frame=WINDOW):
     """State after the frames and their boundaries."""
     found = []
@@ -52,20 +43,6 @@ def follow(config, state, probabilities, frame=WINDOW):
         if boundary:
             found.append(boundary)
     return state, found
-
-
-def detect(silero, samples, packets=(10**9,)):
-    """Probabilities of the windows of a stream that comes in packets of these sizes."""
-    state, pending, made, place, number = silero.start(), samples[:0], [], 0, 0
-    while place < len(samples):
-        size = packets[number % len(packets)]
-        pending = np.concatenate([pending, samples[place : place + size]])
-        place, number = place + size, number + 1
-        while len(pending) >= WINDOW:
-            state, probability = silero.score(state, pending[:WINDOW])
-            made.append(probability)
-            pending = pending[WINDOW:]
-    return made
 
 
 def count_frames(seconds, frame):
@@ -166,98 +143,6 @@ def test_what_is_no_probability_is_refused(probability):
         endpoint.judge(EndpointConfig(), EndpointState(), probability, WINDOW)
 
 
-@given(st.lists(st.integers(1, 3000), min_size=1, max_size=5))
-def test_packets_change_nothing(silero, sizes):
-    record = sources.open_source("bundled:commands:test")[0]
-    samples = audio.decode(record["audio"])[: 2 * RATE]
-    assert detect(silero, samples, sizes) == detect(silero, samples)
-
-
-def test_probabilities_are_the_reference_s(silero):
-    """Golden: silero-vad 6.2.3, `OnnxWrapper` over `silero_vad.onnx`, window by window.
-
-    At these windows the 64 samples of context matter most: without, 43 is 0.8875.
-    """
-    record = sources.open_source("bundled:commands:test")[0]
-    made = detect(silero, audio.decode(record["audio"]))
-    expected = {16: 0.9798, 43: 0.934, 44: 0.1487, 45: 0.0539, 68: 0.9248, 83: 0.2651}
-    assert {at: made[at] for at in expected} == pytest.approx(expected, abs=2e-3)
-
-
-def test_streams_share_a_detector(silero):
-    random = np.random.default_rng(0)
-    streams = random.normal(0, 0.1, (2, 20, WINDOW)).astype(np.float32)
-    states, made = [silero.start(), silero.start()], [[], []]
-    for windows in zip(*streams):
-        for row, window in enumerate(windows):
-            states[row], probability = silero.score(states[row], window)
-            made[row].append(probability)
-    assert made == [detect(silero, stream.reshape(-1)) for stream in streams]
-    state = silero.start()
-    assert silero.score(state, streams[0][0])[1] == made[0][0]
-    assert silero.score(state, streams[0][0])[1] == made[0][0]
-
-
-def measure_speech(samples):
-    """First and last sample within 26 dB of the loudest 20 ms."""
-    power = np.convolve(samples**2, np.ones(320) / 320, "same")
-    loud = np.flatnonzero(power > 0.05**2 * power.max())
-    return loud[0], loud[-1]
-
-
-@pytest.mark.parametrize("noise", [0.0, 1e-3])
-def test_each_command_is_one_utterance(silero, noise):
-    """All 170 were, and all 40 of the human prompts."""
-    records = sources.open_source("bundled:commands:test")
-    random, pad = np.random.default_rng(0), 24_000
-    whole = 0
-    for index in range(0, 160, 8):
-        samples = audio.decode(records[index]["audio"])
-        first, last = measure_speech(samples)
-        padded = np.pad(samples, pad) + random.normal(0, noise, len(samples) + 2 * pad)
-        probabilities = detect(silero, padded.astype(np.float32))
-        _, found = follow(EndpointConfig(), EndpointState(), probabilities)
-        if [boundary.kind for boundary in found] == [START, END]:
-            begin, end = (boundary.at - pad for boundary in found)
-            whole += begin <= first and last <= end < last + 1.2 * RATE
-    assert whole >= 19
-
-
-@pytest.mark.parametrize("kind", ["silence", "vehicle", "music"])
-def test_what_is_no_speech_is_not_heard(silero, kind):
-    """None of 100 of each kind began an utterance."""
-    heard = 0
-    for record in sources.open_source(f"nonspeech:20?kinds={kind}"):
-        samples = audio.decode(record["audio"])
-        _, found = follow(EndpointConfig(), EndpointState(), detect(silero, samples))
-        heard += bool(found)
-    assert heard <= 1
-
-
-@pytest.mark.parametrize("level", [0.0, 1e-4, 0.01, 0.3])
-def test_white_noise_is_no_speech(silero, level):
-    samples = np.random.default_rng(0).normal(0, level, 8 * RATE).astype(np.float32)
-    _, found = follow(EndpointConfig(), EndpointState(), detect(silero, samples))
-    assert not found
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_window_that_is_not_finite_is_refused(silero, value):
-    window = np.zeros(WINDOW, np.float32)
-    window[100] = value
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        silero.score(silero.start(), window)
-
-
-@pytest.mark.parametrize(
-    "window",
-    [np.zeros(511, np.float32), np.zeros((1, 512), np.float32), np.zeros(512, int)],
-)
-def test_a_window_of_another_form_is_refused(silero, window):
-    with pytest.raises(ValueError, match=r"expected \[512\] float samples"):
-        silero.score(silero.start(), window)
-
-
 @given(
     seed=st.integers(0, 2**31),
     cuts=st.lists(st.integers(0, 40), max_size=6),
@@ -296,9 +181,3 @@ def test_what_is_no_log_probability_is_refused(value):
         detector.score(detector.start(), np.zeros(3, np.float32))
     with pytest.raises(ValueError, match="at least a frame"):
         BlankDetector(0.0)
-
-
-def test_the_model_comes_with_its_licence():
-    folder = resources.files(nim4_jax) / "pretrained"
-    assert (folder / "silero_vad.onnx").is_file()
-    assert "MIT License" in (folder / "silero_vad.LICENSE").read_text()

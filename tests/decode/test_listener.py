@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from nim4_jax.data import audio, sources
 from nim4_jax.decode import events, stream
-from nim4_jax.decode.endpoint import BlankDetector, EndpointConfig, Silero
+from nim4_jax.decode.endpoint import BlankDetector, EndpointConfig
 from nim4_jax.decode.events import Final, Partial, SpeechStarted, SpeechStopped
 from nim4_jax.decode.listener import Listener
 from nim4_jax.decode.recogniser import Recogniser
 from nim4_jax.decode.session import StreamError
+from nim4_jax.decode.silero import Silero
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.launch import recognition
 from nim4_jax.retrieval.database import Gate
@@ -302,6 +303,18 @@ def test_a_text_without_room_ends_the_utterance(whole, spoken):
     told = listen(tight, talk(spoken[:1]))
     reasons = {event.reason for event in told if isinstance(event, SpeechStopped)}
     assert events.FULL in reasons
+
+
+def test_finals_do_not_depend_on_how_much_a_call_writes(whole, listener, spoken):
+    """One stream's long text takes several calls; nothing else changes."""
+    short = dataclasses.replace(CONFIG, new_tokens=2)
+    slow = Listener(whole, streams=4, config=short, detector=DETECTOR)
+    recordings = [talk(spoken[n : n + 2], 0.5, n) for n in range(2)]
+    for samples in recordings:
+        said = [e for e in listen(listener, samples) if not isinstance(e, Partial)]
+        same = [e for e in listen(slow, samples) if not isinstance(e, Partial)]
+        assert_alike(same, said)
+    assert slow.effort.finals == 4
 
 
 def test_speech_at_the_end_of_the_stream_is_heard(listener, spoken):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from nim4_jax.data import audio, sources
-from nim4_jax.decode.endpoint import WINDOW, Silero
 from nim4_jax.decode.events import Final
 from nim4_jax.decode.listener import Listener
+from nim4_jax.decode.silero import WINDOW, Silero
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.launch import recognition
 

@@ -77,9 +77,10 @@ class Loudness:
     def start(self):
         return 0
 
-    def score(self, state, window):
-        assert window.shape == (512,)
-        return state + 1, float(np.abs(window).mean() > 0.01)
+    def score(self, state, windows):
+        assert windows.shape[1:] == (512,)
+        loud = np.abs(windows).mean(axis=1) > 0.01
+        return state + len(windows), loud.astype(np.float32)
 
 
 def make_speech(seed, seconds):

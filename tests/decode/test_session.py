@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.decode import events
-from nim4_jax.decode.endpoint import BlankDetector, EndpointConfig, Silero
+from nim4_jax.decode import detection, events
+from nim4_jax.decode.endpoint import BlankDetector, EndpointConfig
 from nim4_jax.decode.events import SpeechStarted, SpeechStopped
 from nim4_jax.decode.session import Session
+from nim4_jax.decode.silero import Silero
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.decode.utterance import Ending, Piece
 from nim4_jax.text.phonemes import INVENTORY
@@ -33,8 +34,9 @@ class Amplitude(Silero):
     def start(self):
         return None
 
-    def score(self, state, window):
-        return None, float(np.abs(window).mean() > LOUD)
+    def score_many(self, states, windows):
+        loud = [np.abs(own).mean(axis=1) > LOUD for own in windows]
+        return [(None, own.astype(np.float32)) for own in loud]
 
 
 DETECTORS = {"early": Amplitude(), "late": BlankDetector(hold=0.04, frame=FRAME)}
@@ -64,7 +66,7 @@ def cut(samples, detector, sizes=(10**9,), config=CONFIG):
             except StopIteration:
                 return told, pieces
             if step is None and session.paused:
-                session.begin_turn()
+                assert not detection.detect([session])
             elif step is None:
                 break
             elif isinstance(step, Piece):

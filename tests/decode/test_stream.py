@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nim4_jax.decode import drafts, offline, stream
-from nim4_jax.decode.programs import Arrival
+from nim4_jax.decode.programs import Arrival, Request
 from nim4_jax.decode.recogniser import Recogniser
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.launch import recognition
@@ -61,9 +61,9 @@ def size_for(recogniser: Recogniser) -> StreamConfig:
 class Device:
     """Drives the two programs by hand."""
 
-    def __init__(self, recogniser: Recogniser, streams: int = STREAMS):
+    def __init__(self, recogniser: Recogniser, streams: int = STREAMS, **sizes):
         self.recogniser, self.streams = recogniser, streams
-        self.config = size_for(recogniser)
+        self.config = dataclasses.replace(size_for(recogniser), **sizes)
         self.window = self.config.window
         self.end_id = recogniser.tokenizer.end_id
         self.state = recogniser.programs.start(self.config, streams)
@@ -74,13 +74,17 @@ class Device:
         )
         return Labels(*map(jnp.asarray, packed))
 
-    def tick(self, chunks, limits=None, hints=()):
-        """`chunks`: slot → (audio of the utterance, number of the chunk)."""
+    def tick(self, chunks, limits=None, hints=(), whole=False):
+        """`chunks`: slot → (audio of the utterance, number of the chunk).
+
+        whole: each stream has its own row, not the next one.
+        """
         rows = self.streams
         audio = np.full((rows, self.window), np.nan, np.float32)
         mask = np.zeros((rows, self.window), bool)
         slots, fresh = np.full(rows, self.streams, np.int32), np.zeros(rows, bool)
         for row, (slot, (samples, number)) in enumerate(chunks.items()):
+            row = slot if whole else row
             place = number * HOP - self.config.rates.samples_before
             piece = samples[max(0, place) : max(0, place + self.window)]
             inside = slice(max(0, -place), max(0, -place) + len(piece))
@@ -88,7 +92,7 @@ class Device:
             slots[row], fresh[row] = slot, number == 0
         allowed = np.full(rows, 20, np.int32) if limits is None else limits
         arrival = Arrival(
-            jnp.asarray(slots),
+            None if whole else jnp.asarray(slots),
             Frames(jnp.asarray(audio), jnp.asarray(mask)),
             jnp.asarray(fresh),
             jnp.asarray(allowed),
@@ -99,14 +103,15 @@ class Device:
         )
         return jax.device_get((heard, written))
 
-    def finish(self, slots, limits, hints=()):
-        written = self.recogniser.programs.finish(
-            self.config,
-            self.config.widths()[-1],
-            self.state,
+    def finish(self, slots, limits, hints=(), kept=None):
+        request = Request(
             jnp.asarray(slots, jnp.int32),
             jnp.asarray(limits, jnp.int32),
+            jnp.asarray(np.zeros(len(slots)) if kept is None else kept, jnp.int32),
             self.pack([hints] * len(slots)),
+        )
+        self.state, written = self.recogniser.programs.finish(
+            self.config, self.config.widths()[-1], self.state, request
         )
         return jax.device_get(written)
 
@@ -230,15 +235,100 @@ def test_a_draft_that_is_right_costs_one_pass(whole):
     for number in range(4):
         device.tick({0: (audio, number)}, np.full(STREAMS, 20, np.int32))
     first = device.finish([0], [20])
-    tokens = device.state.tokens.at[0].set(jnp.asarray(first.tokens[0]))
-    length = device.state.length.at[0].set(int(first.length[0]))
-    device.state = device.state.replace(tokens=tokens, length=length)
     second = device.finish([0], [20])
     assert second.passes == 1 and second.accepted[0] == first.length[0]
     assert second.tokens[0].tolist() == first.tokens[0].tolist()
     assert float(second.log_prob[0]) == pytest.approx(
         float(first.log_prob[0]), abs=1e-3
     )
+
+
+@settings(max_examples=5)
+@given(st.lists(st.sets(st.integers(0, STREAMS - 1)), max_size=8), st.integers(0, 99))
+def test_a_row_for_every_stream_is_a_row_for_those_that_have_audio(whole, taking, seed):
+    """In place or copied out and back: the same texts, and the others stay."""
+    apart, whole_device = Device(whole), Device(whole)
+    audio = [make_audio(7, seed + slot) for slot in range(STREAMS)]
+    heard = [0] * STREAMS
+    for active in map(sorted, taking):
+        chunks = {slot: (audio[slot], heard[slot]) for slot in active}
+        _, some = apart.tick(chunks)
+        before = jax.device_get(whole_device.state)
+        _, every = whole_device.tick(chunks, whole=True)
+        after = jax.device_get(whole_device.state)
+        for row, slot in enumerate(active):
+            assert every.tokens[slot].tolist() == some.tokens[row].tolist()
+            assert every.stable[slot] == some.stable[row]
+            heard[slot] += 1
+        others = [slot for slot in range(STREAMS) if slot not in active]
+        for name in ("tokens", "length", "stable", "chunks", "last_id"):
+            old, new = getattr(before, name), getattr(after, name)
+            np.testing.assert_array_equal(new[others], old[others])
+        for old, new in zip(
+            jax.tree.leaves(before.encoder.blocks),
+            jax.tree.leaves(after.encoder.blocks),
+        ):
+            np.testing.assert_array_equal(new[:, others], old[:, others])
+        for slot in others:
+            count = int(before.cache.length[slot])
+            assert after.cache.length[slot] == count
+            for old, new in zip(
+                jax.tree.leaves(before.cache.keys), jax.tree.leaves(after.cache.keys)
+            ):
+                kept = (..., slot, slice(None), slice(count), slice(None))
+                np.testing.assert_array_equal(new[kept], old[kept])
+
+
+def test_a_row_for_every_stream_needs_no_copy_of_the_state(whole):
+    """Temporaries of a tick, against the state."""
+    streams, programs, config = 64, whole.programs, CONFIG
+    state = jax.eval_shape(lambda: programs.start(config, streams))
+    window, suffix = (streams, config.window), (streams, config.suffix_tokens)
+    zeros = jnp.zeros(streams, jnp.int32)
+    room = {}
+    for slots in (None, zeros):
+        arrival = Arrival(
+            slots,
+            Frames(jnp.zeros(window), jnp.zeros(window, bool)),
+            jnp.zeros(streams, bool),
+            zeros,
+            Labels(jnp.zeros(suffix, jnp.int32), jnp.zeros(suffix, bool)),
+        )
+        lowered = stream.lower_tick(
+            programs.model,
+            config,
+            len(programs.prompt.prefix),
+            config.widths()[-1],
+            programs.params,
+            state,
+            arrival,
+        )
+        room[slots is None] = lowered.compile().memory_analysis().temp_size_in_bytes
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert room[True] < room[False] - 0.8 * held
+
+
+@settings(max_examples=3)
+@given(st.integers(1, 5), st.integers(0, 99), st.booleans())
+def test_a_second_pass_in_pieces_is_the_whole_one(whole, most, seed, drafted):
+    audio, made = make_audio(4, seed), []
+    for new_tokens in (CONFIG.text_tokens, most):
+        device = Device(whole, new_tokens=new_tokens)
+        for number in range(4):
+            limits = np.full(STREAMS, 15 if drafted else 0, np.int32)
+            _, written = device.tick({0: (audio, number)}, limits)
+            assert written.passes <= new_tokens
+        kept, total = 0, 0.0
+        while True:
+            written = device.finish([0], [20], kept=[kept])
+            assert written.passes <= new_tokens
+            kept, total = int(written.length[0]), total + float(written.log_prob[0])
+            if written.finished[0] or kept >= 20:
+                break
+        made.append((written.tokens[0].tolist(), bool(written.finished[0]), total))
+    (text, finished, score), (same, ended, sum_) = made
+    assert same == text and ended == finished
+    assert sum_ == pytest.approx(score, abs=1e-3)
 
 
 @settings(max_examples=4)
@@ -336,6 +426,7 @@ def test_a_state_is_measured_without_making_it(whole):
         ({"left": -1}, "must be ≥ 0"),
         ({"rollback": 9}, "draft"),
         ({"suffix_tokens": 0}, "must be ≥ 1"),
+        ({"new_tokens": 0}, "must be ≥ 1"),
     ],
 )
 def test_sizes_that_make_no_sense_are_refused(change, message):

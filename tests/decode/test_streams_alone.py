@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from nim4_jax.data import audio, sources
 from nim4_jax.decode.audio_buffer import AudioBuffer
-from nim4_jax.decode.endpoint import Silero
 from nim4_jax.decode.events import Failed, Final
 from nim4_jax.decode.listener import DeviceError, Listener
 from nim4_jax.decode.prompter import Prompter
 from nim4_jax.decode.recogniser import Recogniser
 from nim4_jax.decode.session import Limits, StreamError
+from nim4_jax.decode.silero import Silero
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.launch import recognition
 from nim4_jax.retrieval.database import Gate
@@ -95,10 +95,15 @@ def late(make):
 
 def break_detector(session):
     class Deaf:
-        def score(self, state, window):
+        def score_many(self, states, windows):
             raise OSError("a bad detector")
 
-    session._detector = Deaf()
+    session.detector = Deaf()
+
+
+def spoil_state(session):
+    """The batch of all streams cannot be scored with this one in it."""
+    session._detected = None
 
 
 def set_retriever(make):
@@ -111,6 +116,7 @@ HARM = {
     "clock": (set_retriever(lambda: OtherClock([])), "frames"),
     "hint": (late(lambda s: setattr(s, "_hints", (None,))), "AttributeError"),
     "detector": (late(break_detector), "OSError: a bad detector"),
+    "detector's state": (late(spoil_state), "AttributeError"),
     "take": (late(lambda s: setattr(s, "take", None)), "TypeError"),
 }
 
@@ -186,7 +192,7 @@ class Failing:
 
     def tick(self, config, width, state, arrival):
         self.calls += 1
-        self.rows.append(len(arrival.slots))
+        self.rows.append(len(arrival.fresh))
         made = self._programs.tick(config, width, state, arrival)
         if self.calls == self.bad:
             raise MemoryError("RESOURCE_EXHAUSTED")
@@ -292,7 +298,7 @@ def test_hints_fit_as_if_each_was_tried(whole, names, more):
     wanted = prompt.fit_hints(whole.tokenizer, names, bare + more)
     assert prompter.choose(names, ()) == wanted
     ids, mask = prompt.pack_suffixes(whole.tokenizer, [wanted, ()], bare + more)
-    packed = prompter.pack([wanted], 2)
+    packed = prompter.pack([wanted, ()])
     assert (packed.ids == ids).all() and (packed.mask == mask).all()
 
 

@@ -5,9 +5,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import nim4_jax
 from nim4_jax.launch import cli, output, runtime
 
 SAY = """
@@ -18,11 +20,13 @@ print(json.dumps({"text": "循环 é 😀", "file": "caf\\udce9"}, ensure_ascii=
 """
 
 LISTEN = """
-import nim4_jax.decode.endpoint as endpoint, numpy as np
+import sys
+sys.modules["onnxruntime"] = None  # its import fails
+import nim4_jax.decode.silero as silero, numpy as np
 import nim4_jax.launch.build_hotwords as build_hotwords
 import nim4_jax.launch.evaluate, nim4_jax.launch.transcribe
-detector = endpoint.Silero()
-detector.score(detector.start(), np.zeros(512, np.float32))
+detector = silero.Silero()
+detector.score(detector.start(), np.zeros((1, 512), np.float32))
 with open("list.txt", "w", encoding="utf8") as file:
     file.write("NIO House\\n蔚来中心\\n")
 build_hotwords.run("list.txt", "hotwords", "list.txt", 1)
@@ -79,6 +83,13 @@ def test_telemetry_is_off_before_anything_can_import_onnxruntime():
     kept = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
     done = subprocess.run([sys.executable, "-c", asked], env=kept, capture_output=True)
     assert done.stdout.split() == [b"1", b"False"]
+
+
+def test_onnxruntime_is_no_dependency():
+    """Only extras bring it."""
+    setup = (Path(nim4_jax.__file__).parents[1] / "setup.py").read_text()
+    required = setup.split("\nREQUIRES = [")[1].split("\n]")[0]
+    assert "numpy" in required and "onnx" not in required
 
 
 def interrupt(*_, **__):

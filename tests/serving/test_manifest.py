@@ -140,7 +140,7 @@ def test_streams_of_one_chunk_have_names_of_their_own():
 
 def test_another_schema_names_both(folder):
     change(folder, schema=99)
-    with pytest.raises(BundleError, match=r"schema 99, .* reads schema 2.*nim4-jax"):
+    with pytest.raises(BundleError, match=r"schema 99, .* reads schema 3.*nim4-jax"):
         bundle.load(str(folder))
 
 

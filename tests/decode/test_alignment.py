@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.ops import alignment
+from nim4_jax.decode import alignment
 
 
 def collapse(classes):

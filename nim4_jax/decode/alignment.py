@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numba
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -54,43 +55,44 @@ def align(
     states = np.zeros(2 * len(ids) + 1, np.int64)
     states[1::2] = ids
     steps, last = _search(log_probs[:, states].astype(np.float64), states)
-    return _trace(steps, last)
+    path, total = _trace(steps, last)
+    return path, float(total)
 
 
-def _search(
-    emissions: Float[np.ndarray, "U W"], states: Int[np.ndarray, " W"]
-) -> tuple[Int[np.ndarray, "U W"], Float[np.ndarray, " W"]]:
-    """Backpointers (how many states each step advanced) and the last frame's scores."""
+_jit = numba.njit(cache=True, nogil=True)
+
+
+@_jit
+def _search(emissions, states):
+    """Backpointers [U, W] (how many states each step advanced), last frame's scores."""
     frames, count = emissions.shape
-    barred = np.ones(count, bool)  # states that may not be entered by a skip
-    barred[3::2] = states[3::2] == states[1:-2:2]
     steps = np.zeros((frames, count), np.int8)
     score = np.full(count, -np.inf)
     score[:2] = emissions[0, :2]
-    ways = np.full((3, count), -np.inf)
-    columns = np.arange(count)
     for frame in range(1, frames):
-        ways[0] = score
-        ways[1, 1:] = score[:-1]
-        ways[2, 2:] = score[:-2]
-        ways[2, barred] = -np.inf
-        best = np.argmax(ways, axis=0)
-        steps[frame] = best
-        score = ways[best, columns] + emissions[frame]
+        # From the last state on, so that what is read is of the frame before.
+        for state in range(count - 1, -1, -1):
+            best = score[state]
+            if state > 0 and score[state - 1] > best:
+                best, steps[frame, state] = score[state - 1], 1
+            # Only a blank between two different labels may be skipped.
+            skips = state % 2 == 1 and state > 1 and states[state] != states[state - 2]
+            if skips and score[state - 2] > best:
+                best, steps[frame, state] = score[state - 2], 2
+            score[state] = best + emissions[frame, state]
     return steps, score
 
 
-def _trace(
-    steps: Int[np.ndarray, "U W"], last: Float[np.ndarray, " W"]
-) -> tuple[Int[np.ndarray, " U"], float]:
+@_jit
+def _trace(steps, last):
     """Walk the backpointers from the better of the two final states."""
     frames, count = steps.shape
     state = count - 1
     if count > 1 and last[count - 2] > last[count - 1]:
         state = count - 2
-    total = float(last[state])
+    total = last[state]
     path = np.empty(frames, np.int64)
     for frame in range(frames - 1, -1, -1):
         path[frame] = state // 2 if state % 2 else BLANK
-        state -= int(steps[frame, state])
+        state -= steps[frame, state]
     return path, total
