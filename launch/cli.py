@@ -17,6 +17,7 @@ COMMANDS = {
     "transcribe": "recordings to text, JSON or subtitles",
     "transcribe_corpus": "millions of recordings to text, on a Ray cluster or here",
     "demo": "train, evaluate and try the nano model",
+    "average": "the mean of several models, as one",
     "snapshot": "pack a trained model into one .safetensors file",
     "export": "a model as programs and weights that run without Flax",
     "convert": "weights of other implementations in, and back out",

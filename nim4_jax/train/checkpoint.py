@@ -376,17 +376,27 @@ def latest_step(workdir: str) -> int | None:
         return None
     found = [path for path in folder.iterdir() if path.name.isdigit()]
     for path in sorted(found, key=lambda path: int(path.name), reverse=True):
-        if ocp.utils.is_checkpoint_finalized(path):
+        if StoredStep(path).is_whole():
             return int(path.name)
     return None
 
 
 def load_params(workdir: str) -> tuple[Params, dict[str, Any]]:
-    """Parameters (host arrays) and meta of a run's latest checkpoint.
+    """Parameters (host arrays) and meta of a run's last checkpoint, or of RUN@STEP.
 
     Raises:
-        ValueError: there is no complete checkpoint in the folder, or a broken one.
+        ValueError: there is no complete checkpoint in the folder, not the one that is
+            asked for, or a broken one.
     """
+    folder, _, number = workdir.rpartition("@")
+    if folder and number.isdecimal() and not epath.Path(workdir).exists():
+        stored = _locate(folder, int(number))
+        if not stored.is_whole():
+            raise ValueError(
+                f"{folder} holds no complete checkpoint of step {number}; the last one "
+                f"is of step {latest_step(folder)}."
+            )
+        return stored.read_params(), stored.read_meta()
     step = latest_step(workdir)
     if step is None:
         raise ValueError(

@@ -43,6 +43,10 @@ class StoredStep:
         """Where it lies."""
         return str(self._folder)
 
+    def is_whole(self) -> bool:
+        """Whether it is there, and was written to its end."""
+        return self._folder.is_dir() and ocp.utils.is_checkpoint_finalized(self._folder)
+
     def read_meta(self) -> dict[str, Any]:
         """The facts that were saved with it.
 
