@@ -299,7 +299,7 @@ def _make_data(size: str) -> ConfigDict:
             # between these dB; it clips as a recorder does), over the telephone.
             "room_share": 0.0,
             "gain_share": 0.5,
-            "gain_db": (-40.0, 10.0),
+            "gain_db": (-30.0, 10.0),
             "telephone_share": 0.0,
             # Silence, noise and music with nothing to write, for stages 4 to 6.
             "nonspeech_share": 0.0,
