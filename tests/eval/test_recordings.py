@@ -14,8 +14,9 @@ from nim4_jax.data import audio, pipeline, sources
 from nim4_jax.data.config import DataConfig
 from nim4_jax.data.skips import SkipReport
 from nim4_jax.decode import segments
-from nim4_jax.decode.endpoint import EndpointConfig, Silero
+from nim4_jax.decode.endpoint import EndpointConfig
 from nim4_jax.decode.recogniser import Transcript
+from nim4_jax.decode.silero import Silero
 from nim4_jax.eval import recordings
 from nim4_jax.eval.recordings import Gatherer
 from nim4_jax.eval.shared import Prompted

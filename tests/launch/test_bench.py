@@ -7,7 +7,7 @@ import pytest
 from nim4_jax.decode.listener import Listener
 from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.launch import bench, recognition
-from nim4_jax.launch.benchmarks import measure, streaming
+from nim4_jax.launch.benchmarks import measure, streaming, ticks
 
 
 def test_runs_are_interleaved_and_medians_compared():
@@ -105,6 +105,10 @@ def test_streams_give_all_their_figures(model_files):
     names = ("stream_tick_delay", "stream_speech_end_to_final")
     expected = [f"{name}_p{rank}_ms" for name in names for rank in (50, 95, 99)]
     assert [row.figure for row in delays] == expected
+    host = ticks.count_host_work(listener, speech, 2.0)
+    assert host.figure == "host_ms_per_chunk" and host.ours > 0 and host.runs > 0
+    (one,) = ticks.time_active(recogniser, config, 2, runs=1)
+    assert one.figure == "tick_1_of_2_ms" and one.ratio
     rows = streaming.Repetition(recogniser, config, 3.2).compare(speech, runs=1)
     expected = ["chunk_at_3s_ms", "encode_chunk_at_3s_ms"]
     assert [row.figure for row in rows] == expected
