@@ -1,5 +1,6 @@
 # make demo: train, evaluate and try the nano model. make test: the tests that end in
-# minutes; make test-long: those that take longer (more meshes, kills, processes).
+# minutes; make test-fast: a minute of them, while writing; make test-long: those that
+# take longer (more meshes, kills, processes).
 # make test-large: real weights against their reference. make fuzz: COUNT damaged files
 # of every format. make check: lint.
 PYTHON ?= python3
@@ -10,13 +11,16 @@ WORKDIR ?= runs/demo
 JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-long test-large fuzz check clean
+.PHONY: demo test test-fast test-long test-large fuzz check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/nim4 demo --workdir=$(WORKDIR) $(if $(FROM_SCRATCH),--from_scratch)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-fast: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/text tests/context tests/test_layout.py tests/test_features.py tests/test_line_file.py tests/test_whole_file.py
 
 test-long: $(VENV)/.installed-test
 	$(PIP) -e '.[tpu-aot,eval-peers]'
