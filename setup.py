@@ -65,7 +65,7 @@ CORPUS = [  # speech synthesis for launch/make_corpus.py
 ]
 RAY = "ray[data]>=2.51,<3"
 SCANN = "scann>=1.4"
-EVAL = [  # texts normalised as others do it, eval/normalisers.py
+EVAL = [  # texts normalised as others do it, eval/measures/normalisers.py
     "wetext>=0.1.8,<0.2",
     "whisper-normalizer>=0.1.12,<0.2",
 ]
@@ -102,9 +102,8 @@ setup(
         **{f"nim4_jax.{part}": part for part in PARTS},
     },
     package_data={
-        "nim4_jax": ["text/resources/*", "pretrained/*"],
-        "nim4_jax.eval": ["page.css"],
-        "nim4_jax.launch": ["cluster/*"],
+        "nim4_jax": ["text/resources/*", "pretrained/*", "runs/cluster/*"],
+        "nim4_jax.eval.reports": ["page.css"],
         "nim4_jax.data": ["wordlists/*", "bundled/*", "bundled/**/*"],
     },
     install_requires=REQUIRES,

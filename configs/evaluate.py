@@ -14,7 +14,8 @@ def get_config() -> ConfigDict:
     # Workdirs, .safetensors files, bundles or peers (whisper-base, whisper-tiny.en,
     # pocketsphinx); NAME=PATH gives a name. Reports compare the others with the first.
     config.models = ()
-    # Names of eval/benchmarks.py or sources; absent data are reported, not an error.
+    # Names of eval/sweep/benchmarks.py or sources; absent data are reported, and
+    # no error.
     config.benchmarks = ("commands", "prompts", "names", "nonspeech", "commands-10db")
     # offline, and stream:MS in chunks of a multiple of 160 ms.
     config.modes = ("offline", "stream:640", "stream:320")

@@ -8,25 +8,20 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from nim4_jax.data import sources
-from nim4_jax.data.config import DataConfig
-from nim4_jax.data.skips import SkipReport
+from nim4_jax.data.pipeline.config import DataConfig
+from nim4_jax.data.sources import examples, opening
+from nim4_jax.data.sources.skips import SkipReport
+from nim4_jax.decode.hotwords import Prompted
 from nim4_jax.decode.recogniser import Transcript
 from nim4_jax.decode.segments import AudioBatch
-from nim4_jax.eval import (
-    biasing,
-    entities,
-    hints,
-    metrics,
-    normalisers,
-    recordings,
-)
-from nim4_jax.eval.biasing import NameList
-from nim4_jax.eval.entities import Entities
+from nim4_jax.eval import hints, recordings
 from nim4_jax.eval.hints import Fact, HintConfig
-from nim4_jax.eval.metrics import Counts
+from nim4_jax.eval.measures import biasing, entities, error_rates, normalisers
+from nim4_jax.eval.measures.biasing import NameList
+from nim4_jax.eval.measures.entities import Entities
+from nim4_jax.eval.measures.error_rates import Counts
 from nim4_jax.eval.recordings import Gatherer
-from nim4_jax.eval.shared import Prompted, Samples, Shared, System
+from nim4_jax.eval.shared import Samples, Shared, System
 from nim4_jax.eval.streaming import StreamedRecogniser
 from nim4_jax.text import phonemes, prompt
 from nim4_jax.text.tokenizer import Tokenizer
@@ -65,7 +60,7 @@ class EvalConfig:
 
     def __post_init__(self):
         normalisers.check(self.normaliser)
-        metrics.find_language("", self.lang)
+        error_rates.find_language("", self.lang)
         if self.hints.mode == "none":
             return
         if self.shuffle_audio:
@@ -171,7 +166,7 @@ def evaluate_set(
 
     Args:
         recogniser: the model.
-        spec: what `sources.open_source` opens.
+        spec: what `opening.open_source` opens.
         config: shapes and metrics.
         progress: called with (utterances done, utterances of the set).
         shared: what earlier evaluations of the recogniser have left; is added to.
@@ -182,7 +177,7 @@ def evaluate_set(
     """
     if config.text:
         recogniser.check_writes()
-    facts = _read_facts(sources.open_source(spec), config.lang)
+    facts = _read_facts(opening.open_source(spec), config.lang)
     try:
         planned = hints.plan(facts, config.hints)
     except ValueError as error:
@@ -219,13 +214,13 @@ def evaluate_set(
     )
 
 
-def _read_facts(corpus: sources.Source, known: str) -> list[Fact]:
+def _read_facts(corpus: examples.Source, known: str) -> list[Fact]:
     """Everything but the audio of a set; its language is known, or "auto"."""
     facts = []
     for index in range(len(corpus)):
-        record = sources.describe(corpus, index)
+        record = examples.describe(corpus, index)
         lang = record["lang"] if known == "auto" else known
-        lang = metrics.find_language(record["text"], lang)
+        lang = error_rates.find_language(record["text"], lang)
         keywords = tuple(record["keywords"])
         facts.append(Fact(record["id"], record["text"], lang, keywords))
     return facts
@@ -355,11 +350,13 @@ def _score(
     row = Utterance(fact.name, fact.lang, fact.text, seconds)
     if config.phonemes:
         expected = phonemes.encode_phonemes(fact.text)
-        row = dataclasses.replace(row, phonemes=metrics.score_phonemes(expected, ids))
+        row = dataclasses.replace(
+            row, phonemes=error_rates.score_phonemes(expected, ids)
+        )
     if transcript is None:
         return row
     said, written = (
-        metrics.split(text, fact.lang, config.normaliser)
+        error_rates.split(text, fact.lang, config.normaliser)
         for text in (fact.text, transcript.text)
     )
     unbiased, biased = None, None
@@ -378,12 +375,12 @@ def _score(
         row,
         hypothesis=transcript.text,
         log_prob=transcript.log_prob,
-        text=metrics.count(metrics.align(said, written), len(said)),
+        text=error_rates.count(error_rates.align(said, written), len(said)),
         entities=judged,
-        raw=metrics.score_text(fact.text, transcript.text, fact.lang, "raw"),
+        raw=error_rates.score_text(fact.text, transcript.text, fact.lang, "raw"),
         unbiased=unbiased,
         biased=biased,
-        looped=metrics.is_looped(said, written),
+        looped=error_rates.is_looped(said, written),
     )
 
 
@@ -395,7 +392,7 @@ def shuffle(rows: Sequence[Utterance], normaliser: str = "ours") -> list[Utteran
     next in the set whose text differs; an utterance without such is not scored.
     """
     result = list(rows)
-    for lang in metrics.METRICS:
+    for lang in error_rates.METRICS:
         places = [place for place, row in enumerate(rows) if row.lang == lang]
         for number, place in enumerate(places):
             row = rows[place]
@@ -403,7 +400,7 @@ def shuffle(rows: Sequence[Utterance], normaliser: str = "ours") -> list[Utteran
             other = next((o for o in others if o.reference != row.reference), None)
             if other is None or other.hypothesis is None:
                 continue
-            counts = metrics.score_text(
+            counts = error_rates.score_text(
                 row.reference, other.hypothesis, lang, normaliser
             )
             result[place] = dataclasses.replace(row, shuffled=counts)

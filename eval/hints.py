@@ -24,8 +24,8 @@ from nim4_jax import line_file
 from nim4_jax.context.distractors import Distractors
 from nim4_jax.context.keywords import KeywordSet, collect, spell
 from nim4_jax.context.statistical import StatisticalExtractor
-from nim4_jax.data import sources
-from nim4_jax.eval import entities
+from nim4_jax.data.sources import opening
+from nim4_jax.eval.measures import entities
 from nim4_jax.retrieval import names as name_lists
 
 MODES = ("none", "said", "misleading", "both")
@@ -201,6 +201,38 @@ def _draw(
     return list(drawn.values())
 
 
+def configure(
+    *,
+    mode: str = "none",
+    count: int = 4,
+    names: str | None = None,
+    find: bool = False,
+    seen: Sequence[str] | None = None,
+    seed: int = 0,
+) -> HintConfig:
+    """Hints with names and transcripts read from where they are.
+
+    Args:
+        mode: one of MODES.
+        count: misleading names an utterance.
+        names: place of further misleading names, see `read_names`; None for none.
+        find: whether names are found by counting words where no record lists any.
+        seen: places of the transcripts of the training, see `read_texts`.
+        seed: of the draws.
+
+    Raises:
+        ValueError: a list of names or transcripts that cannot be read.
+    """
+    return HintConfig(
+        mode=mode,
+        count=count,
+        names=read_names(names) if names else (),
+        find=find,
+        seen=read_texts(seen) if seen else None,
+        seed=seed,
+    )
+
+
 def read_names(place: str) -> tuple[str, ...]:
     """Names to draw distractors from.
 
@@ -213,7 +245,7 @@ def read_names(place: str) -> tuple[str, ...]:
     """
     if not place.startswith(_SOURCES):
         return tuple(dict.fromkeys(n.text for n in name_lists.read_names(place)))
-    records = sources.open_source(place)
+    records = opening.open_source(place)
     listed = (k for i in range(len(records)) for k in records[i]["keywords"])
     return tuple(dict.fromkeys(listed))
 
@@ -234,6 +266,6 @@ def _read(place: str) -> Iterator[str]:
     if Path(place).is_file() and not place.endswith((".json", ".jsonl")):
         yield from (line.strip() for _, line in line_file.read(place))
         return
-    records = sources.open_source(place)
+    records = opening.open_source(place)
     for index in range(len(records)):
         yield records[index]["text"]

@@ -10,15 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from nim4_jax.data import audio, conditions, pipeline, records, sources
-from nim4_jax.data.config import DataConfig
-from nim4_jax.data.skips import SkipReport
+from nim4_jax.data.audio import reading
+from nim4_jax.data.pipeline import iterators
+from nim4_jax.data.pipeline.config import DataConfig
+from nim4_jax.data.sources import conditions, examples, opening, records
+from nim4_jax.data.sources.skips import SkipReport
 from nim4_jax.decode import segments, subtitles
 from nim4_jax.decode.endpoint import EndpointConfig
+from nim4_jax.decode.hotwords import Prompted
 from nim4_jax.decode.recogniser import Transcript
 from nim4_jax.decode.segments import AudioBatch, Batcher, Segment
 from nim4_jax.decode.silero import Silero
-from nim4_jax.eval.shared import Prompted, Samples
+from nim4_jax.eval.shared import Samples
 from nim4_jax.types import Frames
 
 _BLOCK_SECONDS = 10.0
@@ -43,9 +46,11 @@ def read(
             comes whole.
         report: counts what cannot be read.
     """
-    corpus = sources.open_source(spec)
+    corpus = opening.open_source(spec)
     long = find_long(corpus, chosen, config.bucket_seconds[-1])
-    for arrays in pipeline.iterate_eval(config, report=report, only=set(chosen) - long):
+    for arrays in iterators.iterate_eval(
+        config, report=report, only=set(chosen) - long
+    ):
         for row, index in enumerate(arrays["index"]):
             if arrays["valid"][row]:
                 yield int(index), arrays["audio"][row][arrays["audio_mask"][row]]
@@ -53,12 +58,12 @@ def read(
         record = corpus[index]
         try:
             yield index, read_long(record)
-        except audio.AudioError as error:
+        except reading.AudioError as error:
             report.add(error.reason, index, record["origin"], str(error))
 
 
 def find_long(
-    corpus: sources.Source, chosen: Collection[int], limit: float
+    corpus: examples.Source, chosen: Collection[int], limit: float
 ) -> set[int]:
     """Those of the chosen records that last longer than `limit` seconds.
 
@@ -68,11 +73,11 @@ def find_long(
     return {
         index
         for index in chosen
-        if conditions.measure(sources.describe(corpus, index)) > limit
+        if conditions.measure(examples.describe(corpus, index)) > limit
     }
 
 
-def read_long(record: sources.Record) -> Float[np.ndarray, " S"]:
+def read_long(record: examples.Record) -> Float[np.ndarray, " S"]:
     """All samples of a record at 16 kHz, as `nim4 transcribe` reads a file.
 
     Raises:
@@ -111,9 +116,9 @@ class Gatherer:
     def gather(self, recordings: Iterable[Samples]) -> Iterator[AudioBatch]:
         """Batches of fixed shapes, and what is left at the end."""
         batcher = Batcher(self.bucket_seconds, self.rows)
-        most = round(self.bucket_seconds[-1] * audio.SAMPLE_RATE)
+        most = round(self.bucket_seconds[-1] * reading.SAMPLE_RATE)
         for index, samples in recordings:
-            self.seconds[index] = len(samples) / audio.SAMPLE_RATE
+            self.seconds[index] = len(samples) / reading.SAMPLE_RATE
             if len(samples) <= most:
                 yield from batcher.add((index, 0.0), samples)
             elif self.whole:

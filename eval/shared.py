@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from nim4_jax.data.skips import SkipReport
+from nim4_jax.data.sources.skips import SkipReport
 from nim4_jax.decode.recogniser import Transcript
 from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.types import Frames
@@ -46,19 +46,8 @@ class System(Protocol):
         hints: Sequence[Sequence[str]] | None = None,
         timings: bool = True,
     ) -> Sequence[Transcript]:
-        """Transcripts of a batch, as `Recogniser.transcribe`."""
+        """Transcripts of a batch, as `BatchRecogniser.transcribe`."""
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompted(Transcript):
-    """A transcript of a system that finds names by itself.
-
-    Attributes:
-        hints: names that were in the prompt.
-    """
-
-    hints: tuple[str, ...] = ()
 
 
 class HeldAudio:

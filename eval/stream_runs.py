@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from nim4_jax.decode.events import Failed
-from nim4_jax.decode.listener import Listener
-from nim4_jax.decode.session import Session
-from nim4_jax.decode.utterance import Piece
-from nim4_jax.eval import latency
-from nim4_jax.eval.latency import Latency, Timed
+from nim4_jax.decode.live.events import Failed
+from nim4_jax.decode.live.listener import Listener
+from nim4_jax.decode.live.session import Session
+from nim4_jax.decode.live.utterance import Piece
+from nim4_jax.eval.measures import latency
+from nim4_jax.eval.measures.latency import Latency, Timed
 from nim4_jax.features import SAMPLE_RATE
 
 PACKET = SAMPLE_RATE // 50

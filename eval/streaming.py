@@ -9,13 +9,13 @@ import jax
 import numpy as np
 
 from nim4_jax.decode import subtitles
-from nim4_jax.decode.events import Event, Failed, Final
-from nim4_jax.decode.listener import Listener
-from nim4_jax.decode.recogniser import Recogniser, Transcript
-from nim4_jax.decode.session import Session, StreamError
-from nim4_jax.eval import latency
-from nim4_jax.eval.latency import Latency, Timed
-from nim4_jax.eval.shared import Prompted
+from nim4_jax.decode.hotwords import Prompted
+from nim4_jax.decode.live.events import Event, Failed, Final
+from nim4_jax.decode.live.listener import Listener
+from nim4_jax.decode.live.session import Session, StreamError
+from nim4_jax.decode.recogniser import BatchRecogniser, Transcript
+from nim4_jax.eval.measures import latency
+from nim4_jax.eval.measures.latency import Latency, Timed
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.retrieval.hotwords import HotwordRetriever
 from nim4_jax.text.tokenizer import Tokenizer
@@ -112,7 +112,7 @@ class StreamedRecogniser:
         retriever: finds names in what is heard; None for none.
     """
 
-    recogniser: Recogniser
+    recogniser: BatchRecogniser
     listener: Listener
     latency: Latency = dataclasses.field(default_factory=Latency)
     retriever: HotwordRetriever | None = None
@@ -141,7 +141,7 @@ class StreamedRecogniser:
         hints: Sequence[Sequence[str]] | None = None,
         timings: bool = True,
     ) -> list[Transcript]:
-        """The finals of each row in one transcript, as `Recogniser.transcribe`."""
+        """The finals of each row in one transcript, as `BatchRecogniser.transcribe`."""
         values, mask = jax.device_get((audio.values, audio.mask))
         rows = [row[valid] for row, valid in zip(values, mask)]
         made = []

@@ -6,13 +6,11 @@ warm. With --json the last line is one JSON object; ratio > 1 means that we are 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from absl import flags
 
-from nim4_jax.launch import runtime
-from nim4_jax.launch.benchmarks import (
+from nim4_jax.eval.speed import (
     ctc,
     decode,
     encoder,
@@ -26,6 +24,7 @@ from nim4_jax.launch.benchmarks import (
     train_step,
     whisper_encoder,
 )
+from nim4_jax.launch import program
 
 
 def _find_names(full: bool, threads: int) -> list[measure.Row]:
@@ -84,18 +83,6 @@ def define_flags() -> None:
     flags.DEFINE_integer("threads", 2, "Cores for each side.", lower_bound=1)
 
 
-def limit_cores(threads: int) -> int:
-    """Keep this process on that many cores; what it may use of them.
-
-    JAX and its peers size their thread pools by the cores they may use.
-    """
-    if not hasattr(os, "sched_setaffinity"):
-        return min(threads, os.cpu_count() or 1)
-    cores = sorted(os.sched_getaffinity(0))[:threads]
-    os.sched_setaffinity(0, cores)
-    return len(cores)
-
-
 def find_bench(names: list[str]) -> str:
     """The one name given.
 
@@ -111,7 +98,7 @@ def main(arguments: list[str]) -> None:
     """Entry point of `nim4 bench`."""
     given = flags.FLAGS
     name = find_bench(arguments[1:])
-    threads = limit_cores(1 if name in _ONE_CORE else given.threads)
+    threads = measure.limit_cores(1 if name in _ONE_CORE else given.threads)
     rows = BENCHES[name](given.full, threads)
     if given.json:
         print(measure.format_json(name, rows, threads))
@@ -120,4 +107,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    runtime.launch(main, define_flags)
+    program.launch(main, define_flags)

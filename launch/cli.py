@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-from nim4_jax.launch import memory, output
+from nim4_jax.process import memory, output
 
 COMMANDS = {
     "train": "train one stage",

@@ -14,8 +14,9 @@ from pathlib import Path
 from absl import app, flags
 
 from nim4_jax import whole_file
-from nim4_jax.eval import bootstrap, comparison
-from nim4_jax.launch import runtime
+from nim4_jax.eval.measures import bootstrap
+from nim4_jax.eval.reports import comparison
+from nim4_jax.launch import program
 
 
 def define_flags() -> None:
@@ -69,4 +70,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    runtime.launch(main, define_flags)
+    program.launch(main, define_flags)

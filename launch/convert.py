@@ -19,7 +19,7 @@ import os
 from absl import app, flags
 from tqdm import tqdm
 
-from nim4_jax.launch import runtime
+from nim4_jax.launch import program
 from nim4_jax.weights import conversion
 
 ENCODERS = {
@@ -80,4 +80,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    runtime.launch(main, define_flags)
+    program.launch(main, define_flags)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from absl import app, flags
 
-from nim4_jax.eval import curves
-from nim4_jax.launch import runtime
+from nim4_jax.eval.reports import curves
+from nim4_jax.launch import program
 
 
 def define_flags() -> None:
@@ -28,4 +28,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    runtime.launch(main, define_flags)
+    program.launch(main, define_flags)

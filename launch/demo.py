@@ -13,17 +13,15 @@ from pathlib import Path
 from absl import flags, logging
 
 from nim4_jax.configs import pipeline as pipeline_config
-from nim4_jax.data import builders
-from nim4_jax.eval import curves
-from nim4_jax.eval.report import Report
-from nim4_jax.launch import (
-    assembly,
-    evaluate,
-    pipeline,
-    recognition,
-    runtime,
-    transcribe,
-)
+from nim4_jax.data.sources import builders
+from nim4_jax.decode import longform
+from nim4_jax.eval import scoring
+from nim4_jax.eval.reports import curves
+from nim4_jax.eval.reports.report import Report
+from nim4_jax.launch import program
+from nim4_jax.model_files import loading
+from nim4_jax.runs import pipeline
+from nim4_jax.serving import recognisers
 from nim4_jax.train import optim
 
 
@@ -79,8 +77,8 @@ def format_summary(
 
 def show_transcripts(model: str, paths: list[str]) -> None:
     """Print what the model writes beside what was said."""
-    loaded = recognition.load(model)
-    for recording in transcribe.transcribe_files(loaded, paths, timings=False):
+    loaded = recognisers.load(model)
+    for recording in longform.transcribe_files(loaded, paths, timings=False):
         said = Path(recording.path).with_suffix(".txt").read_text(encoding="utf8")
         print(f"  {recording.path}\n    said:  {said.strip()}")
         print(f"    heard: {recording.text}")
@@ -95,10 +93,10 @@ def run(workdir: str, from_scratch: bool) -> None:
     stages = [entry.name for entry in config.stages]
     model = os.path.join(workdir, stages[-1])
     logging.info("evaluating %s", model)
-    report = evaluate.run(
+    report = scoring.run(
         model, SETS, os.path.join(workdir, "evaluation"), shuffle_audio=True
     )
-    params, _ = assembly.load_model(model)
+    params, _ = loading.load_model(model)
     used = {name: part for name, part in params.items() if name != "phoneme_reader"}
     picture = curves.plot_losses(workdir, stages, os.path.join(workdir, "losses.png"))
     print("\nA few recordings that the model has never heard:")
@@ -118,4 +116,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    runtime.launch(main, define_flags)
+    program.launch(main, define_flags)

@@ -18,17 +18,11 @@ nim4 evaluate --models=runs/demo/stage4,whisper-base --benchmarks=commands,promp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from absl import app, flags
-from tqdm import tqdm
 
-from nim4_jax.decode.listener import Listener
-from nim4_jax.decode.stream_config import StreamConfig
-from nim4_jax.eval import evaluation, hints, report
-from nim4_jax.eval.hints import HintConfig
-from nim4_jax.eval.streaming import StreamedRecogniser
-from nim4_jax.launch import recognition, runtime, sweeping
+from nim4_jax.eval import hints, scoring
+from nim4_jax.eval.reports import report
+from nim4_jax.launch import program, sweeping
 
 
 def define_flags() -> None:
@@ -86,95 +80,6 @@ def define_flags() -> None:
     flags.adopt_module_key_flags(sweeping)  # --help shows them too
 
 
-def run(
-    model: str,
-    sets: Sequence[str],
-    out: str | None = None,
-    *,
-    phonemes: bool = False,
-    shuffle_audio: bool = False,
-    limit: int = 0,
-    chunk_ms: int = 0,
-    left: int = 4,
-    stream: bool = False,
-    names: HintConfig | None = None,
-    show_progress: bool = True,
-) -> report.Report:
-    """Evaluate a model on sets.
-
-    Args:
-        model: workdir or .safetensors file. Without an LLM only phonemes are scored.
-        sets: source specifications.
-        out: folder for the files; None writes none.
-        phonemes: whether the phoneme head is scored too.
-        shuffle_audio: whether the control with other audio is scored too.
-        limit: utterances per set, 0 for all.
-        chunk_ms: length of chunks, 0 for the full pass.
-        left: chunks seen to the left.
-        stream: whether every recording is heard as a stream.
-        names: which names the prompts hold, and which count; None for no hints.
-        show_progress: whether a bar is drawn on stderr.
-
-    Returns:
-        What `report.build` makes.
-
-    Raises:
-        ValueError: no model, no LLM to write with, a set of no use, or no hints for it.
-    """
-    if stream:
-        chunk_ms = chunk_ms or StreamConfig.of().chunk_ms
-    loaded = recognition.load(model, chunk_ms=chunk_ms, left=left)
-    rates = loaded.recogniser.programs.rates
-    sizes = StreamConfig.of(chunk_ms, left, rates) if stream else None
-    recogniser = loaded.recogniser
-    if sizes:
-        listener = Listener(recogniser, streams=max(loaded.rows), config=sizes)
-        listener.warm_up()
-        recogniser = StreamedRecogniser(recogniser, listener)
-    if not phonemes:
-        recogniser.check_writes()
-    config = evaluation.EvalConfig(
-        bucket_seconds=loaded.bucket_seconds,
-        rows=loaded.rows,
-        text=recogniser.writes,
-        phonemes=phonemes,
-        shuffle_audio=shuffle_audio,
-        hints=names or HintConfig(),
-        limit=limit,
-    )
-    results = []
-    for spec in sets:
-        with tqdm(desc=spec, unit="utt", disable=not show_progress) as bar:
-
-            def advance(done: int, total: int, bar=bar) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            results.append(evaluation.evaluate_set(recogniser, spec, config, advance))
-    made = report.build(model, results)
-    if isinstance(recogniser, StreamedRecogniser):
-        made["streaming"] = recogniser.latency.summary()
-    if out:
-        report.write(out, made, results)
-    return made
-
-
-def read_hints(given: flags.FlagValues) -> HintConfig:
-    """The hints that the flags ask for.
-
-    Raises:
-        ValueError: a list of names or transcripts that cannot be read.
-    """
-    return HintConfig(
-        mode=given.hints,
-        count=given.hint_count,
-        names=hints.read_names(given.hint_names) if given.hint_names else (),
-        find=given.find_keywords,
-        seen=hints.read_texts(given.seen) if given.seen else None,
-        seed=given.hint_seed,
-    )
-
-
 def main(_) -> None:
     """Entry point of `launch/evaluate.py` and `nim4 evaluate`."""
     given = flags.FLAGS
@@ -185,7 +90,7 @@ def main(_) -> None:
             "--model=WORKDIR|FILE and --sets=SOURCE,… are needed, or for a sweep "
             "--models=… or --config=configs/evaluate.py."
         )
-    made = run(
+    made = scoring.run(
         given.model,
         given.sets,
         given.out,
@@ -195,10 +100,17 @@ def main(_) -> None:
         chunk_ms=given.chunk_ms,
         left=given.left,
         stream=given.stream,
-        names=read_hints(given),
+        names=hints.configure(
+            mode=given.hints,
+            count=given.hint_count,
+            names=given.hint_names,
+            find=given.find_keywords,
+            seen=given.seen,
+            seed=given.hint_seed,
+        ),
     )
     print(report.to_markdown(made), end="")
 
 
 if __name__ == "__main__":
-    runtime.launch(main, define_flags)
+    program.launch(main, define_flags)

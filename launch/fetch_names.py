@@ -16,8 +16,8 @@ from absl import app, flags
 from tqdm import tqdm
 
 from nim4_jax import whole_file
-from nim4_jax.data import names
-from nim4_jax.launch import runtime
+from nim4_jax.data.corpora import names
+from nim4_jax.launch import program
 
 
 def define_flags() -> None:
@@ -63,4 +63,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    runtime.launch(main, define_flags)
+    program.launch(main, define_flags)

@@ -16,7 +16,8 @@ from absl import app, flags
 from tqdm import tqdm
 
 from nim4_jax import whole_file
-from nim4_jax.data import builders, prompts, synthesis
+from nim4_jax.data.corpora import prompts, synthesis
+from nim4_jax.data.sources import builders
 
 OUT = flags.DEFINE_string("out", "corpus/prompts", "Folder of recordings and manifest.")
 DEBS = flags.DEFINE_string("debs", None, "Folder of the two .deb files.")

@@ -7,28 +7,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Any
 
 from absl import flags
 
-from nim4_jax.eval.hotword_lists import HotwordList
-from nim4_jax.eval.systems import LIST
+from nim4_jax.decode import hotwords
+from nim4_jax.decode.hotwords import HotwordList
+from nim4_jax.eval.sweep.systems import LIST
 from nim4_jax.retrieval import gate, names
-
-
-@dataclasses.dataclass(frozen=True)
-class Given:
-    """What the flags ask for.
-
-    Attributes:
-        names: for every prompt.
-        found: names that are looked for in what is heard; None for none.
-    """
-
-    names: tuple[str, ...] = ()
-    found: HotwordList | None = None
 
 
 def define_flags() -> None:
@@ -49,7 +36,7 @@ def define_flags() -> None:
     )
 
 
-def read(given: Any) -> Given:
+def read(given: Any) -> hotwords.Hotwords:
     """From the values of the flags.
 
     Raises:
@@ -57,6 +44,6 @@ def read(given: Any) -> Given:
     """
     path = given.hotwords.removeprefix(LIST)
     if path != given.hotwords and path:
-        return Given(found=HotwordList.open(path, given.near))
+        return hotwords.Hotwords(found=HotwordList.open(path, given.near))
     listed = map(names.clean, re.split("[,，]", given.hotwords))
-    return Given(names=tuple(name for name in listed if name))
+    return hotwords.Hotwords(names=tuple(name for name in listed if name))

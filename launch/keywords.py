@@ -20,9 +20,9 @@ import os
 from absl import app, flags
 
 from nim4_jax.context import llm
-from nim4_jax.data import keyword_manifest
-from nim4_jax.data.keyword_manifest import Search
-from nim4_jax.launch import runtime
+from nim4_jax.data.corpora import keyword_manifest
+from nim4_jax.data.corpora.keyword_manifest import Search
+from nim4_jax.launch import program
 from nim4_jax.retrieval import names
 
 KINDS = ("statistics", "llm")
@@ -116,4 +116,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    runtime.launch(main, define_flags)
+    program.launch(main, define_flags)

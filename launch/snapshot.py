@@ -5,16 +5,10 @@ The file can stand wherever a workdir can: --model, --config.init_from.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 from absl import flags
 
-from nim4_jax.launch import assembly, parameters, runtime
-from nim4_jax.models import lora, quantisation
-from nim4_jax.train import optim
-from nim4_jax.types import Params
-from nim4_jax.weights import snapshot
+from nim4_jax.launch import program
+from nim4_jax.model_files import packing
 
 
 def define_flags() -> None:
@@ -31,55 +25,11 @@ def define_flags() -> None:
     flags.DEFINE_list("parts", [], "Parts to keep, as encoder,ctc_head; all if empty.")
 
 
-def run(
-    model: str, out: str, dtype: str, parts: list[str], merge_lora: bool = False
-) -> None:
-    """Write the chosen parts of a model.
-
-    Raises:
-        ValueError: a part that the model does not have, or no LoRA to merge.
-    """
-    if not out.endswith(".safetensors"):
-        raise ValueError(f"--out={out} must end in .safetensors.")
-    params, meta = assembly.load_model(model)
-    if unknown := sorted(set(parts) - set(params)):
-        raise ValueError(f"{model} has no part {unknown}; it has {sorted(params)}.")
-    if merge_lora:
-        if not meta["model"]["llm"]["lora"]["rank"] or "llm" not in params:
-            raise ValueError(f"{model} has no LoRA to merge.")
-        params, meta = merge(params, meta)
-    kept = {name: params[name] for name in parts or sorted(params)}
-    if dtype == "int8":
-        kept, meta = quantise(kept, meta)
-    snapshot.write(out, kept, meta, dtype)
-    print(f"{out}: {optim.count_parameters(kept) / 1e6:.2f} M parameters")
-
-
-def merge(params: Params, meta: dict[str, Any]) -> tuple[Params, dict[str, Any]]:
-    """Parameters and meta of the same model with LoRA's products in its kernels."""
-    config = assembly.build_model_config(meta["model"]).llm.lora
-    llm = meta["model"]["llm"]
-    llm = {**llm, "lora": {**llm["lora"], "rank": 0}}
-    merged = {**params, "llm": lora.merge(params["llm"], config)}
-    return merged, {**meta, "model": {**meta["model"], "llm": llm}}
-
-
-def quantise(params: Params, meta: dict[str, Any]) -> tuple[Params, dict[str, Any]]:
-    """Parameters and meta of the same model with int8 weights."""
-    config = assembly.build_model_config(meta["model"])
-    policy = dataclasses.replace(config.policy, weights="int8")
-    traced = parameters.trace_params(dataclasses.replace(config, policy=policy))
-    shapes = {path: leaf.shape for path, leaf in optim.flatten(traced).items()}
-    model = {**meta["model"], "policy": dataclasses.asdict(policy)}
-    params = {name: part for name, part in params.items() if name in traced}
-    return quantisation.quantise(params, shapes), {**meta, "model": model}
-
-
 def main(_) -> None:
     """Entry point of `nim4 snapshot`."""
     given = flags.FLAGS
-    run(given.model, given.out, given.dtype, given.parts, given.merge_lora)
+    packing.run(given.model, given.out, given.dtype, given.parts, given.merge_lora)
 
 
 if __name__ == "__main__":
-    runtime.launch(main, define_flags)
+    program.launch(main, define_flags)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from typing import Any
 
 import jax
-from absl import app, flags, logging
-from etils import epath
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from nim4_jax import settings
 from nim4_jax.configs import evaluate as defaults
-from nim4_jax.eval import sweep
-from nim4_jax.eval.sweep import Outcome, SweepConfig
-from nim4_jax.launch import assembly, hosts, recognition, settings
+from nim4_jax.eval import scoring
+from nim4_jax.eval.sweep import runner
+from nim4_jax.eval.sweep.runner import SweepConfig
 from nim4_jax.retrieval import gate
-from nim4_jax.serving import manifest
-from nim4_jax.train import checkpoint
+from nim4_jax.train.multihost import hosts
 
 _LISTS = ("models", "benchmarks", "modes", "hotwords")
 _SHARED = (
@@ -32,7 +30,6 @@ _SHARED = (
     "near",
 )
 _SINGLE = ("model", "sets", "chunk_ms", "stream", "hints", "shuffle_audio")
-_BLOCK = 1 << 22
 
 
 def define_flags() -> None:
@@ -91,83 +88,17 @@ def read_config(given: flags.FlagValues) -> SweepConfig:
     return settings.build(SweepConfig, values)
 
 
-def read_shard(text: str) -> tuple[int, int]:
-    """(I, N) from "I/N".
-
-    Raises:
-        ValueError: it is something else.
-    """
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal()):
-        raise ValueError(f"--shard={text}; expected I/N, such as 0/4 … 3/4.")
-    if not int(number) < int(count):
-        raise ValueError(f"--shard={text}; the first number must be 0 … N − 1.")
-    return int(number), int(count)
-
-
-def identify(origin: str) -> str:
-    """What tells a model from another: a checksum of its file, manifest or checkpoint.
-
-    Raises:
-        ValueError: there is no model.
-    """
-    place = epath.Path(assembly.resolve(origin))
-    if place.is_file():
-        return _hash_file(place)
-    if manifest.is_bundle(str(place)):
-        return _hash_file(place / manifest.FILE)
-    step = checkpoint.latest_step(str(place))
-    if step is None:
-        raise ValueError(
-            f"{origin} holds no model: no complete checkpoint, and it is no snapshot "
-            "and no bundle; name the --workdir of a training run, a .safetensors file "
-            "that `nim4 snapshot` wrote, or a peer."
-        )
-    digest = hashlib.sha256(str(step).encode())
-    for part in ("checksums", "frozen", "meta", "state"):
-        for name in ("metadata", "manifest.ocdbt"):
-            file = place / "checkpoints" / str(step) / part / name
-            if file.is_file():
-                digest.update(_hash_file(file).encode())
-    return digest.hexdigest()
-
-
-def _hash_file(path: epath.Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def run(config: SweepConfig, out: str, shard: tuple[int, int] = (0, 1)) -> Outcome:
-    """The sweep, with a log line for each cell.
-
-    Raises:
-        ValueError: what is asked for is not there or makes no sense.
-        OSError: no room for what was measured.
-    """
-    return sweep.run(
-        config,
-        out,
-        load=recognition.load,
-        identify=identify,
-        shard=shard,
-        say=lambda line: logging.info("%s", line),
-    )
-
-
 def main(given: flags.FlagValues) -> None:
     """The sweep that the flags ask for; exit code 1 if a cell failed."""
     config = read_config(given)
     if not given.out:
         raise app.UsageError("--out=DIR is needed: the sweep's results go there.")
     if given.shard:
-        outcome = run(config, given.out, read_shard(given.shard))
+        outcome = scoring.sweep(config, given.out, runner.read_shard(given.shard))
     else:
         with hosts.joined():
             shard = jax.process_index(), jax.process_count()
-            outcome = run(config, given.out, shard)
+            outcome = scoring.sweep(config, given.out, shard)
     if outcome.left:
         print(f"{outcome.left} cells are left to other processes: no report yet")
     else:

@@ -14,59 +14,12 @@ import time
 import zlib
 from pathlib import Path
 
-import numpy as np
-
-from nim4_jax.text import g2p, graphones
-from nim4_jax.text.letter_to_sound import END, START, LetterToSound
-
-Entry = tuple[str, tuple[str, ...]]
+from nim4_jax.text import g2p, g2p_training, graphones
 
 
 def is_held_out(word: str) -> bool:
     """Whether a word belongs to the 5 % that training never sees."""
     return zlib.crc32(word.encode()) % 20 == 0
-
-
-def train(
-    pairs: list[Entry], order: int, cutoffs: list[int], rare: int
-) -> LetterToSound:
-    """Aligns the pairs, counts graphone n-grams and packs them into a model."""
-    rows = graphones.prune_rare(graphones.align(pairs), rare)
-    units = sorted({graphone for row in rows for graphone in row})
-    inventory = [(START, ()), (END, ()), *units]
-    ids = {graphone: i for i, graphone in enumerate(inventory)}
-    sequences = [[0, *(ids[graphone] for graphone in row), 1] for row in rows]
-    tables = graphones.count_ngrams(sequences, order, cutoffs)
-    return LetterToSound.build(inventory, tables)
-
-
-def count_edits(reference: tuple[str, ...], hypothesis: tuple[str, ...]) -> int:
-    """Levenshtein distance of two phoneme sequences."""
-    row = np.arange(len(hypothesis) + 1)
-    for i, want in enumerate(reference, 1):
-        previous, row = row, np.full_like(row, i)
-        for j, got in enumerate(hypothesis, 1):
-            substituted = previous[j - 1] + (want != got)
-            row[j] = min(previous[j] + 1, row[j - 1] + 1, substituted)
-    return int(row[-1])
-
-
-def score(
-    model: LetterToSound, references: dict[str, list[tuple[str, ...]]]
-) -> dict[str, float]:
-    """Word accuracy and phoneme error over words with one or more right readings."""
-    right = edits = length = 0
-    for word, readings in references.items():
-        guess = model.predict(word)
-        nearest = min(readings, key=lambda reading: count_edits(reading, guess))
-        right += guess in readings
-        edits += count_edits(nearest, guess)
-        length += len(nearest)
-    return {
-        "words": len(references),
-        "word_accuracy": right / max(len(references), 1),
-        "phoneme_error": edits / max(length, 1),
-    }
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -104,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     entries = entries[: options.limit or None]
     started = time.monotonic()
     training = [entry for entry in entries if not is_held_out(entry[0])]
-    model = train(training, options.order, options.cutoffs, options.rare)
+    model = g2p_training.train(training, options.order, options.cutoffs, options.rare)
     content = model.to_bytes()
     Path(options.out).write_bytes(content)
     held_out: dict[str, list[tuple[str, ...]]] = {}
@@ -112,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         if is_held_out(word):
             held_out.setdefault(word, []).append(reading)
     words = list(held_out)[: options.sample or None]
-    figures = score(model, {word: held_out[word] for word in words})
+    figures = g2p_training.score(model, {word: held_out[word] for word in words})
     figures |= {
         "graphones": len(model.letters),
         "ngrams": len(model.symbols),

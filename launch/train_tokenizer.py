@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 
 from nim4_jax import line_file
-from nim4_jax.data import grammar
+from nim4_jax.data.corpora import grammar
 from nim4_jax.text import prompt, tokenizer
 
 

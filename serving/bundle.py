@@ -20,6 +20,7 @@ import numpy as np
 from jax import export
 from jaxtyping import Array
 
+from nim4_jax.decode.live.stream_config import StreamConfig
 from nim4_jax.decode.programs import (
     Arrival,
     Budget,
@@ -28,15 +29,14 @@ from nim4_jax.decode.programs import (
     Request,
     Written,
 )
-from nim4_jax.decode.recogniser import Loaded, Recogniser
-from nim4_jax.decode.stream_config import StreamConfig
+from nim4_jax.decode.recogniser import BatchRecogniser, Loaded
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.rates import Rates
 from nim4_jax.serving import manifest
 from nim4_jax.serving.files import Files, read_tensors
 from nim4_jax.serving.manifest import BundleError, Manifest
-from nim4_jax.text import phonemes, prompt
+from nim4_jax.text import phonemes, prompt, template
 from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.types import Frames, Labels
 
@@ -85,7 +85,9 @@ def load(
     if chunk_ms:
         chunking = Chunking.of(rates.frames_of_chunk(chunk_ms), left)
     programs = BundlePrograms(files, _read_weights(files), chunking)
-    return Loaded(Recogniser(programs, tokenizer), facts.bucket_seconds, facts.rows)
+    return Loaded(
+        BatchRecogniser(programs, tokenizer), facts.bucket_seconds, facts.rows
+    )
 
 
 def check_platform(folder: str, facts: Manifest) -> None:
@@ -122,7 +124,7 @@ def _check_texts(files: Files, tokenizer: Tokenizer) -> None:
     here = {
         manifest.PHONEMES: list(phonemes.INVENTORY),
         manifest.PROMPT: {
-            "texts": list(prompt.TEMPLATE_TEXTS),
+            "texts": list(template.TEXTS),
             "prefix": prompt.encode_prefix(tokenizer),
             "suffix": prompt.encode_suffix(tokenizer),
             "end_id": tokenizer.end_id,

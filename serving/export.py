@@ -35,15 +35,15 @@ from jax import export
 
 import nim4_jax
 from nim4_jax.decode import model_programs, stream
+from nim4_jax.decode.live.stream_config import StreamConfig
 from nim4_jax.decode.model_programs import ModelPrograms
 from nim4_jax.decode.programs import Arrival, Request
-from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.models.asr import Asr
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.serving import manifest
 from nim4_jax.serving.manifest import BundleError, Manifest, Program
-from nim4_jax.text import phonemes, prompt
+from nim4_jax.text import phonemes, template
 from nim4_jax.types import Frames, Labels
 from nim4_jax.weights import snapshot
 
@@ -403,7 +403,7 @@ def _describe_prompt(programs: ModelPrograms) -> dict[str, Any]:
     """The prompt as it was trained: to be compared, and read by other programs."""
     return {
         "layout": "[prefix | speech | suffix | answer]",
-        "texts": list(prompt.TEMPLATE_TEXTS),
+        "texts": list(template.TEXTS),
         "prefix": list(programs.prompt.prefix),
         "suffix": list(programs.prompt.suffix),
         "end_id": programs.end_id,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nim4_jax.decode.stream_config import StreamConfig
+from nim4_jax.decode.live.stream_config import StreamConfig
 
 SCHEMA = 3
 """Version of the form of a bundle; a reader of another one refuses it."""

@@ -123,6 +123,12 @@ def load_beside(name: str):
 
 
 @pytest.fixture(scope="session")
+def import_graph():
+    """The module that reads which package imports which."""
+    return load_beside("import_graph")
+
+
+@pytest.fixture(scope="session")
 def tiny():
     """The module tests/tiny_training.py."""
     return load_beside("tiny_training")

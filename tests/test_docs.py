@@ -21,7 +21,7 @@ PAGES = [
 PARSE = """
 import importlib, json, sys
 from absl import flags
-from nim4_jax.launch import cli, runtime
+from nim4_jax.launch import cli, program
 
 standard = set(flags.FLAGS)
 wrong = {}
@@ -33,7 +33,7 @@ for words in json.load(sys.stdin):
         wrong[line] = f"no command {name}"
         continue
     importlib.import_module(f"nim4_jax.launch.{name}").define_flags()
-    arguments = [runtime.find_config(word) for word in words[2:]]
+    arguments = [program.find_config(word) for word in words[2:]]
     sys.argv = ["nim4", *arguments]  # where config flags look for their overrides
     try:
         flags.FLAGS(sys.argv)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nim4_jax import features
-from nim4_jax.data import audio as audio_files
-from nim4_jax.data import builders
+from nim4_jax.data.audio import reading as audio_files
+from nim4_jax.data.sources import builders
 from nim4_jax.features import FeatureConfig, WhisperFeatures
 from nim4_jax.types import Frames
 

@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 from nim4_jax.configs import stage4
-from nim4_jax.launch import assembly, parameters
+from nim4_jax.model_files import loading
+from nim4_jax.train import parameter_count
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("nim4_jax", "configs", "data", "eval", "launch", "serving", "tests")
@@ -61,22 +62,35 @@ def test_files_are_small_and_named():
     assert not [path for path in FILES if path.name in GENERIC]
 
 
-def test_the_core_imports_nothing_above_it():
-    """nim4_jax/ knows neither launchers nor evaluation; text needs no JAX."""
-    for path in (ROOT / "nim4_jax").rglob("*.py"):
-        text = path.read_text(encoding="utf8")
-        for part in ("launch", "eval", "serving"):
-            assert f"nim4_jax.{part}" not in text, path
-            assert f"from nim4_jax import {part}" not in text, path
+def test_no_import_goes_up_and_none_in_a_circle(import_graph):
+    """Each package imports what stands below it; text needs no JAX."""
+    graph = import_graph.read_graph()
+    assert import_graph.find_rising(graph) == []
+    assert import_graph.find_circles(graph) == []
     for path in (ROOT / "nim4_jax" / "text").rglob("*.py"):
         assert not find_imports(path) & {"jax", "flax"}, path
+
+
+def test_the_picture_of_imports_is_true(import_graph):
+    """docs/imports.svg is what `python tests/import_graph.py` prints."""
+    picture = (ROOT / "docs" / "imports.svg").read_text(encoding="utf8")
+    assert import_graph.draw(import_graph.read_graph()) == picture
+
+
+def test_commands_are_thin():
+    """launch/ parses flags, calls the library and prints: 120 lines a command."""
+    lengths = {
+        path.name: len(path.read_text(encoding="utf8").splitlines())
+        for path in (ROOT / "launch").rglob("*.py")
+    }
+    assert {name for name, length in lengths.items() if length > 120} == set()
 
 
 def test_the_full_model_counts_as_published():
     """`2b3` initialises abstractly with 2.2 to 2.4 billion parameters."""
     values = stage4.get_config("2b3").model.to_dict()
-    counts = parameters.count_parts(
-        parameters.trace_params(assembly.build_model_config(values))
+    counts = parameter_count.count_parts(
+        parameter_count.trace_params(loading.build_model_config(values))
     )
     assert 2.2e9 <= sum(counts.values()) <= 2.4e9
     assert 0.55e9 < counts["encoder: blocks"] < 0.65e9
@@ -85,7 +99,7 @@ def test_the_full_model_counts_as_published():
 
 def test_the_table_adds_up():
     """Markdown rows with shares and the sum."""
-    table = parameters.format_table({"a": 4_000, "b": 6_000})
+    table = parameter_count.format_table({"a": 4_000, "b": 6_000})
     assert "| a | 4,000 | 40.0 % |" in table and "**10,000**" in table
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nim4_jax.launch import assembly
+from nim4_jax.model_files import loading
 from nim4_jax.models.asr import Asr
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.text import phonemes
@@ -56,9 +56,9 @@ def write(folder: Path, encoder: str = "conformer") -> tuple[str, str]:
     Returns:
         Paths of the two files.
     """
-    config = assembly.build_model_config({**ENCODERS[encoder], **_SHAPES})
-    tokenizer = Tokenizer.from_file(assembly.find_tokenizer("nano"))
-    prompt = assembly.make_prompt(tokenizer)
+    config = loading.build_model_config({**ENCODERS[encoder], **_SHAPES})
+    tokenizer = Tokenizer.from_file(loading.find_tokenizer("nano"))
+    prompt = loading.make_prompt(tokenizer)
     model = Asr(config)
 
     def touch(asr, audio):

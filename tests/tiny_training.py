@@ -11,7 +11,7 @@ import numpy as np
 from nim4_jax.features import FeatureConfig, WhisperFeatures
 from nim4_jax.models.asr import Asr, AsrConfig, Prompt
 from nim4_jax.models.conformer import ConformerConfig
-from nim4_jax.models.qwen3 import LLMConfig
+from nim4_jax.models.llm_config import LLMConfig
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
 from nim4_jax.ops.spec_augment import SpecAugmentConfig
 from nim4_jax.train import loop, optim

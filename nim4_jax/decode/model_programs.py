@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from nim4_jax import layers
 from nim4_jax.decode import offline, stream
+from nim4_jax.decode.live.stream_config import StreamConfig
 from nim4_jax.decode.programs import (
     HEARS,
     WRITES,
@@ -23,7 +24,6 @@ from nim4_jax.decode.programs import (
     Written,
 )
 from nim4_jax.decode.stream import StreamState
-from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.models import lora, qwen3
 from nim4_jax.models.asr import Asr, AsrConfig, Prompt

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from nim4_jax import struct
-from nim4_jax.decode.stream_config import StreamConfig
+from nim4_jax.decode.live.stream_config import StreamConfig
 from nim4_jax.rates import Rates
 from nim4_jax.types import Frames, Labels
 

@@ -40,7 +40,7 @@ class Transcript:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Recogniser:
+class BatchRecogniser:
     """A model ready to listen.
 
     Attributes:
@@ -180,7 +180,7 @@ class Loaded:
         rows: rows of each shape.
     """
 
-    recogniser: Recogniser
+    recogniser: BatchRecogniser
     bucket_seconds: tuple[float, ...]
     rows: tuple[int, ...]
 

@@ -26,8 +26,8 @@ from jaxtyping import Array, Bool, Int
 
 from nim4_jax import struct
 from nim4_jax.decode import drafts
+from nim4_jax.decode.live.stream_config import StreamConfig
 from nim4_jax.decode.programs import Arrival, Heard, Request, Written
-from nim4_jax.decode.stream_config import StreamConfig
 from nim4_jax.models import kv_cache
 from nim4_jax.models.asr import Asr, AsrConfig, Prompt
 from nim4_jax.models.encoder import EncoderState

@@ -21,9 +21,10 @@ from nim4_jax.layers import Policy
 from nim4_jax.models.adaptor import Adaptor
 from nim4_jax.models.conformer import ConformerConfig
 from nim4_jax.models.encoder import EncoderState
+from nim4_jax.models.llm_config import LLMConfig
 from nim4_jax.models.phoneme_head import PhonemeHead
 from nim4_jax.models.phoneme_reader import PhonemeReader
-from nim4_jax.models.qwen3 import LLMConfig, Qwen3
+from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.rates import Rates

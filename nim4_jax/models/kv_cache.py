@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nim4_jax import sharding, struct
-
-if TYPE_CHECKING:
-    from nim4_jax.models.qwen3 import LLMConfig
-
+from nim4_jax.models.llm_config import LLMConfig
 
 Heads = Float[Array, "layers B K C H"] | tuple[Float[Array, "B K C H"], ...]
 """Keys or values of all layers, stacked or one by one."""

@@ -1,1 +1,1 @@
-
+"""Pure functions on arrays: attention, convolution, CTC, norms, sampling, masks."""

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from nim4_jax import struct
 from nim4_jax.decode.programs import Generation
 from nim4_jax.rl import grpo
-from nim4_jax.train import consensus
+from nim4_jax.train.multihost import consensus
 from nim4_jax.types import AsrBatch, Labels
 
 

@@ -1,1 +1,1 @@
-
+"""Text without JAX: normalisation, English and Mandarin phonemes, tokenizer, prompt."""

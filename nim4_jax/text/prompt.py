@@ -18,37 +18,30 @@ Source: NIM4-ASR §2.4.1.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-if TYPE_CHECKING:
-    from nim4_jax.text.tokenizer import Tokenizer
+from nim4_jax.text import template
+from nim4_jax.text.tokenizer import Tokenizer
 
-IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 SUFFIX_STEP = 32
 """Widths of packed suffixes are multiples of it."""
-
-_SYSTEM = "system\nYou are a Multilingual Speech Recognition Model."
-_USER = "user\n"
-_INSTRUCTION = "\nTranscribe the speech into text."
-_HINTS = " Contextual hints: {}."
-_ASSISTANT = "assistant\n"
-TEMPLATE_TEXTS = (_SYSTEM, _USER, _INSTRUCTION, _HINTS.format("a, b"), _ASSISTANT)
-"""The plain texts of the template, which a tokenizer should spell in few tokens."""
 
 
 def encode_prefix(tokenizer: Tokenizer) -> list[int]:
     """Ids before the speech."""
-    start, end = tokenizer.special_id(IM_START), tokenizer.special_id(IM_END)
+    start, end = (
+        tokenizer.special_id(template.IM_START),
+        tokenizer.special_id(template.IM_END),
+    )
     return [
         start,
-        *tokenizer.encode(_SYSTEM),
+        *tokenizer.encode(template.SYSTEM),
         end,
         *tokenizer.encode("\n"),
         start,
-        *tokenizer.encode(_USER),
+        *tokenizer.encode(template.USER),
     ]
 
 
@@ -60,13 +53,15 @@ def encode_suffix(tokenizer: Tokenizer, hints: Sequence[str] = ()) -> list[int]:
         hints: hotwords for the prompt; empty ones are left out.
     """
     named = [hint.strip() for hint in hints if hint.strip()]
-    request = _INSTRUCTION + (_HINTS.format(", ".join(named)) if named else "")
+    request = template.INSTRUCTION + (
+        template.HINTS.format(", ".join(named)) if named else ""
+    )
     return [
         *tokenizer.encode(request),
-        tokenizer.special_id(IM_END),
+        tokenizer.special_id(template.IM_END),
         *tokenizer.encode("\n"),
-        tokenizer.special_id(IM_START),
-        *tokenizer.encode(_ASSISTANT),
+        tokenizer.special_id(template.IM_START),
+        *tokenizer.encode(template.ASSISTANT),
     ]
 
 

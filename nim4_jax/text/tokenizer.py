@@ -17,10 +17,10 @@ import tokenizers
 from etils import epath
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from nim4_jax.text import prompt
+from nim4_jax.text import template
 
 END_OF_TEXT = "<|endoftext|>"
-SPECIALS = (END_OF_TEXT, prompt.IM_START, prompt.IM_END)
+SPECIALS = (END_OF_TEXT, template.IM_START, template.IM_END)
 
 _BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
 # A Latin word with the space before it, or any single character.
@@ -69,7 +69,7 @@ class Tokenizer:
         self._content = content
         known = self._plain.get_vocab(with_added_tokens=False).values()
         self.vocab_size: int = max(*known, *self._specials.values()) + 1
-        self.end_id: int = self._specials[prompt.IM_END]
+        self.end_id: int = self._specials[template.IM_END]
         self.pad_id: int = self._specials[END_OF_TEXT]
         self.sha256: str = hashlib.sha256(content.encode("utf8")).hexdigest()
         self._special_ids = frozenset(self._specials.values())
@@ -155,8 +155,8 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=characters,
         show_progress=False,
     )
-    template = prompt.TEMPLATE_TEXTS * (len(collected) + 2)
-    engine.train_from_iterator([*template, *collected], trainer)
+    repeated = template.TEXTS * (len(collected) + 2)
+    engine.train_from_iterator([*repeated, *collected], trainer)
     spec = json.loads(engine.to_str())
     spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] in SPECIALS]
     return Tokenizer(json.dumps(spec, ensure_ascii=False, indent=1))

@@ -1,12 +1,12 @@
-"""The companion of stages 4 to 6: how far the encoder has gone from stage 1's."""
+"""The callback of stages 4 to 6: how far the encoder has gone from stage 1's."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-from nim4_jax.train.companions import Outcome
-from nim4_jax.train.encoder_probe import EncoderProbe
+from nim4_jax.train.callbacks import Outcome
+from nim4_jax.train.releases.encoder_probe import EncoderProbe
 from nim4_jax.train.state import TrainState
 from nim4_jax.types import Frames, Params
 

@@ -13,11 +13,11 @@ from absl import logging
 from tqdm import tqdm
 
 from nim4_jax import sharding
-from nim4_jax.train import consensus
-from nim4_jax.train.checkpoint import Checkpoints
-from nim4_jax.train.companions import Companion, Outcome, are_due, ask, describe
-from nim4_jax.train.interruption import Interrupted
+from nim4_jax.process.errors import Interrupted
+from nim4_jax.train.callbacks import Callback, Outcome, are_due, ask, describe
+from nim4_jax.train.checkpoints.checkpoint import Checkpoints
 from nim4_jax.train.metrics import MetricWriter
+from nim4_jax.train.multihost import consensus
 from nim4_jax.train.profiler import NO_PROFILE, ProfileWindow
 from nim4_jax.train.programs import StepPrograms
 from nim4_jax.train.speed import Speedometer
@@ -107,29 +107,65 @@ def check_finite(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How far a loop runs, and what it writes.
+
+    Attributes:
+        steps: last step.
+        meta: facts to keep in each checkpoint.
+        until: stop here, to be resumed later; None for `steps`.
+        log_every: steps between two records of metrics.
+        label: name on the progress bar.
+        ahead: batches whose shapes are compiled before the first step; those of other
+            shapes are compiled when they come.
+    """
+
+    steps: int
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+    until: int | None = None
+    log_every: int = 10
+    label: str = "train"
+    ahead: Sequence[Arrays] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What a loop calls on its way.
+
+    Attributes:
+        callbacks: who acts between two steps.
+        check: raises where (step, metrics, batch) tell that the run is lost; what it
+            returns does not matter.
+        prepare: what is done with each batch before it goes to the devices; a pure
+            function of state and batch, so that a resumed run repeats it.
+        count_skips: examples skipped so far, for the metrics.
+        stop: asked after each step whether to save it and end.
+        mark: called with (step, what it begins to do), for a watchdog.
+        speed: measures steps and waits.
+        profile: steps to trace.
+    """
+
+    callbacks: Sequence[Callback] = ()
+    check: Check = check_finite
+    prepare: Prepare = keep
+    count_skips: Callable[[], int] = lambda: 0
+    stop: Callable[[], bool] = lambda: False
+    mark: Callable[[int, str], None] = lambda step, phase: None
+    speed: Speedometer = dataclasses.field(default_factory=Speedometer)
+    profile: ProfileWindow = NO_PROFILE
+
+
 def train(
     state: TrainState,
     train_step: TrainStep,
     data: Iterator[Arrays],
     checkpoints: Checkpoints,
     writer: MetricWriter,
-    *,
-    steps: int,
-    meta: dict[str, Any],
-    until: int | None = None,
-    ahead: Sequence[Arrays] = (),
-    companions: Sequence[Companion] = (),
-    check: Check = check_finite,
-    prepare: Prepare = keep,
-    label: str = "train",
-    log_every: int = 10,
-    count_skips: Callable[[], int] = lambda: 0,
-    stop: Callable[[], bool] = lambda: False,
-    mark: Callable[[int, str], None] = lambda step, phase: None,
-    speed: Speedometer | None = None,
-    profile: ProfileWindow = NO_PROFILE,
+    config: LoopConfig,
+    hooks: Hooks | None = None,
 ) -> TrainState:
-    """Run from `state.step` to `steps`, saving on the way and at the end.
+    """Run from `state.step` to `config.steps`, saving on the way and at the end.
 
     Metrics of a step are fetched while the next one runs. The data iterator is saved
     before it is asked for the next batch, so that it belongs to the state beside it.
@@ -140,134 +176,109 @@ def train(
         data: batches of fixed shapes, a Grain iterator.
         checkpoints: where to save, and how often.
         writer: where metrics go.
-        steps: last step.
-        meta: facts to keep in each checkpoint.
-        until: stop here, to be resumed later; None for `steps`.
-        ahead: batches whose shapes are compiled before the first step; those of other
-            shapes are compiled when they come.
-        companions: who acts between two steps.
-        check: raises where (step, metrics, batch) tell that the run is lost; what it
-            returns does not matter.
-        prepare: what is done with each batch before it goes to the devices; a pure
-            function of state and batch, so that a resumed run repeats it.
-        label: name on the progress bar.
-        log_every: steps between two records of metrics.
-        count_skips: examples skipped so far, for the metrics.
-        stop: asked after each step whether to save it and end.
-        mark: told (step, what it begins to do), for who watches that it goes on.
-        speed: measures; None for one that knows neither devices nor model.
-        profile: steps to trace.
+        config: how far to run.
+        hooks: what is called on the way; None for nothing.
 
     Returns:
-        The state at `steps`, or at `until` if that comes first.
+        The state at `config.steps`, or at `config.until` if that comes first.
 
     Raises:
         FloatingPointError: a loss that is not finite, from `check_finite`.
-        Interrupted: `stop` said so, or a companion gave up waiting; the step is saved.
+        Interrupted: `hooks.stop` said so, or a callback gave up waiting; the step is
+            saved.
         OSError: a checkpoint could not be written.
     """
-    run, speed = StepPrograms(train_step, state), speed or Speedometer()
-    first, end = int(state.step), steps if until is None else min(until, steps)
+    steps, first = config.steps, int(state.step)
+    end = steps if config.until is None else min(config.until, steps)
     with tqdm(
         total=steps,
         initial=first,
-        desc=label,
+        desc=config.label,
         unit="step",
         mininterval=2,
         disable=not consensus.leads(),
     ) as bar:
-        turns = _Turns(
-            run,
+        loop = _Loop(
+            StepPrograms(train_step, state),
             data,
             checkpoints,
             writer,
-            _Report(writer, bar, log_every, check),
-            meta=meta,
-            companions=companions,
-            prepare=prepare,
-            log_every=log_every,
-            count_skips=count_skips,
-            mark=mark,
-            speed=speed,
-            profile=profile,
+            config,
+            hooks := hooks or Hooks(),
+            _DelayedMetrics(writer, bar, config.log_every, hooks.check),
         )
         if first < end:
-            turns.compile(state, first, ahead)
+            loop.compile(state, first)
         for step in range(first, end + 1):
             if step > first:
-                state = turns.advance(state, step)
-            halt = stop()
+                state = loop.advance(state, step)
+            halt = hooks.stop()
             save = halt or step % checkpoints.every == 0 or step == end
             save = save and step > first
             if save:
-                turns.report.flush()
-            if are_due(companions, step, step == steps):
-                outcome = turns.meet(state, step, step == steps, resumable=step > first)
+                loop.metrics.flush()
+            if are_due(hooks.callbacks, step, step == steps):
+                outcome = loop.call_back(state, step, resumable=step > first)
                 state, save = outcome.state, save or outcome.binding
             if save:
-                turns.save(state, step)
+                loop.save(state, step)
             if halt:
                 checkpoints.wait()
-                raise Interrupted(f"{label}: step {step} of {steps} is saved")
-    logging.info("%s: step %d reached", label, max(first, end))
+                raise Interrupted(f"{config.label}: step {step} of {steps} is saved")
+    logging.info("%s: step %d reached", config.label, max(first, end))
     return state
 
 
-@dataclasses.dataclass(kw_only=True)
-class _Turns:
-    """What is done between two checks of the loop; attributes as `train` takes them."""
+@dataclasses.dataclass
+class _Loop:
+    """The parts of one step of the loop; attributes as `train` takes them."""
 
-    run: StepPrograms = dataclasses.field(kw_only=False)
-    data: Iterator[Arrays] = dataclasses.field(kw_only=False)
-    checkpoints: Checkpoints = dataclasses.field(kw_only=False)
-    writer: MetricWriter = dataclasses.field(kw_only=False)
-    report: _Report = dataclasses.field(kw_only=False)
-    meta: dict[str, Any]
-    companions: Sequence[Companion]
-    prepare: Prepare
-    log_every: int
-    count_skips: Callable[[], int]
-    mark: Callable[[int, str], None]
-    speed: Speedometer
-    profile: ProfileWindow
+    run: StepPrograms
+    data: Iterator[Arrays]
+    checkpoints: Checkpoints
+    writer: MetricWriter
+    config: LoopConfig
+    hooks: Hooks
+    metrics: _DelayedMetrics
 
-    def compile(self, state: TrainState, step: int, batches: Sequence[Arrays]) -> None:
-        """Compile the step for the shapes of these batches."""
-        shapes = [sharding.describe_batch(to_batch(arrays)) for arrays in batches]
-        with self.speed.stepping(self.run.count):
-            self.run.compile_all(state, shapes, lambda phase: self.mark(step, phase))
+    def compile(self, state: TrainState, step: int) -> None:
+        """Compile the step for the shapes that are known beforehand."""
+        batches = map(to_batch, self.config.ahead)
+        shapes = [sharding.describe_batch(batch) for batch in batches]
+        mark = self.hooks.mark
+        with self.hooks.speed.stepping(self.run.count):
+            self.run.compile_all(state, shapes, lambda phase: mark(step, phase))
 
     def advance(self, state: TrainState, step: int) -> TrainState:
         """Do the step of that number, on the next batch."""
-        speed = self.speed
+        hooks, speed = self.hooks, self.hooks.speed
         self.checkpoints.check()
-        self.mark(step, "waiting for data")
+        hooks.mark(step, "waiting for data")
         with speed.waiting():
             arrays = next(self.data)
-        self.mark(step, "computing")
-        self.profile.before(step)
+        hooks.mark(step, "computing")
+        hooks.profile.before(step)
         # Rollouts are work of the step; their program compiles when the step's does.
         with speed.stepping(self.run.count):
-            batch = sharding.put_batch(self.prepare(state, to_batch(arrays)))
+            batch = sharding.put_batch(hooks.prepare(state, to_batch(arrays)))
             state, metrics = self.run(state, batch)
-        self.report.follow(step, metrics, arrays)
+        self.metrics.follow(step, metrics, arrays)
         speed.count(arrays)
-        self.profile.after(step, state)
-        if step % self.log_every == 0:
-            skipped = {"data/skipped": float(self.count_skips())}
+        hooks.profile.after(step, state)
+        if step % self.config.log_every == 0:
+            skipped = {"data/skipped": float(hooks.count_skips())}
             self.writer.write(step, {**speed.measure(), **skipped})
         return state
 
-    def meet(
-        self, state: TrainState, step: int, last: bool, *, resumable: bool
-    ) -> Outcome:
-        """Let the companions act; what interrupts one of them saves the step first."""
-        self.report.flush()
-        self.mark(step, "with its companions")
-        before = describe(self.companions, self.meta)
+    def call_back(self, state: TrainState, step: int, *, resumable: bool) -> Outcome:
+        """Let the callbacks act; what interrupts one of them saves the step first."""
+        hooks, last = self.hooks, step == self.config.steps
+        self.metrics.flush()
+        hooks.mark(step, "with its callbacks")
+        before = describe(hooks.callbacks, self.config.meta)
         try:
-            with self.speed.aside():
-                outcome = ask(self.companions, state, step, last)
+            with hooks.speed.aside():
+                outcome = ask(hooks.callbacks, state, step, last)
         except Interrupted:
             # They are asked again where the run is resumed.
             if resumable:
@@ -279,14 +290,14 @@ class _Turns:
         return outcome
 
     def save(self, state: TrainState, step: int) -> None:
-        """Save the state, and what the companions have decided."""
-        self.mark(step, "saving")
-        with self.speed.saving():
-            meta = describe(self.companions, self.meta)
+        """Save the state, and what the callbacks have decided."""
+        self.hooks.mark(step, "saving")
+        with self.hooks.speed.saving():
+            meta = describe(self.hooks.callbacks, self.config.meta)
             self.checkpoints.save(state, self.data, meta)
 
 
-class _Report:
+class _DelayedMetrics:
     """Fetches the metrics of a step while the next one runs."""
 
     def __init__(self, writer: MetricWriter, bar: tqdm, every: int, check: Check):

@@ -17,7 +17,7 @@ from absl import logging
 from etils import epath
 
 from nim4_jax import line_file, whole_file
-from nim4_jax.train import consensus
+from nim4_jax.train.multihost import consensus
 
 _FILE, _EVENTS = "metrics.jsonl", "tensorboard"
 _COPY_SECONDS = 60.0

@@ -10,7 +10,7 @@ perf/checkpoint_stall_share  | since last record   | the loop waited for a save
 perf/compile_seconds         | since the launch    |
 perf/goodput                 | since the launch    | share spent on steps, not on
                              |                     | starting, compiling, waiting,
-                             |                     | saving or companions
+                             |                     | saving or callbacks
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Speedometer:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Around work beside the steps: companions."""
+        """Around work beside the steps: callbacks."""
         began = self._clock()
         yield
         self._lost += self._clock() - began

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nim4_jax.models.qwen3 import LLMConfig
+from nim4_jax.models.llm_config import LLMConfig
 from nim4_jax.weights import hf
 from nim4_jax.weights.tensor_file import Spec
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nim4_jax.models.qwen3 import LLMConfig
+from nim4_jax.models.llm_config import LLMConfig
 from nim4_jax.weights.rules import BIAS, Rule, linear
 
 FAMILIES = {

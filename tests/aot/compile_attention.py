@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from nim4_jax import layers, sharding
-from nim4_jax.models.qwen3 import QWEN3_1_7B, Qwen3
+from nim4_jax.models.llm_config import QWEN3_1_7B
+from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.ops import attention
 
 ROWS, LENGTH = 4, 640

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from nim4_jax import sharding
+from nim4_jax.aot.compilation import Report, from_json
 from nim4_jax.configs import stage4
-from nim4_jax.launch import assembly
-from nim4_jax.launch.ahead import Report, from_json
+from nim4_jax.model_files import loading
 from nim4_jax.models.asr import param_shapes
 from nim4_jax.train import placement
 
@@ -60,7 +60,7 @@ def joint(tmp_path_factory) -> Report:
 
 def test_memory_by_kind(joint):
     """Parameters as their shards, moments twice what trains; and it adds up."""
-    config = assembly.build_model_config(stage4.get_config("nano").model.to_dict())
+    config = loading.build_model_config(stage4.get_config("nano").model.to_dict())
     axes = placement.find_axes(config)
     expected = sum(
         np.prod(shape) / (2 if "fsdp" in sharding.to_spec(axes[path]) else 1)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nim4_jax.context import distractors
 from nim4_jax.context.distractors import GAP, Distractors, measure
 from nim4_jax.context.keywords import spell
-from nim4_jax.data import grammar
+from nim4_jax.data.corpora import grammar
 from nim4_jax.text.phonemes import PHONEME_IDS, encode_phonemes
 
 LISTS = sorted(grammar.NAME_SLOTS.values())

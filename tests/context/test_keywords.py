@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nim4_jax.context.keywords import Finder, collect, occurs, spell
 from nim4_jax.context.llm import LlmExtractor, write_prompt
 from nim4_jax.context.statistical import Rarity, StatisticalExtractor
-from nim4_jax.data.sources import open_source
+from nim4_jax.data.sources.opening import open_source
 
 CASED = (
     "We flew from Boston to the Bank of America on Monday.",

@@ -9,11 +9,14 @@ import pytest
 import soundfile
 from absl import flags
 
-from nim4_jax.data import audio, noise, nonspeech, pipeline
-from nim4_jax.data.augment import Augmenter
-from nim4_jax.data.buckets import Bucket, Lengths, TrainPlan
-from nim4_jax.data.pipeline import DataConfig, SkipReport
-from nim4_jax.data.survey import survey
+from nim4_jax.data.audio import reading
+from nim4_jax.data.noise import mixing
+from nim4_jax.data.noise.augment import Augmenter
+from nim4_jax.data.pipeline import iterators
+from nim4_jax.data.pipeline.buckets import Bucket, Lengths, TrainPlan
+from nim4_jax.data.pipeline.iterators import DataConfig, SkipReport
+from nim4_jax.data.pipeline.survey import survey
+from nim4_jax.data.sources import nonspeech
 from nim4_jax.text import tokenizer
 
 STEPS = 18
@@ -55,7 +58,7 @@ def assert_same(first: dict, second: dict) -> None:
 @pytest.fixture(scope="module")
 def straight(config):
     """The first 18 global batches of an uninterrupted host: two epochs and more."""
-    iterator = pipeline.make_train_iterator(config)
+    iterator = iterators.make_train_iterator(config)
     batches = [next(iterator) for _ in range(STEPS)]
     assert iterator.epoch >= 2 and not iterator.report.counts
     iterator.close()
@@ -83,7 +86,7 @@ def test_off_is_the_plan_that_there_was_before_noise():
         rows = (batch.indices.tolist(), batch.speeds.tolist(), batch.repeated)
         digest.update(repr((batch.epoch, batch.bucket, *rows)).encode())
     assert digest.hexdigest()[:16] == "a0d42746e8758bae"
-    assert pipeline._hash_plan(plan) == "cb195e711d79717a"
+    assert iterators._hash_plan(plan) == "cb195e711d79717a"
 
 
 def test_noise_of_share_zero_is_no_noise(config):
@@ -97,22 +100,22 @@ def test_noise_of_share_zero_is_no_noise(config):
         seed=off.seed,
     )
     other = replace(off, noise_snr=(0.0, 1.0), noise_sources=("/nowhere",))
-    first, second = map(pipeline.make_train_iterator, (plain, other))
+    first, second = map(iterators.make_train_iterator, (plain, other))
     assert first.get_state() == second.get_state()
     for one, two in zip(take(first, 6), take(second, 6)):
         assert_same(one, two)
 
 
 def test_evaluation_hears_neither_noise_nor_silence(config):
-    batches = list(pipeline.iterate_eval(replace(config, noise_share=1.0)))
+    batches = list(iterators.iterate_eval(replace(config, noise_share=1.0)))
     index = np.concatenate([batch["index"] for batch in batches])
     assert sorted(index[index >= 0].tolist()) == list(range(22))
-    corpus = pipeline.open_corpus(config)
+    corpus = iterators.open_corpus(config)
     for batch in batches:
         for row in np.flatnonzero(batch["valid"]):
             samples = batch["audio"][row][batch["audio_mask"][row]]
             record = corpus[int(batch["index"][row])]
-            np.testing.assert_array_equal(samples, audio.decode(record["audio"]))
+            np.testing.assert_array_equal(samples, reading.decode(record["audio"]))
 
 
 # The laws.
@@ -121,7 +124,7 @@ def test_evaluation_hears_neither_noise_nor_silence(config):
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_law_3_hosts_hear_the_same_noise(config, straight, hosts):
     shares = [
-        take(pipeline.make_train_iterator(config, rank=rank, hosts=hosts), STEPS)
+        take(iterators.make_train_iterator(config, rank=rank, hosts=hosts), STEPS)
         for rank in range(hosts)
     ]
     for step, batch in enumerate(straight):
@@ -135,7 +138,7 @@ def test_law_3_hosts_hear_the_same_noise(config, straight, hosts):
 def test_law_3_threads_and_cache_change_nothing(config, straight, threads, cache):
     other = replace(config, threads=threads, cache_mb=cache)
     for first, second in zip(
-        take(pipeline.make_train_iterator(other), STEPS), straight
+        take(iterators.make_train_iterator(other), STEPS), straight
     ):
         assert_same(first, second)
 
@@ -144,18 +147,18 @@ def test_law_3_worker_processes_change_nothing(config, straight):
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     other = replace(config, workers=2, threads=1)
-    for first, second in zip(take(pipeline.make_train_iterator(other), 5), straight):
+    for first, second in zip(take(iterators.make_train_iterator(other), 5), straight):
         assert_same(first, second)
 
 
 @pytest.mark.parametrize("step", [1, 4, 9])
 def test_law_2_noise_is_the_same_after_a_restart(config, straight, step):
-    first = pipeline.make_train_iterator(config)
+    first = iterators.make_train_iterator(config)
     for _ in range(step):
         next(first)
     state = first.get_state()
     first.close()
-    second = pipeline.make_train_iterator(config)
+    second = iterators.make_train_iterator(config)
     second.set_state(state)
     for batch, expected in zip(take(second, STEPS - step), straight[step:]):
         assert_same(batch, expected)
@@ -166,8 +169,8 @@ def test_law_2_noise_is_the_same_after_a_restart(config, straight, step):
     [{"noise_share": 0.4}, {"noise_snr": (9.0, 5.0)}, {"nonspeech_share": 0.2}],
 )
 def test_a_state_of_other_noise_is_refused(config, change):
-    state = pipeline.make_train_iterator(config).get_state()
-    other = pipeline.make_train_iterator(replace(config, **change))
+    state = iterators.make_train_iterator(config).get_state()
+    other = iterators.make_train_iterator(replace(config, **change))
     with pytest.raises(ValueError, match=r"speeds, noise, hints, seed"):
         other.set_state(state)
 
@@ -176,8 +179,8 @@ def test_a_state_of_other_noise_is_refused(config, change):
 
 
 def test_rows_hold_what_was_drawn(config, straight):
-    plan = pipeline.make_train_iterator(config).plan
-    corpus = pipeline.open_corpus(config)
+    plan = iterators.make_train_iterator(config).plan
+    corpus = iterators.open_corpus(config)
     seen = Counter()
     for step, batch in enumerate(straight):
         planned = plan[step]
@@ -187,23 +190,23 @@ def test_rows_hold_what_was_drawn(config, straight):
             if index >= 22:
                 assert draw is None
                 continue
-            clean = audio.to_float32(
-                audio.to_int16(audio.decode(corpus[index]["audio"]))
+            clean = reading.to_float32(
+                reading.to_int16(reading.decode(corpus[index]["audio"]))
             )
-            clean = audio.change_speed(clean, planned.speeds[row])
+            clean = reading.change_speed(clean, planned.speeds[row])
             if draw is None:
                 np.testing.assert_array_equal(samples, clean)
                 continue
             seen[draw.kind] += 1
             size = batch["audio"].shape[1]
-            padded = noise.pad_silence(clean, draw.lead, draw.tail, size)
+            padded = mixing.pad_silence(clean, draw.lead, draw.tail, size)
             assert len(samples) == len(padded)
             # The noise covers the silences; where nothing clips, what is left is it.
             assert samples[:50].any() and samples[-50:].any()
             if np.abs(samples).max() < 0.999:
-                active = noise.find_active(padded)
-                left = noise.measure_power((samples - padded)[active])
-                ratio = noise.measure_power(padded[active]) / left
+                active = mixing.find_active(padded)
+                left = mixing.measure_power((samples - padded)[active])
+                ratio = mixing.measure_power(padded[active]) / left
                 assert 10 * np.log10(ratio) == pytest.approx(draw.snr, abs=0.01)
     assert set(seen) == {"babble", "vehicle", "music"}
 
@@ -218,7 +221,7 @@ def test_the_plan_draws_a_fifth_and_leaves_room():
         Lengths(seconds, ones, ones * 0, ones),
         SHAPES,
         speeds=(0.9, 1.0, 1.1),
-        distribution=noise.Distribution(),
+        distribution=mixing.Distribution(),
         num_speech=count - 1000,
     )
     kinds, buckets = Counter(), Counter()
@@ -250,22 +253,22 @@ def test_an_example_that_fills_the_largest_bucket_gets_no_silence(
         bucket_seconds=(2.0,),
         noise_share=1.0,
     )
-    batch = take(pipeline.make_train_iterator(config), 1)[0]
+    batch = take(iterators.make_train_iterator(config), 1)[0]
     sizes = batch["audio_mask"].sum(1)
     assert (sizes >= 31_920).all() and (sizes <= 32_000).all() and batch["valid"].all()
 
 
 def test_the_cache_holds_clean_samples(config):
-    iterator = pipeline.make_train_iterator(
+    iterator = iterators.make_train_iterator(
         replace(config, noise_share=1.0, cache_mb=9.0, threads=0)
     )
     for _ in range(6):
         next(iterator)
-    corpus, cache = pipeline.open_corpus(config), iterator._load.loader.cache
+    corpus, cache = iterators.open_corpus(config), iterator._load.loader.cache
     kept = {index for index in range(60) if cache.get(index) is not None}
     assert len(kept) > 15 and max(kept) < 22
     for index in kept:
-        clean = audio.to_int16(audio.decode(corpus[index]["audio"]))
+        clean = reading.to_int16(reading.decode(corpus[index]["audio"]))
         np.testing.assert_array_equal(cache.get(index), clean)
 
 
@@ -294,12 +297,12 @@ def test_babble_reads_what_was_chosen(config):
     examples = survey(config, SkipReport(), training=True)
     augmenter = Augmenter(examples, None, 0)
     speech, asked = np.full(8000, 0.1, np.float32), []
-    draw = noise.Draw("babble", 10.0, 0.1, 0.1, seed=5)
+    draw = mixing.Draw("babble", 10.0, 0.1, 0.1, seed=5)
 
     def read_voice(index: int) -> np.ndarray:
         asked.append(index)
         if len(asked) == 1:
-            raise audio.AudioError("truncated", "a.wav", "it breaks off")
+            raise reading.AudioError("truncated", "a.wav", "it breaks off")
         return np.random.default_rng(index).normal(size=5000).astype(np.float32)
 
     mixed = augmenter.add_noise(speech, 7, draw, 20_000, read_voice)
@@ -308,9 +311,9 @@ def test_babble_reads_what_was_chosen(config):
     assert len(mixed) == 8000 + 2 * 1600
 
     def fail(index: int) -> np.ndarray:
-        raise audio.AudioError("missing file", f"{index}.wav", "gone")
+        raise reading.AudioError("missing file", f"{index}.wav", "gone")
 
-    with pytest.raises(audio.AudioError, match="gone"):
+    with pytest.raises(reading.AudioError, match="gone"):
         augmenter.add_noise(speech, 7, draw, 20_000, fail)
 
 
@@ -323,7 +326,7 @@ def test_one_recording_makes_no_babble(tmp_path, make_tone, write_manifest):
         bucket_seconds=(3.0,),
         noise_share=1.0,
     )
-    iterator = pipeline.make_train_iterator(config)
+    iterator = iterators.make_train_iterator(config)
     assert iterator.plan.distribution.kinds == ("vehicle", "music")
     assert not take(iterator, 3)[0]["valid"].sum() < 2
 
@@ -333,7 +336,7 @@ def test_one_recording_makes_no_babble(tmp_path, make_tone, write_manifest):
 
 def test_examples_without_speech_are_valid_and_end_at_once(config, straight):
     end = tokenizer.Tokenizer.from_file(config.tokenizer).end_id
-    corpus = pipeline.open_corpus(config)
+    corpus = iterators.open_corpus(config)
     assert len(corpus) == 33
     lengths, heard = set(), {}
     for batch in straight:
@@ -366,7 +369,7 @@ def test_the_share_without_speech_is_exact_in_every_bucket(tmp_path, write_manif
         nonspeech_share=0.05,
         needs=("tokens",),
     )
-    plan = pipeline.make_train_iterator(config).plan
+    plan = iterators.make_train_iterator(config).plan
     all_of_them, silent = Counter(), Counter()
     for batch in plan.epoch(1):
         for index in batch.indices[: len(batch.indices) - batch.repeated]:
@@ -398,7 +401,7 @@ def test_unusable_speech_is_not_counted_for_the_share(tmp_path, write_manifest):
     )
     examples = survey(config, SkipReport(), training=True)
     assert examples.usable[:100].sum() == 60 and examples.usable[100:].sum() == 20
-    assert len(examples.corpus) == len(pipeline.open_corpus(config)) == 133
+    assert len(examples.corpus) == len(iterators.open_corpus(config)) == 133
     assert (examples.lengths.seconds[100:] == 1.0).all()
 
 
@@ -413,7 +416,7 @@ def test_unusable_speech_is_not_counted_for_the_share(tmp_path, write_manifest):
 )
 def test_bad_configurations(config, change, message):
     with pytest.raises(ValueError, match=message):
-        pipeline.make_train_iterator(replace(config, **change))
+        iterators.make_train_iterator(replace(config, **change))
 
 
 def test_sound_without_speech_comes_from_the_files():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from nim4_jax.data import pipeline
-from nim4_jax.data.pipeline import DataConfig, SkipReport
+from nim4_jax.data.pipeline import iterators
+from nim4_jax.data.pipeline.iterators import DataConfig, SkipReport
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_training_counts_each_bad_example_and_goes_on(bad_corpus, threads):
         threads=threads,
         max_phonemes=(200,),
     )
-    iterator = pipeline.make_train_iterator(config)
+    iterator = iterators.make_train_iterator(config)
     seen = set()
     for batch in iterator:
         assert np.isfinite(batch["audio"]).all()
@@ -115,11 +115,11 @@ def test_too_many_labels(bad_corpus):
     )
     report = SkipReport()
     with pytest.raises(ValueError, match="no example can be used"):
-        pipeline.make_train_iterator(
+        iterators.make_train_iterator(
             DataConfig(**{**vars(config), "max_phonemes": (3,)}), report=report
         )
     assert report.counts["too many labels"] > 1
-    iterator = pipeline.make_train_iterator(config)
+    iterator = iterators.make_train_iterator(config)
     assert [int(i) for i in next(iterator)["index"]]
     assert iterator.report.counts["too many labels"] > 0
     iterator.close()
@@ -128,7 +128,7 @@ def test_too_many_labels(bad_corpus):
 def test_evaluation_needs_the_audio_only(bad_corpus):
     config = DataConfig(sources=(str(bad_corpus),), batch_size=4, bucket_seconds=(2.0,))
     report = SkipReport()
-    batches = list(pipeline.iterate_eval(config, report=report))
+    batches = list(iterators.iterate_eval(config, report=report))
     index = np.concatenate([batch["index"] for batch in batches])
     valid = np.concatenate([batch["valid"] for batch in batches])
     labelled = np.concatenate([batch["phonemes_mask"].any(1) for batch in batches])
@@ -146,7 +146,7 @@ def test_no_labels_needed(bad_corpus):
         sources=(str(bad_corpus),), batch_size=2, bucket_seconds=(2.0,), needs=()
     )
     report = SkipReport()
-    batches = list(pipeline.iterate_eval(config, report=report))
+    batches = list(iterators.iterate_eval(config, report=report))
     assert all(batch["phonemes"].shape == (2, 1) for batch in batches)
     assert sum(batch["valid"].sum() for batch in batches) == 7
     assert not any("label" in reason for reason in report.counts)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.data import buckets
-from nim4_jax.data.buckets import Bucket, Lengths, TrainPlan
+from nim4_jax.data.pipeline import buckets
+from nim4_jax.data.pipeline.buckets import Bucket, Lengths, TrainPlan
 from nim4_jax.rates import Rates
 
 SHAPES = (Bucket(2.0, 4, 20, 30), Bucket(4.0, 3, 40, 60), Bucket(8.0, 2, 80, 120))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from nim4_jax.data import builders, grammar, synthesis
+from nim4_jax.data.corpora import grammar, synthesis
+from nim4_jax.data.sources import builders
 
 LIMIT = 12 * 2**20  # bytes of one bundled data set
 
@@ -109,7 +110,7 @@ def test_reading_needs_neither_tensorflow_nor_network():
     code = (
         "import socket, sys\n"
         "socket.socket.connect = None\n"
-        "from nim4_jax.data import builders\n"
+        "from nim4_jax.data.sources import builders\n"
         "record = builders.open_bundled('prompts', 'test')[0]\n"
         "print(len(record['text']) > 0, 'tensorflow' in sys.modules)"
     )

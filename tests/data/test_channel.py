@@ -8,18 +8,12 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.data import (
-    audio,
-    channel,
-    noise,
-    pipeline,
-    rooms,
-    telephone,
-    tempo,
-)
-from nim4_jax.data.buckets import Bucket, Lengths, TrainPlan
-from nim4_jax.data.channel import Distribution
-from nim4_jax.data.pipeline import DataConfig
+from nim4_jax.data.audio import reading
+from nim4_jax.data.noise import channel, mixing, rooms, telephone, tempo
+from nim4_jax.data.noise.channel import Distribution
+from nim4_jax.data.pipeline import iterators
+from nim4_jax.data.pipeline.buckets import Bucket, Lengths, TrainPlan
+from nim4_jax.data.pipeline.iterators import DataConfig
 
 STEPS = 12
 COUNT = 10_000
@@ -65,7 +59,7 @@ def assert_same(first: dict, second: dict) -> None:
 @pytest.fixture(scope="module")
 def straight(config):
     """The first 12 global batches of an uninterrupted host."""
-    return take(pipeline.make_train_iterator(config), STEPS)
+    return take(iterators.make_train_iterator(config), STEPS)
 
 
 def make_plan(**options) -> TrainPlan:
@@ -146,7 +140,7 @@ def test_gains_are_even_between_their_ends():
 )
 def test_bad_configurations(config, change, message):
     with pytest.raises(ValueError, match=message):
-        pipeline.make_train_iterator(replace(config, **change))
+        iterators.make_train_iterator(replace(config, **change))
 
 
 # Off is off.
@@ -162,7 +156,7 @@ def test_shares_of_zero_change_neither_plan_nor_fingerprint(config):
             if name not in ON
         }
     )
-    first, second = map(pipeline.make_train_iterator, (off, plain))
+    first, second = map(iterators.make_train_iterator, (off, plain))
     assert first.get_state() == second.get_state() and first.plan.channels is None
     for one, two in zip(take(first, 6), take(second, 6)):
         assert_same(one, two)
@@ -170,11 +164,11 @@ def test_shares_of_zero_change_neither_plan_nor_fingerprint(config):
 
 def test_the_fingerprint_is_that_of_before():
     """Golden: the fingerprint of this plan in the commit before this feature."""
-    assert pipeline._hash_plan(make_plan()) == "6a60085d64de851c"
+    assert iterators._hash_plan(make_plan()) == "6a60085d64de851c"
 
 
 def test_channels_move_nothing_else_of_a_plan():
-    noisy = noise.Distribution(0.5)
+    noisy = mixing.Distribution(0.5)
     without = make_plan(distribution=noisy)
     beside = make_plan(distribution=noisy, channels=Distribution(0.5, 0.5))
     for epoch in range(2):
@@ -189,12 +183,12 @@ def test_channels_move_nothing_else_of_a_plan():
 
 
 def test_evaluation_hears_no_channel(config):
-    corpus = pipeline.open_corpus(config)
-    for batch in pipeline.iterate_eval(config):
+    corpus = iterators.open_corpus(config)
+    for batch in iterators.iterate_eval(config):
         for row in np.flatnonzero(batch["valid"]):
             samples = batch["audio"][row][batch["audio_mask"][row]]
             record = corpus[int(batch["index"][row])]
-            np.testing.assert_array_equal(samples, audio.decode(record["audio"]))
+            np.testing.assert_array_equal(samples, reading.decode(record["audio"]))
 
 
 # The laws.
@@ -203,7 +197,7 @@ def test_evaluation_hears_no_channel(config):
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_law_3_hosts_hear_the_same(config, straight, hosts):
     parts = [
-        take(pipeline.make_train_iterator(config, rank=rank, hosts=hosts), STEPS)
+        take(iterators.make_train_iterator(config, rank=rank, hosts=hosts), STEPS)
         for rank in range(hosts)
     ]
     for step, batch in enumerate(straight):
@@ -216,7 +210,7 @@ def test_law_3_hosts_hear_the_same(config, straight, hosts):
 @pytest.mark.parametrize("threads, cache", [(0, 0.0), (3, 9.0)])
 def test_law_3_threads_and_cache_change_nothing(config, straight, threads, cache):
     other = replace(config, threads=threads, cache_mb=cache)
-    batches = take(pipeline.make_train_iterator(other), STEPS)
+    batches = take(iterators.make_train_iterator(other), STEPS)
     for first, second in zip(batches, straight):
         assert_same(first, second)
 
@@ -225,18 +219,18 @@ def test_law_3_worker_processes_change_nothing(config, straight):
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     other = replace(config, workers=2, threads=1)
-    for first, second in zip(take(pipeline.make_train_iterator(other), 4), straight):
+    for first, second in zip(take(iterators.make_train_iterator(other), 4), straight):
         assert_same(first, second)
 
 
 @pytest.mark.parametrize("step", [1, 7])
 def test_law_2_a_restart_hears_the_same(config, straight, step):
-    first = pipeline.make_train_iterator(config)
+    first = iterators.make_train_iterator(config)
     for _ in range(step):
         next(first)
     state = first.get_state()
     first.close()
-    second = pipeline.make_train_iterator(config)
+    second = iterators.make_train_iterator(config)
     second.set_state(state)
     for batch, expected in zip(take(second, STEPS - step), straight[step:]):
         assert_same(batch, expected)
@@ -253,8 +247,8 @@ def test_law_2_a_restart_hears_the_same(config, straight, step):
     ],
 )
 def test_a_state_of_other_channels_is_refused(config, change):
-    state = pipeline.make_train_iterator(config).get_state()
-    other = pipeline.make_train_iterator(replace(config, **change))
+    state = iterators.make_train_iterator(config).get_state()
+    other = iterators.make_train_iterator(replace(config, **change))
     with pytest.raises(ValueError, match=r"rooms, gains, telephone lines"):
         other.set_state(state)
 
@@ -264,7 +258,7 @@ def test_a_state_of_other_channels_is_refused(config, change):
 
 def read_rows(config, steps: int):
     """(index, samples, speed, noise draw, channel draw, bucket's samples) of rows."""
-    iterator = pipeline.make_train_iterator(config)
+    iterator = iterators.make_train_iterator(config)
     for step, batch in enumerate(take(iterator, steps)):
         planned = iterator.plan[step]
         for row, index in enumerate(batch["index"].tolist()):
@@ -276,9 +270,9 @@ def read_rows(config, steps: int):
 
 
 def read_clean(config, index: int, speed: float, path: channel.Draw) -> np.ndarray:
-    record = pipeline.open_corpus(config)[index]
-    clean = audio.to_float32(audio.to_int16(audio.decode(record["audio"])))
-    change = tempo.change_tempo if path.tempo else audio.change_speed
+    record = iterators.open_corpus(config)[index]
+    clean = reading.to_float32(reading.to_int16(reading.decode(record["audio"])))
+    change = tempo.change_tempo if path.tempo else reading.change_speed
     return change(clean, speed)
 
 
@@ -308,18 +302,18 @@ def test_noise_lies_over_the_room_and_under_gain_and_telephone(config):
     heard = 0
     for index, samples, speed, draws, path, size in read_rows(alone, 6):
         clean = read_clean(alone, index, speed, path)
-        padded = noise.pad_silence(clean, draws.lead, draws.tail, size)
+        padded = mixing.pad_silence(clean, draws.lead, draws.tail, size)
         assert abs(len(samples) - len(padded)) <= 1  # whole samples of both silences
         assert len(samples) <= size
         tail = int(draws.tail * 16_000)
         if tail > 1600:
             behind = samples[len(samples) - tail :][:800]
-            heard += noise.measure_power(behind) > 1e-5 * noise.measure_power(clean)
+            heard += mixing.measure_power(behind) > 1e-5 * mixing.measure_power(clean)
     assert heard > 5
 
 
 def test_examples_without_speech_get_gains_and_lines_but_no_room(config):
-    plan = pipeline.make_train_iterator(config).plan
+    plan = iterators.make_train_iterator(config).plan
     draws = [
         batch.channels[row]
         for batch in plan.epoch(0)

@@ -8,7 +8,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.data import audio, channels
+from nim4_jax.data.audio import channels, reading
 
 RATE = 16_000
 
@@ -19,7 +19,7 @@ def make_voice(seconds: float = 3.0, seed: int = 0) -> np.ndarray:
 
 
 def mix(samples: np.ndarray, choice="mix") -> np.ndarray:
-    return audio.decode(samples, channel=choice)
+    return reading.decode(samples, channel=choice)
 
 
 def test_opposite_phase_is_not_silence():
@@ -74,15 +74,15 @@ def test_a_channel_is_chosen(tmp_path, choice, column):
     both = np.stack([make_voice(0.5), make_voice(0.5, seed=1)], 1)
     np.testing.assert_array_equal(mix(both, choice), both[:, column])
     soundfile.write(tmp_path / "a.wav", both, RATE, "FLOAT")
-    blocks = list(audio.read_blocks(tmp_path / "a.wav", 0.2, channel=choice))
+    blocks = list(reading.read_blocks(tmp_path / "a.wav", 0.2, channel=choice))
     np.testing.assert_array_equal(np.concatenate(blocks), both[:, column])
-    assert audio.count_channels(tmp_path / "a.wav") == 2
+    assert reading.count_channels(tmp_path / "a.wav") == 2
 
 
 def test_a_channel_that_is_not_there_is_named():
     voice = make_voice(0.1)
     assert len(mix(voice, "left")) == len(voice)
-    with pytest.raises(audio.AudioError, match="2 channels, and no channel 3"):
+    with pytest.raises(reading.AudioError, match="2 channels, and no channel 3"):
         mix(np.stack([voice, voice], 1), 3)
     for choice in ("middle", -1, True, None):
         with pytest.raises(ValueError, match="is unknown; use one of mix, left, right"):

@@ -9,9 +9,9 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.data import audio, audio_error, ffmpeg
-from nim4_jax.data.containers import detect, flac, mpeg, ogg, riff
-from nim4_jax.data.containers.view import View
+from nim4_jax.data.audio import audio_error, ffmpeg, reading
+from nim4_jax.data.audio.containers import detect, flac, mpeg, ogg, riff
+from nim4_jax.data.audio.containers.view import View
 
 RATE = 16_000
 FORMATS = {
@@ -49,10 +49,10 @@ def read(data: bytes) -> tuple[np.ndarray, str]:
     """What can be decoded, and the reason of what is raised behind it."""
     made = []
     try:
-        for block in audio.read_blocks(data, 0.7):
+        for block in reading.read_blocks(data, 0.7):
             made.append(block)
-    except audio.AudioError as error:
-        assert error.reason in audio.AUDIO_REASONS
+    except reading.AudioError as error:
+        assert error.reason in audio_error.AUDIO_REASONS
         return np.concatenate([np.zeros(0), *made]), error.reason
     return np.concatenate([np.zeros(0), *made]), ""
 
@@ -75,13 +75,13 @@ def test_files_that_are_joined_are_read_to_the_last(form):
     for end, size, pitch in zip(ends, alone, (300, 900, 600)):
         middle = samples[end - size + 2000 : end - 3000]
         assert abs(find_pitch(middle) - pitch) < 5
-    assert abs(audio.read_duration(b"".join(parts)) - len(samples) / RATE) < 0.05
-    np.testing.assert_array_equal(audio.decode(b"".join(parts)), samples)
+    assert abs(reading.read_duration(b"".join(parts)) - len(samples) / RATE) < 0.05
+    np.testing.assert_array_equal(reading.decode(b"".join(parts)), samples)
     # A piece in the second, and one over the border.
     first = alone[0] / RATE
-    piece = audio.decode_piece(b"".join(parts), first + 0.3, 0.4)
+    piece = reading.decode_piece(b"".join(parts), first + 0.3, 0.4)
     assert len(piece) == 6400 and abs(find_pitch(piece) - 900) < 5
-    assert len(audio.decode_piece(b"".join(parts), first - 0.2, 0.5)) == 8000
+    assert len(reading.decode_piece(b"".join(parts), first - 0.2, 0.5)) == 8000
 
 
 def test_joined_files_may_differ_in_rate():
@@ -160,8 +160,8 @@ def test_flac_of_unknown_or_too_small_length():
         data[21:26] = packed.to_bytes(5, "big")
         samples, reason = read(bytes(data))
         assert (len(samples), reason) == (RATE, "")
-        assert audio.read_duration(bytes(data)) == 1.0
-        assert len(audio.decode_piece(bytes(data), 0.9, 1.0)) == 1600
+        assert reading.read_duration(bytes(data)) == 1.0
+        assert len(reading.decode_piece(bytes(data), 0.9, 1.0)) == 1600
 
 
 def strip_table(data: bytes) -> bytes:
@@ -183,7 +183,7 @@ def test_mp3_without_a_table_is_read_to_its_end():
     for made in (strip_table(data), b"ID3\x04\0\0\0\0\0\x0a" + bytes(10) + data):
         samples, reason = read(made)
         assert reason == "" and abs(len(samples) - expected) < 1600
-        assert abs(audio.read_duration(made) - len(samples) / RATE) < 0.01
+        assert abs(reading.read_duration(made) - len(samples) / RATE) < 0.01
 
 
 def split_pages(data: bytes) -> list[bytes]:
@@ -255,8 +255,8 @@ def test_a_cut_file_is_heard_to_the_cut_and_told(form):
     samples, reason = read(data[: len(data) * 3 // 5])
     assert reason in ("truncated", "damaged audio")
     assert 0.1 * 9 * RATE < len(samples) < 0.9 * 9 * RATE
-    with pytest.raises(audio.AudioError):
-        audio.decode(data[: len(data) * 3 // 5])
+    with pytest.raises(reading.AudioError):
+        reading.decode(data[: len(data) * 3 // 5])
 
 
 def test_a_broken_middle_is_told_and_the_end_is_heard():
@@ -274,26 +274,30 @@ def test_a_header_cannot_claim_what_no_speech_has():
     wav = encode("wav")
     for rate in (0, 1, 1000, 3999, 192_001, 655_350, 0x7FFFFFFF):
         data = wav[:24] + rate.to_bytes(4, "little") + wav[28:]
-        for use in (audio.decode, audio.read_duration, lambda d: read(d)[1] and 1 / 0):
-            with pytest.raises((audio.AudioError, ZeroDivisionError)):
+        for use in (
+            reading.decode,
+            reading.read_duration,
+            lambda d: read(d)[1] and 1 / 0,
+        ):
+            with pytest.raises((reading.AudioError, ZeroDivisionError)):
                 use(data)
     for rate in (4000, 8000, 192_000):
         data = wav[:24] + rate.to_bytes(4, "little") + wav[28:]
-        assert abs(len(audio.decode(data)) - RATE * RATE / rate) <= 1
+        assert abs(len(reading.decode(data)) - RATE * RATE / rate) <= 1
     many = io.BytesIO()
     soundfile.write(many, np.zeros((100, 9)), RATE, format="WAV")
-    with pytest.raises(audio.AudioError, match="9 channels, expected 1 to 8"):
-        audio.decode(many.getvalue())
+    with pytest.raises(reading.AudioError, match="9 channels, expected 1 to 8"):
+        reading.decode(many.getvalue())
 
 
 @pytest.mark.parametrize("value", [1e19, -3e38, np.nan, np.inf])
 def test_absurd_samples_are_refused(value):
     file = io.BytesIO()
     soundfile.write(file, np.array([0, value, 0]), RATE, format="WAV", subtype="DOUBLE")
-    with pytest.raises(audio.AudioError, match="not finite"):
-        audio.decode(file.getvalue())
-    with pytest.raises(audio.AudioError, match="not finite"):
-        audio.decode(np.array([0, value, 0]))
+    with pytest.raises(reading.AudioError, match="not finite"):
+        reading.decode(file.getvalue())
+    with pytest.raises(reading.AudioError, match="not finite"):
+        reading.decode(np.array([0, value, 0]))
 
 
 # --- names
@@ -305,34 +309,34 @@ def test_absurd_samples_are_refused(value):
 def test_whatever_a_file_is_called_its_bytes_decide(tmp_path, name):
     path = tmp_path / os.fsdecode(name)
     path.write_bytes(encode("wav"))
-    assert len(audio.decode(path)) == RATE
+    assert len(reading.decode(path)) == RATE
     path.write_bytes(b"this is no audio, whatever it is called " * 99)
     if path.suffix != ".gsm":  # which has no header
-        with pytest.raises(audio.AudioError, match="unreadable audio") as caught:
-            audio.decode(path)
+        with pytest.raises(reading.AudioError, match="unreadable audio") as caught:
+            reading.decode(path)
         str(caught.value).encode("utf8")
 
 
 def test_folders_pipes_and_devices_are_called_that(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    reading, writing = os.pipe()
+    readable, writable = os.pipe()
     for path, message in (
         (tmp_path, "it is a folder"),
         (tmp_path / "pipe", "it is a pipe"),
-        (f"/dev/fd/{reading}", "it is a pipe"),
+        (f"/dev/fd/{readable}", "it is a pipe"),
         ("/dev/null", "it is a device"),
         (tmp_path / "a\0b", "missing file"),
     ):
-        with pytest.raises(audio.AudioError, match=message):
-            audio.decode(path)
-    os.close(reading)
-    os.close(writing)
+        with pytest.raises(reading.AudioError, match=message):
+            reading.decode(path)
+    os.close(readable)
+    os.close(writable)
 
 
 def test_without_ffmpeg_the_way_out_is_told(tmp_path):
     (tmp_path / "memo.m4a").write_bytes(b"\0\0\0\x1cftypM4A " + bytes(999))
-    with pytest.raises(audio.AudioError, match=r"MP4.*Readable are wav.*ffmpeg -i"):
-        audio.decode(tmp_path / "memo.m4a")
+    with pytest.raises(reading.AudioError, match=r"MP4.*Readable are wav.*ffmpeg -i"):
+        reading.decode(tmp_path / "memo.m4a")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from nim4_jax.data import audio, ffmpeg
+from nim4_jax.data.audio import ffmpeg, reading
 
 HEADER = r"""
 import struct, sys
@@ -43,15 +43,15 @@ def install(tmp_path, monkeypatch):
 
 def test_its_samples_are_read_and_its_header_is_believed(install):
     path = install('begin(8000, 2); out.write(struct.pack(">2f", 0.5, 0.25) * 20000)')
-    samples = audio.decode(path)
+    samples = reading.decode(path)
     assert len(samples) == 40_000
     np.testing.assert_allclose(samples[1000:-1000], 0.375, atol=1e-3)
-    assert audio.read_duration(path) == 2.5
-    np.testing.assert_allclose(audio.decode(path, channel=1)[1000:-1000], 0.25, 0.01)
-    assert len(audio.decode_piece(path, 1.0, 0.5)) == 8000
-    assert len(np.concatenate(list(audio.read_blocks(path, 1.0)))) == 40_000
+    assert reading.read_duration(path) == 2.5
+    np.testing.assert_allclose(reading.decode(path, channel=1)[1000:-1000], 0.25, 0.01)
+    assert len(reading.decode_piece(path, 1.0, 0.5)) == 8000
+    assert len(np.concatenate(list(reading.read_blocks(path, 1.0)))) == 40_000
     with open(path, "rb") as file:
-        assert len(audio.decode(file.read())) == 40_000
+        assert len(reading.decode(file.read())) == 40_000
 
 
 @pytest.mark.parametrize(
@@ -72,16 +72,16 @@ def test_its_samples_are_read_and_its_header_is_believed(install):
 )  # fmt: skip
 def test_what_goes_wrong_with_it_is_an_audio_error(install, body, reason, message):
     path = install(body)
-    with pytest.raises(audio.AudioError, match=message) as caught:
-        audio.decode(path, max_seconds=3.0)
+    with pytest.raises(reading.AudioError, match=message) as caught:
+        reading.decode(path, max_seconds=3.0)
     assert caught.value.reason == reason
 
 
 def test_one_that_hangs_is_ended(install, monkeypatch):
     monkeypatch.setattr(ffmpeg, "_PATIENCE", 1.0)
     path = install("import time; time.sleep(60)")
-    with pytest.raises(audio.AudioError, match="wrote nothing for 1 s"):
-        audio.decode(path)
+    with pytest.raises(reading.AudioError, match="wrote nothing for 1 s"):
+        reading.decode(path)
 
 
 def test_what_libsndfile_reads_does_not_need_it(install, tmp_path, make_tone):
@@ -89,7 +89,7 @@ def test_what_libsndfile_reads_does_not_need_it(install, tmp_path, make_tone):
 
     install("sys.exit('never')")
     soundfile.write(tmp_path / "a.wav", make_tone(0.5), 16_000)
-    assert len(audio.decode(tmp_path / "a.wav")) == 8000
+    assert len(reading.decode(tmp_path / "a.wav")) == 8000
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg on the PATH")
@@ -102,8 +102,8 @@ def test_the_real_one(tmp_path, make_tone):
     made = tmp_path / "a.m4a"
     command = ["ffmpeg", "-v", "error", "-i", str(tmp_path / "a.wav"), str(made)]
     subprocess.run(command, check=True)
-    assert abs(len(audio.decode(made)) - 32_000) < 2000
-    assert abs(audio.read_duration(made) - 2.0) < 0.2
+    assert abs(len(reading.decode(made)) - 32_000) < 2000
+    assert abs(reading.read_duration(made) - 2.0) < 0.2
     made.write_bytes(made.read_bytes()[:300])
-    with pytest.raises(audio.AudioError):
-        audio.decode(made)
+    with pytest.raises(reading.AudioError):
+        reading.decode(made)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.data import grammar, templates
+from nim4_jax.data.corpora import grammar, templates
 
 ENGLISH = re.compile(r"[a-z']+( [a-z']+)*")
 MANDARIN = re.compile(r"[\u4e00-\u9fff]+")

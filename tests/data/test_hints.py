@@ -9,10 +9,11 @@ import pytest
 
 from nim4_jax.context.choose import HintConfig
 from nim4_jax.context.keywords import occurs, spell
-from nim4_jax.data import pipeline
-from nim4_jax.data.hints import HintData
-from nim4_jax.data.pipeline import DataConfig
-from nim4_jax.launch.assembly import find_tokenizer
+from nim4_jax.data.pipeline import iterators
+from nim4_jax.data.pipeline.hints import HintData
+from nim4_jax.data.pipeline.iterators import DataConfig
+from nim4_jax.data.sources import manifests
+from nim4_jax.model_files.loading import find_tokenizer
 from nim4_jax.text import prompt
 from nim4_jax.text.tokenizer import Tokenizer
 
@@ -25,7 +26,7 @@ STEPS = 12
 def config(corpus_path, tmp_path_factory) -> DataConfig:
     """The tones, said to be calls; two thirds of them name somebody."""
     folder = tmp_path_factory.mktemp("hints")
-    source = pipeline.sources.Manifest(str(corpus_path))
+    source = manifests.Manifest(str(corpus_path))
     rows = []
     for number in range(len(source)):
         name = PEOPLE[number % len(PEOPLE)] if number % 3 else ""
@@ -61,7 +62,7 @@ def config(corpus_path, tmp_path_factory) -> DataConfig:
 
 
 def take(config: DataConfig, count: int = STEPS, **place) -> list[dict]:
-    iterator = pipeline.make_train_iterator(config, **place)
+    iterator = iterators.make_train_iterator(config, **place)
     batches = [next(iterator) for _ in range(count)]
     iterator.close()
     return batches
@@ -98,12 +99,12 @@ def test_law_3_hosts_and_threads_change_no_hint(config, hosts):
 
 def test_law_2_a_restored_iterator_draws_the_same(config):
     whole = take(config)
-    first = pipeline.make_train_iterator(config)
+    first = iterators.make_train_iterator(config)
     for _ in range(5):
         next(first)
     state = first.get_state()
     first.close()
-    second = pipeline.make_train_iterator(config)
+    second = iterators.make_train_iterator(config)
     second.set_state(state)
     for batch in whole[5:]:
         assert_same(next(second), batch)
@@ -112,7 +113,7 @@ def test_law_2_a_restored_iterator_draws_the_same(config):
 
 def test_prompts_name_what_is_said_what_is_alike_and_nothing(config):
     kinds: Counter[str] = Counter()
-    corpus = pipeline.open_corpus(config)
+    corpus = iterators.open_corpus(config)
     for batch in take(config, 40):
         for row, index in enumerate(batch["index"]):
             said = spell(corpus[int(index)]["text"])
@@ -133,7 +134,7 @@ def test_prompts_name_what_is_said_what_is_alike_and_nothing(config):
 
 
 def test_epochs_draw_anew(config):
-    plan = pipeline.make_train_iterator(config)
+    plan = iterators.make_train_iterator(config)
     first = plan.plan.count_steps(1)
     batches = [next(plan) for _ in range(2 * first)]
     plan.close()
@@ -149,7 +150,7 @@ def test_important_names_are_wanted_without_being_named(config, tmp_path):
     path.write_text("王芳\n", encoding="utf8")
     silent = HintConfig(p_none=1.0, p_misleading=0.0)
     hints = replace(config.hints, draw=silent, important=str(path))
-    corpus = pipeline.open_corpus(config)
+    corpus = iterators.open_corpus(config)
     found = 0
     for batch in take(replace(config, hints=hints)):
         for row, index in enumerate(batch["index"]):
@@ -173,10 +174,10 @@ def test_what_has_no_room_is_left_out_whole(config):
 
 
 def test_other_hints_are_another_plan(config):
-    first = pipeline.make_train_iterator(config)
+    first = iterators.make_train_iterator(config)
     draw = HintConfig(p_none=0.5)
     other = replace(config, hints=replace(config.hints, draw=draw))
-    second = pipeline.make_train_iterator(other)
+    second = iterators.make_train_iterator(other)
     with pytest.raises(ValueError, match="not that of the checkpoint"):
         second.set_state(first.get_state())
 
@@ -184,9 +185,9 @@ def test_other_hints_are_another_plan(config):
 def test_a_list_that_is_not_there_is_named(config):
     hints = replace(config.hints, names="/nowhere/names.txt")
     with pytest.raises(ValueError, match="no list of names at /nowhere"):
-        pipeline.make_train_iterator(replace(config, hints=hints))
+        iterators.make_train_iterator(replace(config, hints=hints))
     with pytest.raises(ValueError, match="need tokens"):
-        pipeline.make_train_iterator(replace(config, needs=(), tokenizer=None))
+        iterators.make_train_iterator(replace(config, needs=(), tokenizer=None))
 
 
 def test_long_recordings_are_heard_more_often(config):
@@ -194,7 +195,7 @@ def test_long_recordings_are_heard_more_often(config):
     long = replace(plain, long_seconds=1.3, long_weight=2.0)
     counts = []
     for chosen in (plain, long):
-        iterator = pipeline.make_train_iterator(chosen)
+        iterator = iterators.make_train_iterator(chosen)
         batches = iterator.plan.epoch(0)
         heard = Counter(
             int(index)
@@ -208,4 +209,4 @@ def test_long_recordings_are_heard_more_often(config):
         assert counts[0][index] == 1
         assert counts[1][index] == (3 if length >= 1.3 - 1e-9 else 1)
     with pytest.raises(ValueError, match="long_weight"):
-        pipeline.make_train_iterator(replace(plain, long_weight=-1.0))
+        iterators.make_train_iterator(replace(plain, long_weight=-1.0))

@@ -4,8 +4,9 @@ import tracemalloc
 
 import pytest
 
-from nim4_jax.data import keyword_pool, sources
-from nim4_jax.data.keyword_pool import KeywordPool
+from nim4_jax.data.pipeline import keyword_pool
+from nim4_jax.data.pipeline.keyword_pool import KeywordPool
+from nim4_jax.data.sources import examples, opening
 
 
 class Calls:
@@ -24,7 +25,7 @@ class Calls:
 
 
 def measure(size: int) -> tuple[KeywordPool, float]:
-    corpus = sources.Corpus([Calls(size)])
+    corpus = examples.Corpus([Calls(size)])
     tracemalloc.start()
     pool = KeywordPool.open(corpus, (), 300, 0)
     peak = tracemalloc.get_traced_memory()[1] / 1e6
@@ -42,17 +43,17 @@ def test_memory_does_not_grow_with_the_corpus():
 
 
 def test_keywords_are_read_with_their_example_and_only_said_ones():
-    pool = KeywordPool.open(sources.Corpus([Calls(30_000_000)]), (), 20, 0)
+    pool = KeywordPool.open(examples.Corpus([Calls(30_000_000)]), (), 20, 0)
     assert pool.read(12_345_678) == ("call anna 7876", ("anna 7876",))
-    again = KeywordPool.open(sources.Corpus([Calls(30_000_000)]), (), 20, 0)
-    other = KeywordPool.open(sources.Corpus([Calls(30_000_000)]), (), 20, 1)
+    again = KeywordPool.open(examples.Corpus([Calls(30_000_000)]), (), 20, 0)
+    other = KeywordPool.open(examples.Corpus([Calls(30_000_000)]), (), 20, 1)
     assert pool.names == again.names != other.names
     with pytest.raises(ValueError, match="pool=0"):
-        KeywordPool.open(sources.Corpus([Calls(3)]), (), 0, 0)
+        KeywordPool.open(examples.Corpus([Calls(3)]), (), 0, 0)
 
 
 def test_small_sources_without_keywords_are_looked_through_beside_large_ones():
-    corpus = sources.Corpus([Calls(100_000), Calls(60, keyed=False)])
+    corpus = examples.Corpus([Calls(100_000), Calls(60, keyed=False)])
     pool = KeywordPool.open(corpus, ["anna 7"], 50, 0)
     assert pool.read(100_007) == ("call anna 7", ("anna 7",))
     assert set(pool.found) <= set(range(100_000, 100_060))
@@ -60,7 +61,7 @@ def test_small_sources_without_keywords_are_looked_through_beside_large_ones():
 
 def test_many_texts_without_keywords_name_the_command(monkeypatch):
     monkeypatch.setattr(keyword_pool, "MOST_SEARCHED", 50)
-    corpus = sources.Corpus(
+    corpus = examples.Corpus(
         [Calls(10**9), Calls(30, keyed=False), Calls(21, keyed=False)]
     )
     with pytest.raises(ValueError, match=r"51 texts .*calls; calls.*nim4 keywords"):
@@ -72,7 +73,7 @@ def test_who_carries_keywords(tmp_path):
         path = tmp_path / "m.jsonl"
         # An escape is cleaned, and must not leave a key behind.
         path.write_text(f'{{"audio": "a", "text": "\\u5317\\u4eac"{keywords}}}')
-        assert sources.carries_keywords(sources.open_source(str(path))) == carries
+        assert examples.carries_keywords(opening.open_source(str(path))) == carries
     for name, carries in (("commands", True), ("names", True), ("prompts", False)):
-        source = sources.open_source(f"bundled:{name}:test")
-        assert sources.carries_keywords(source) == carries
+        source = opening.open_source(f"bundled:{name}:test")
+        assert examples.carries_keywords(source) == carries

@@ -13,7 +13,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.data import builders, corpus, grammar, open_names, synthesis
+from nim4_jax.data.corpora import corpus, grammar, open_names, synthesis
+from nim4_jax.data.sources import builders
 
 
 def take(count: int, seed: int = 0) -> list[corpus.Utterance]:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.data import names
+from nim4_jax.data.corpora import names
 from nim4_jax.launch import fetch_names
 
 CITIES = {

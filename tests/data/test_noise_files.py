@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from nim4_jax.data import pipeline
-from nim4_jax.data.noise_files import NoiseFiles
-from nim4_jax.data.pipeline import DataConfig, SkipReport
+from nim4_jax.data.noise.noise_files import NoiseFiles
+from nim4_jax.data.pipeline import iterators
+from nim4_jax.data.pipeline.iterators import DataConfig, SkipReport
 
 
 @pytest.fixture
@@ -47,11 +47,11 @@ def test_recordings_replace_vehicle_and_music(corpus_path, noise_folder):
         noise_sources=(str(noise_folder),),
         nonspeech_share=1 / 3,
     )
-    iterator = pipeline.make_train_iterator(recorded)
+    iterator = iterators.make_train_iterator(recorded)
     assert iterator.plan.distribution.kinds == ("babble", "recorded", "recorded")
     state = iterator.get_state()
     (noise_folder / "long.wav").unlink()
-    fewer = pipeline.make_train_iterator(recorded)
+    fewer = iterators.make_train_iterator(recorded)
     with pytest.raises(ValueError, match="noise"):
         fewer.set_state(state)
     # The first iterator still knows of the lost file: rows stay clean, and count.
@@ -77,6 +77,6 @@ def test_noise_that_cannot_be_used(corpus_path, tmp_path, kind):
         (str(corpus_path),), noise_share=0.2, noise_sources=(str(tmp_path),)
     )
     with pytest.raises(ValueError, match=message[kind]):
-        pipeline.make_train_iterator(config)
+        iterators.make_train_iterator(config)
     with pytest.raises(ValueError, match="expected a list"):
         NoiseFiles(str(tmp_path), SkipReport())

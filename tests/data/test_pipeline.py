@@ -11,11 +11,12 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.data import audio, pipeline, survey
-from nim4_jax.data.hints import HintData
-from nim4_jax.data.pipeline import DataConfig
-from nim4_jax.data.skips import SkipReport
-from nim4_jax.launch.assembly import find_tokenizer
+from nim4_jax.data.audio import reading
+from nim4_jax.data.pipeline import iterators, survey
+from nim4_jax.data.pipeline.hints import HintData
+from nim4_jax.data.pipeline.iterators import DataConfig
+from nim4_jax.data.sources.skips import SkipReport
+from nim4_jax.model_files.loading import find_tokenizer
 from nim4_jax.text import phonemes
 
 KEYS = {
@@ -62,7 +63,7 @@ def join(parts: list[dict]) -> dict:
 @pytest.fixture(scope="module")
 def straight(config):
     """The first 12 global batches of an uninterrupted host: two epochs and more."""
-    iterator = pipeline.make_train_iterator(config)
+    iterator = iterators.make_train_iterator(config)
     batches = take(iterator, 12)
     assert iterator.epoch >= 2
     iterator.close()
@@ -88,7 +89,7 @@ def test_shapes_are_fixed_per_bucket(config, straight):
 def test_blanks_have_the_shapes_to_come(config, hints):
     """One of each, in order, of this epoch; before the run's end, if that is near."""
     made = replace(config, hints=hints, tokenizer=find_tokenizer("nano"))
-    iterator = pipeline.make_train_iterator(made, rank=1, hosts=2)
+    iterator = iterators.make_train_iterator(made, rank=1, hosts=2)
 
     def describe(arrays):
         return {key: (leaf.shape, leaf.dtype) for key, leaf in arrays.items()}
@@ -105,7 +106,7 @@ def test_blanks_have_the_shapes_to_come(config, hints):
 
 
 def test_an_epoch_delivers_every_example(config):
-    iterator = pipeline.make_train_iterator(replace(config, epochs=2))
+    iterator = iterators.make_train_iterator(replace(config, epochs=2))
     counts = Counter(np.concatenate([batch["index"] for batch in iterator]).tolist())
     assert set(counts) == set(range(22))
     assert sum(counts.values()) == 2 * 22 + iterator.report.repeated
@@ -115,13 +116,13 @@ def test_an_epoch_delivers_every_example(config):
 
 def test_rows_hold_what_their_index_says(config, corpus_path):
     plain = replace(config, speed_perturb=(1.0,))
-    corpus = pipeline.open_corpus(plain)
-    iterator = pipeline.make_train_iterator(plain)
+    corpus = iterators.open_corpus(plain)
+    iterator = iterators.make_train_iterator(plain)
     for batch in take(iterator, 3):
         for row, index in enumerate(batch["index"]):
             record = corpus[int(index)]
             samples = batch["audio"][row][batch["audio_mask"][row]]
-            np.testing.assert_array_equal(samples, audio.decode(record["audio"]))
+            np.testing.assert_array_equal(samples, reading.decode(record["audio"]))
             labels = batch["phonemes"][row][batch["phonemes_mask"][row]]
             assert labels.tolist() == phonemes.encode_phonemes(record["text"])
     iterator.close()
@@ -140,7 +141,7 @@ def test_speed_perturbation_changes_the_lengths(straight):
 def test_law_3_hosts_share_the_same_global_batches(config, straight, hosts):
     shares = []
     for rank in range(hosts):
-        iterator = pipeline.make_train_iterator(config, rank=rank, hosts=hosts)
+        iterator = iterators.make_train_iterator(config, rank=rank, hosts=hosts)
         shares.append(take(iterator, len(straight)))
         iterator.close()
     for step, batch in enumerate(straight):
@@ -155,7 +156,7 @@ def test_law_3_threads_and_cache_change_nothing(
     config, straight, threads, prefetch, cache
 ):
     other = replace(config, threads=threads, prefetch=prefetch, cache_mb=cache)
-    iterator = pipeline.make_train_iterator(other)
+    iterator = iterators.make_train_iterator(other)
     for batch in straight:
         assert_same(next(iterator), batch)
     iterator.close()
@@ -164,12 +165,12 @@ def test_law_3_threads_and_cache_change_nothing(
 def test_law_3_worker_processes_change_nothing(config, straight):
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    iterator = pipeline.make_train_iterator(replace(config, workers=2, threads=1))
+    iterator = iterators.make_train_iterator(replace(config, workers=2, threads=1))
     for batch in straight[:5]:
         assert_same(next(iterator), batch)
     state = iterator.get_state()
     iterator.close()
-    alone = pipeline.make_train_iterator(config)
+    alone = iterators.make_train_iterator(config)
     alone.set_state(state)
     assert_same(next(alone), straight[5])
     alone.close()
@@ -178,9 +179,9 @@ def test_law_3_worker_processes_change_nothing(config, straight):
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.integers(0, 11), min_size=1, max_size=4))
 def test_law_2_any_saved_step_is_restored(config, straight, steps):
-    iterator = pipeline.make_train_iterator(config)
+    iterator = iterators.make_train_iterator(config)
     for step in steps:
-        fresh = pipeline.make_train_iterator(config)
+        fresh = iterators.make_train_iterator(config)
         take(fresh, step)
         state = fresh.get_state()
         fresh.close()
@@ -191,14 +192,14 @@ def test_law_2_any_saved_step_is_restored(config, straight, steps):
 
 
 def test_law_2_through_orbax(config, straight, tmp_path):
-    iterator = pipeline.make_train_iterator(config)
+    iterator = iterators.make_train_iterator(config)
     take(iterator, 5)
     with ocp.CheckpointManager(tmp_path) as manager:
         manager.save(
             5, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(iterator))
         )
         manager.wait_until_finished()
-        fresh = pipeline.make_train_iterator(replace(config, threads=0))
+        fresh = iterators.make_train_iterator(replace(config, threads=0))
         restore = grain.checkpoint.CheckpointRestore(fresh)
         manager.restore(5, args=ocp.args.Composite(data=restore))
     for batch in straight[5:]:
@@ -208,8 +209,8 @@ def test_law_2_through_orbax(config, straight, tmp_path):
 
 
 def test_a_state_of_other_data_is_refused(config):
-    state = pipeline.make_train_iterator(config).get_state()
-    other = pipeline.make_train_iterator(replace(config, seed=4))
+    state = iterators.make_train_iterator(config).get_state()
+    other = iterators.make_train_iterator(replace(config, seed=4))
     with pytest.raises(ValueError, match=r"--force_config.*--workdir=NEW --config\.in"):
         other.set_state(state)
 
@@ -229,7 +230,7 @@ def test_a_sample_is_of_so_many_hours(config):
 
 def test_an_epoch_says_what_it_holds(config):
     """Hours of audio, as it is heard, without padding."""
-    iterator = pipeline.make_train_iterator(replace(config, threads=0))
+    iterator = iterators.make_train_iterator(replace(config, threads=0))
     hours, steps = iterator.measure_epoch()
     assert steps == iterator.plan.count_steps(1)
     heard = sum(next(iterator)["audio_mask"].sum() for _ in range(steps))
@@ -238,7 +239,7 @@ def test_an_epoch_says_what_it_holds(config):
 
 def test_other_data_can_begin_a_new_epoch(config):
     """The one after the step that was saved, from its first batch; then law 2 holds."""
-    other = pipeline.make_train_iterator(replace(config, batch_size=2))
+    other = iterators.make_train_iterator(replace(config, batch_size=2))
     first = other.plan.count_steps(1)
     for step, epoch in ((0, 1), (first - 1, 1), (first, 2)):
         other.begin_epoch({"step": step, "plan": "another"})
@@ -252,11 +253,11 @@ def test_other_data_can_begin_a_new_epoch(config):
 
 def test_grain_need_not_print_the_data_set(config):
     """It puts the name of what it maps together anew whenever reading begins."""
-    assert len(repr(pipeline.make_train_iterator(config)._load)) < 200
+    assert len(repr(iterators.make_train_iterator(config)._load)) < 200
 
 
 def test_a_closed_iterator_says_so(config):
-    iterator = pipeline.make_train_iterator(config)
+    iterator = iterators.make_train_iterator(config)
     next(iterator)
     iterator.close()
     with pytest.raises(ValueError, match="closed"):
@@ -267,7 +268,7 @@ def test_a_closed_iterator_says_so(config):
 def test_evaluation_visits_every_example_once(config, hosts):
     plain = replace(config, batch_size=4)
     shares = [
-        list(pipeline.iterate_eval(plain, rank=rank, hosts=hosts))
+        list(iterators.iterate_eval(plain, rank=rank, hosts=hosts))
         for rank in range(hosts)
     ]
     batches = [join(list(parts)) for parts in zip(*shares)]
@@ -296,10 +297,10 @@ def test_evaluation_visits_every_example_once(config, hosts):
 )
 def test_bad_configurations(config, change, message):
     with pytest.raises(ValueError, match=message):
-        pipeline.make_train_iterator(replace(config, **change))
+        iterators.make_train_iterator(replace(config, **change))
 
 
 @pytest.mark.parametrize("rank, hosts", [(0, 3), (2, 2)])
 def test_bad_host_numbers(config, rank, hosts):
     with pytest.raises(ValueError, match="multiple of hosts"):
-        pipeline.make_train_iterator(config, rank=rank, hosts=hosts)
+        iterators.make_train_iterator(config, rank=rank, hosts=hosts)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.data import prompts
+from nim4_jax.data.corpora import prompts
 
 FOLDER = "./usr/share/asterisk/sounds/en_US_f_Allison"
 TRANSCRIPTS = """; a comment: not a transcript

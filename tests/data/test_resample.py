@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.data import audio, resample
-from nim4_jax.data.resample import StreamResampler
+from nim4_jax.data.audio import reading, resample
+from nim4_jax.data.audio.resample import StreamResampler
 
 RATES = [8000, 11025, 16000, 22050, 44100, 48000]
 
@@ -34,7 +34,7 @@ def run(samples, rate, sizes):
 def test_packets_give_what_the_whole_file_gives(rate, seconds):
     samples = make_noise(round(0.7 * rate) + 3)
     size = round(seconds * rate) if seconds else 1
-    whole = audio.resample(samples, rate, 16000)
+    whole = reading.resample(samples, rate, 16000)
     np.testing.assert_array_equal(run(samples, rate, [size]), whole)
 
 
@@ -49,7 +49,7 @@ def test_the_sizes_of_packets_do_not_matter(rate, count, sizes):
     output = run(samples, rate, sizes)
     np.testing.assert_array_equal(output, run(samples, rate, [max(count, 1)]))
     if count:
-        np.testing.assert_array_equal(output, audio.resample(samples, rate, 16000))
+        np.testing.assert_array_equal(output, reading.resample(samples, rate, 16000))
     assert abs(len(output) - round(count * 16000 / rate)) <= 1
 
 
@@ -66,8 +66,8 @@ def test_channels_and_integers_are_mixed_as_in_files(
 ):
     samples = make_noise(1500, channels, channels)
     if whole_numbers:
-        samples = audio.to_int16(samples)
-    expected = audio.decode(samples, sample_rate=rate)
+        samples = reading.to_int16(samples)
+    expected = reading.decode(samples, sample_rate=rate)
     output = run(np.asarray(samples, order=order), rate, sizes)
     np.testing.assert_allclose(output, expected, rtol=0, atol=1e-6)
     contiguous = run(samples, rate, [len(samples)])
@@ -102,7 +102,7 @@ def test_other_targets():
     samples = make_noise(4800)
     stream = StreamResampler(48000, 8000)
     output = np.concatenate([stream.feed(samples), stream.finish()])
-    np.testing.assert_array_equal(output, audio.resample(samples, 48000, 8000))
+    np.testing.assert_array_equal(output, reading.resample(samples, 48000, 8000))
 
 
 @pytest.mark.parametrize("rate", [16000, 44100])

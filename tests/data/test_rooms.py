@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.data import noise, rooms
+from nim4_jax.data.noise import mixing, rooms
 
 RATE = 16_000
 seeds = st.integers(0, 2**31)
@@ -123,9 +123,9 @@ def test_speech_keeps_its_level_and_its_place(seed, size, spare):
     _, response = make(seed)
     heard = rooms.reverberate(speech, response, size + spare)
     assert heard.dtype == np.float32 and len(heard) == size + spare
-    active = noise.find_active(speech)
-    before = noise.measure_power(speech[active])
-    after = noise.measure_power(heard[:size][active])
+    active = mixing.find_active(speech)
+    before = mixing.measure_power(speech[active])
+    after = mixing.measure_power(heard[:size][active])
     assert after == pytest.approx(before, rel=1e-3) or np.abs(heard).max() > 0.99
     # What is heard first is heard at its time, and nothing before it.
     expected = np.convolve(speech[:600], response[:600])[:600]

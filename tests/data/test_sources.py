@@ -8,7 +8,9 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.data import audio, pipeline, records, sources, timings
+from nim4_jax.data.audio import reading
+from nim4_jax.data.pipeline import iterators
+from nim4_jax.data.sources import opening, records, timings
 
 
 def test_records_of_a_manifest(tmp_path, write_manifest):
@@ -19,7 +21,7 @@ def test_records_of_a_manifest(tmp_path, write_manifest):
             {"audio": "/c.wav", "text": "", "keywords": ["北京"], "id": 7},
         ],
     )
-    first, second = sources.open_source(str(path))
+    first, second = opening.open_source(str(path))
     assert first == {
         "audio": str(tmp_path / "a/b.wav"),
         "sample_rate": None,
@@ -50,23 +52,23 @@ def test_records_of_a_manifest(tmp_path, write_manifest):
 )
 def test_selections(corpus_path, query, count):
     spec = f"{corpus_path}?{query}" if query else str(corpus_path)
-    assert len(sources.open_source(spec)) == count
+    assert len(opening.open_source(spec)) == count
 
 
 @given(st.sets(st.integers(0, 21), min_size=1))
 def test_any_selection_keeps_the_order(corpus_path, chosen):
     query = "|".join(f"u{number}" for number in sorted(chosen, reverse=True))
-    source = sources.open_source(f"{corpus_path}?id={query}")
+    source = opening.open_source(f"{corpus_path}?id={query}")
     assert [record["id"] for record in source] == [f"u{n}" for n in sorted(chosen)]
 
 
 def test_a_selection_of_nothing_lists_the_values(corpus_path):
     with pytest.raises(ValueError, match=r"no record matches.*test, train"):
-        sources.open_source(f"{corpus_path}?split=dev")
+        opening.open_source(f"{corpus_path}?split=dev")
     with pytest.raises(ValueError, match="no record has this key"):
-        sources.open_source(f"{corpus_path}?speaker=me")
+        opening.open_source(f"{corpus_path}?speaker=me")
     with pytest.raises(ValueError, match="cannot read the selection"):
-        sources.open_source(f"{corpus_path}?split")
+        opening.open_source(f"{corpus_path}?split")
 
 
 @pytest.mark.parametrize(
@@ -90,28 +92,28 @@ def test_a_bad_line_is_named(tmp_path, line, message):
     good = json.dumps({"audio": "a.wav", "text": "hi"})
     path.write_text(f"{good}\n\n{line}\n", encoding="utf8")
     with pytest.raises(ValueError, match=rf"m\.jsonl:3: .*{message}"):
-        sources.open_source(str(path))
+        opening.open_source(str(path))
 
 
 def test_what_cannot_be_opened(tmp_path):
     with pytest.raises(ValueError, match="no manifest"):
-        sources.open_source(str(tmp_path / "none.jsonl"))
+        opening.open_source(str(tmp_path / "none.jsonl"))
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(ValueError, match="has no record"):
-        sources.open_source(str(tmp_path / "empty.jsonl"))
+        opening.open_source(str(tmp_path / "empty.jsonl"))
     for spec in ("corpus.txt", "hub:x", ""):
         with pytest.raises(ValueError, match=r"expected 'manifest\.jsonl"):
-            sources.open_source(spec)
+            opening.open_source(spec)
 
 
 def test_an_unknown_bundled_set_lists_the_choices():
     with pytest.raises(ValueError, match="commands, prompts"):
-        sources.open_source("bundled:songs:train")
+        opening.open_source("bundled:songs:train")
 
 
 def test_a_corpus_joins_sources(corpus_path):
     train, test = f"{corpus_path}?split=train", f"{corpus_path}?split=test"
-    corpus, weights = sources.open_sources([train, (test, 0.5)])
+    corpus, weights = opening.open_sources([train, (test, 0.5)])
     assert weights == [1.0, 0.5] and len(corpus) == 22
     assert corpus.group(1).tolist() == [18, 19, 20, 21]
     assert [corpus[n]["id"] for n in (0, 17, 18, 21)] == ["u0", "u21", "u4", "u19"]
@@ -123,21 +125,21 @@ def test_a_corpus_joins_sources(corpus_path):
 def test_bad_mixtures(corpus_path):
     for weight in (0, -1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="expected > 0"):
-            sources.open_sources([(str(corpus_path), weight)])
+            opening.open_sources([(str(corpus_path), weight)])
     for specs in ((), str(corpus_path)):
         with pytest.raises(ValueError, match="expected a list"):
-            sources.open_sources(specs)
+            opening.open_sources(specs)
 
 
 def test_a_bundled_set_is_selected_like_a_manifest():
     """Only the wanted languages, in the set's order; an empty choice is named."""
-    whole = sources.open_source("bundled:commands:test")
-    part = sources.open_source("bundled:commands:test?lang=zh|mixed")
+    whole = opening.open_source("bundled:commands:test")
+    part = opening.open_source("bundled:commands:test?lang=zh|mixed")
     expected = [row["id"] for row in whole if row["lang"] in ("zh", "mixed")]
     assert [part[index]["id"] for index in range(len(part))] == expected
     assert 0 < len(part) < len(whole)
     with pytest.raises(ValueError, match="lang=fr"):
-        sources.open_source("bundled:commands:test?lang=fr")
+        opening.open_source("bundled:commands:test?lang=fr")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ def test_a_segment_that_says_two_things_or_none_is_named(tmp_path, keys, message
     path = tmp_path / "m.jsonl"
     path.write_text(json.dumps({"audio": "a.wav", "text": "hi", **keys}))
     with pytest.raises(ValueError, match=rf"m\.jsonl:1: .*{message}"):
-        sources.open_source(str(path))
+        opening.open_source(str(path))
 
 
 def test_only_the_segment_is_read_everywhere(tmp_path, make_tone, write_manifest):
@@ -197,7 +199,7 @@ def test_only_the_segment_is_read_everywhere(tmp_path, make_tone, write_manifest
         {"audio": "three.wav", "text": "d", "offset": 2.5, "duration": 1.0},
     ]
     path = write_manifest(tmp_path / "m.jsonl", rows)
-    source = sources.open_source(str(path))
+    source = opening.open_source(str(path))
     assert [row["id"] for row in source] == [
         "three@1",
         "three@2",
@@ -210,21 +212,21 @@ def test_only_the_segment_is_read_everywhere(tmp_path, make_tone, write_manifest
         spectrum = np.abs(np.fft.rfft(samples))
         assert abs(spectrum.argmax() - pitch) <= 1
         assert samples.max() == pytest.approx(0.3 * level, rel=0.01)
-    with pytest.raises(audio.AudioError, match=r"segment from 2.5 s holds 0.50 s"):
+    with pytest.raises(reading.AudioError, match=r"segment from 2.5 s holds 0.50 s"):
         records.decode(source[3])
     assert [records.measure(source[number]) for number in range(3)] == [1.0] * 3
     blocks = list(records.read_blocks(source[0], 0.4))
     np.testing.assert_array_equal(np.concatenate(blocks), heard[0])
-    changed = sources.open_source(f"level:-6:{path}")[0]
+    changed = opening.open_source(f"level:-6:{path}")[0]
     assert len(changed["audio"]) == 16_000
     assert len(records.decode(changed)) == 16_000
-    config = pipeline.DataConfig(
+    config = iterators.DataConfig(
         sources=(str(path),), batch_size=2, bucket_seconds=(1.5,), needs=()
     )
-    report = pipeline.SkipReport()
+    report = iterators.SkipReport()
     lengths = {
         int(index): int(mask.sum())
-        for batch in pipeline.iterate_eval(config, report=report)
+        for batch in iterators.iterate_eval(config, report=report)
         for index, mask in zip(batch["index"], batch["audio_mask"])
         if index >= 0
     }
@@ -237,7 +239,7 @@ def test_halves_of_surrogate_pairs_in_texts_are_replaced(tmp_path):
     path = tmp_path / "m.jsonl"
     row = {"audio": "caf\udce9.wav", "text": "ok \ud83d", "keywords": ["\ude00", "x"]}
     path.write_text(json.dumps(row) + "\n", encoding="ascii")
-    (record,) = sources.open_source(str(path))
+    (record,) = opening.open_source(str(path))
     assert record["text"] == "ok \ufffd" and record["keywords"] == ("\ufffd", "x")
     assert record["id"] == "caf\ufffd"
     assert record["audio"] == str(tmp_path / "caf\udce9.wav")  # any bytes are a name
@@ -248,7 +250,7 @@ def test_a_manifest_from_windows(tmp_path, encoding):
     path = tmp_path / "m.jsonl"
     line = '{"audio": "a.wav", "text": "循环\u2028播放"}\r\n'
     path.write_bytes(line.encode(encoding))
-    (record,) = sources.open_source(str(path))
+    (record,) = opening.open_source(str(path))
     assert record["text"] == "循环\u2028播放"
 
 
@@ -256,7 +258,7 @@ def test_a_manifest_in_another_encoding_is_named(tmp_path):
     path = tmp_path / "gbk.jsonl"
     path.write_bytes('{"audio": "a.wav", "text": "循环"}\n'.encode("gbk"))
     with pytest.raises(ValueError, match=r"gbk\.jsonl:1: not UTF-8.*GB18030"):
-        sources.open_source(str(path))
+        opening.open_source(str(path))
 
 
 VALUES = st.recursive(
@@ -290,7 +292,7 @@ def test_any_manifest_is_read_or_its_line_named(tmp_path_factory, row, ascii, da
         )
     path.write_bytes(content)
     try:
-        records = list(sources.open_source(str(path)))
+        records = list(opening.open_source(str(path)))
     except ValueError as error:
         assert str(error).startswith(f"{path}:")
         return

@@ -8,7 +8,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.data import telephone
+from nim4_jax.data.noise import telephone
 
 RATE = 16_000
 LAWS = st.sampled_from(telephone.LAWS)

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.data import audio, noise, sources, tempo
+from nim4_jax.data.audio import reading
+from nim4_jax.data.noise import mixing, tempo
+from nim4_jax.data.sources import opening
 
 RATE = 16_000
 FACTORS = st.floats(0.7, 1.5)
@@ -51,11 +53,11 @@ def test_what_is_heard_is_heard_at_its_time(factor, place):
 
 @pytest.mark.parametrize("factor", [0.8, 0.9, 1.1, 1.25])
 def test_speech_keeps_its_level(factor):
-    source = sources.open_source("bundled:commands:test")
+    source = opening.open_source("bundled:commands:test")
     for place in range(0, 170, 34):
-        samples = audio.decode(source[place]["audio"])
+        samples = reading.decode(source[place]["audio"])
         changed = tempo.change_tempo(samples, factor)
-        ratio = noise.measure_power(changed) / noise.measure_power(samples)
+        ratio = mixing.measure_power(changed) / mixing.measure_power(samples)
         assert abs(10 * np.log10(ratio)) < 1.0
         assert np.abs(changed).max() <= np.abs(samples).max() + 1e-6
 

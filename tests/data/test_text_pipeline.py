@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from nim4_jax.context.choose import HintConfig
-from nim4_jax.data import grammar, open_names, text_pipeline
-from nim4_jax.data.text_pipeline import TextConfig
-from nim4_jax.launch.assembly import find_tokenizer
+from nim4_jax.data.corpora import grammar, open_names
+from nim4_jax.data.pipeline import text_pipeline
+from nim4_jax.data.pipeline.text_pipeline import TextConfig
+from nim4_jax.model_files.loading import find_tokenizer
 from nim4_jax.text.tokenizer import Tokenizer
 
 TOKENIZER = find_tokenizer("nano")

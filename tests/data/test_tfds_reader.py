@@ -10,7 +10,8 @@ import pytest
 import soundfile
 import tensorflow_datasets as tfds
 
-from nim4_jax.data import audio, sources
+from nim4_jax.data.audio import reading
+from nim4_jax.data.sources import opening
 
 COUNT = 3
 ENCODED, INTEGERS = "encoded", "integers"
@@ -88,14 +89,14 @@ def declare_audio(data_dir, name: str, feature: str, content: dict) -> None:
 
 
 def test_encoded_audio(data_dir):
-    source = sources.open_source(f"tfds:tiny:train?data_dir={data_dir}&lang=zh")
+    source = opening.open_source(f"tfds:tiny:train?data_dir={data_dir}&lang=zh")
     assert len(source) == COUNT
     texts = sorted(source[index]["text"] for index in range(COUNT))
     assert texts == [f"你好 {number}" for number in range(COUNT)]
     record = source[1]
     assert record["lang"] == "zh" and record["origin"] == "tfds:tiny:train:1"
     assert isinstance(record["audio"], bytes) and record["duration"] is None
-    assert len(audio.decode(record["audio"])) == 8000
+    assert len(reading.decode(record["audio"])) == 8000
     again = pickle.loads(pickle.dumps(source))
     assert again[1] == record
 
@@ -103,21 +104,21 @@ def test_encoded_audio(data_dir):
 def test_lazily_decoded_audio_feature(data_dir):
     content = {"dtype": "int64", "lazyDecode": True, "shape": {"dimensions": ["-1"]}}
     declare_audio(data_dir, "tiny", "audio", content)
-    source = sources.open_source(f"tfds:tiny:1.2.0:train?data_dir={data_dir}")
-    assert len(audio.decode(source[0]["audio"])) == 8000
+    source = opening.open_source(f"tfds:tiny:1.2.0:train?data_dir={data_dir}")
+    assert len(reading.decode(source[0]["audio"])) == 8000
 
 
 def test_integer_audio_feature(data_dir):
     content = {"dtype": "int64", "sampleRate": "8000", "encoding": "none"}
     content["shape"] = {"dimensions": ["-1"]}
     declare_audio(data_dir, "tiny_integers", "speech", content)
-    source = sources.open_source(f"tfds:tiny_integers:train[:2]?data_dir={data_dir}")
+    source = opening.open_source(f"tfds:tiny_integers:train[:2]?data_dir={data_dir}")
     assert len(source) == 2
     record = source[0]
     assert record["text"] == "hello" and record["lang"] == "auto"
     assert record["sample_rate"] == 8000 and record["duration"] == 0.5
     np.testing.assert_array_equal(record["audio"], make_samples())
-    assert len(audio.decode(record["audio"], sample_rate=8000)) == 8000
+    assert len(reading.decode(record["audio"], sample_rate=8000)) == 8000
 
 
 def test_what_is_not_there(data_dir):
@@ -131,7 +132,7 @@ def test_what_is_not_there(data_dir):
         f"tfds:tiny:train{where}&lang=fr": "unknown lang",
     }.items():
         with pytest.raises(ValueError, match=message):
-            sources.open_source(spec)
+            opening.open_source(spec)
 
 
 def test_a_data_set_without_text(data_dir):
@@ -142,4 +143,4 @@ def test_a_data_set_without_text(data_dir):
     folder.mkdir(parents=True)
     (folder / "features.json").write_text(json.dumps(features))
     with pytest.raises(ValueError, match=r"\['audio'\]; expected one of text"):
-        sources.open_source(f"tfds:silent:train?data_dir={data_dir}")
+        opening.open_source(f"tfds:silent:train?data_dir={data_dir}")

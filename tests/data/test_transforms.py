@@ -9,8 +9,10 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.data import audio, pipeline, transforms
-from nim4_jax.data.pipeline import DataConfig
+from nim4_jax.data.audio import reading
+from nim4_jax.data.pipeline import iterators, transforms
+from nim4_jax.data.pipeline.iterators import DataConfig
+from nim4_jax.data.sources import sample_cache
 from nim4_jax.text import tokenizer
 
 rows_of_ids = st.lists(st.lists(st.integers(0, 3), max_size=6), max_size=6)
@@ -45,7 +47,7 @@ def test_padding_keeps_the_rows_and_masks_the_rest(rows, extra):
 
 
 def test_the_cache_is_bounded_and_travels_empty():
-    cache = transforms.SampleCache(0.001)  # 1,000 bytes
+    cache = sample_cache.SampleCache(0.001)  # 1,000 bytes
     samples = np.arange(300, dtype=np.int16)
     cache.put(0, samples)
     cache.put(1, samples)
@@ -70,8 +72,8 @@ def test_tokens_end_with_the_end_of_turn(corpus_path, tmp_path):
         tokenizer=str(path),
         threads=0,
     )
-    corpus = pipeline.open_corpus(config)
-    batch = next(pipeline.make_train_iterator(config))
+    corpus = iterators.open_corpus(config)
+    batch = next(iterators.make_train_iterator(config))
     assert batch["phonemes"].shape == (4, 1) and not batch["phonemes_mask"].any()
     for row, index in enumerate(batch["index"]):
         tokens = batch["tokens"][row][batch["tokens_mask"][row]].tolist()
@@ -98,7 +100,7 @@ def test_what_the_cache_holds_is_no_longer_than_the_bucket(tmp_path, make_tone):
     kept = None
     for _ in range(2):  # the second time from the cache
         for speed, limit in ((1.0, 1.0), (1.4, 1.0), (0.9, 1.5)):
-            with pytest.raises(audio.AudioError, match="too long"):
+            with pytest.raises(reading.AudioError, match="too long"):
                 transforms.load_samples(
                     record, speed=speed, max_seconds=limit, cached=kept
                 )

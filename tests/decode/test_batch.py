@@ -5,8 +5,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.decode.batch import Batch, list_sizes
-from nim4_jax.decode.seat import Row, Seat
+from nim4_jax.decode.live.batch import Batch, list_sizes
+from nim4_jax.decode.live.slots import Row, Slot
 
 
 @given(st.integers(1, 3000))
@@ -22,12 +22,12 @@ def test_sizes_of_64_streams():
     assert list_sizes(64) == (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 
 
-def make_rows(slots) -> tuple[list[tuple[int, Seat]], list[Row]]:
+def make_rows(slots) -> tuple[list[tuple[int, Slot]], list[Row]]:
     """Streams in these slots, each of which may write as many tokens as it says."""
     nothing = None
-    seats = [(slot, Seat(nothing)) for slot in slots]  # pyright: ignore[reportArgumentType]
+    occupied = [(slot, Slot(nothing)) for slot in slots]  # pyright: ignore[reportArgumentType]
     rows = [Row(nothing, (), slot) for slot in slots]  # pyright: ignore[reportArgumentType]
-    return seats, rows
+    return occupied, rows
 
 
 @given(st.sets(st.integers(0, 19), min_size=1), st.sampled_from((20, 12)))

@@ -8,20 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.data import audio, sources
-from nim4_jax.decode import events, stream
+from nim4_jax.data.audio import reading
+from nim4_jax.data.sources import opening
+from nim4_jax.decode import stream
 from nim4_jax.decode.endpoint import BlankDetector, EndpointConfig
-from nim4_jax.decode.events import Final, Partial, SpeechStarted, SpeechStopped
-from nim4_jax.decode.listener import Listener
-from nim4_jax.decode.recogniser import Recogniser
-from nim4_jax.decode.session import StreamError
+from nim4_jax.decode.live import events
+from nim4_jax.decode.live.events import Final, Partial, SpeechStarted, SpeechStopped
+from nim4_jax.decode.live.listener import Listener
+from nim4_jax.decode.live.session import StreamError
+from nim4_jax.decode.live.stream_config import StreamConfig
+from nim4_jax.decode.recogniser import BatchRecogniser
 from nim4_jax.decode.silero import Silero
-from nim4_jax.decode.stream_config import StreamConfig
-from nim4_jax.launch import recognition
 from nim4_jax.retrieval.database import Gate
 from nim4_jax.retrieval.hotwords import HotwordRetriever
 from nim4_jax.retrieval.layer import Layer
 from nim4_jax.retrieval.names import Name
+from nim4_jax.serving import recognisers
 from nim4_jax.text.phonemes import INVENTORY
 from nim4_jax.types import Frames
 
@@ -37,8 +39,8 @@ DETECTOR = Silero()
 
 
 @pytest.fixture(scope="module")
-def whole(model_files) -> Recogniser:
-    loaded = recognition.load(
+def whole(model_files) -> BatchRecogniser:
+    loaded = recognisers.load(
         model_files[0], chunk_ms=CONFIG.chunk_ms, left=CONFIG.left
     )
     return loaded.recogniser
@@ -65,8 +67,8 @@ def overhearing(whole) -> Listener:
 @pytest.fixture(scope="module")
 def spoken() -> list[np.ndarray]:
     """Some short commands."""
-    records = sources.open_source("bundled:commands:test")
-    decoded = (audio.decode(records[i]["audio"]) for i in range(30))
+    records = opening.open_source("bundled:commands:test")
+    decoded = (reading.decode(records[i]["audio"]) for i in range(30))
     short = [samples for samples in decoded if len(samples) < 2.2 * RATE]
     return short[:4]
 
@@ -314,7 +316,7 @@ def test_finals_do_not_depend_on_how_much_a_call_writes(whole, listener, spoken)
         said = [e for e in listen(listener, samples) if not isinstance(e, Partial)]
         same = [e for e in listen(slow, samples) if not isinstance(e, Partial)]
         assert_alike(same, said)
-    assert slow.effort.finals == 4
+    assert slow.metrics.finals == 4
 
 
 def test_speech_at_the_end_of_the_stream_is_heard(listener, spoken):
@@ -379,7 +381,7 @@ def test_a_long_silence_costs_no_memory(listener, overhearing):
 
 
 def test_a_model_that_cannot_write_is_refused(model_files):
-    heard = recognition.load(model_files[1]).recogniser
+    heard = recognisers.load(model_files[1]).recogniser
     with pytest.raises(ValueError, match="no LLM"):
         Listener(heard, detector=DETECTOR)
 

@@ -10,12 +10,13 @@ import resource
 import numpy as np
 import pytest
 
-from nim4_jax.data import audio, sources
-from nim4_jax.decode.events import Final
-from nim4_jax.decode.listener import Listener
+from nim4_jax.data.audio import reading
+from nim4_jax.data.sources import opening
+from nim4_jax.decode.live.events import Final
+from nim4_jax.decode.live.listener import Listener
+from nim4_jax.decode.live.stream_config import StreamConfig
 from nim4_jax.decode.silero import WINDOW, Silero
-from nim4_jax.decode.stream_config import StreamConfig
-from nim4_jax.launch import recognition
+from nim4_jax.serving import recognisers
 
 RATE = 16_000
 HOURS = float(os.environ.get("NIM4_STREAM_HOURS", "0.05"))
@@ -25,11 +26,11 @@ PERIOD = 600 * WINDOW  # 19.2 s: what repeats does so in the same windows
 @pytest.fixture(scope="module")
 def period() -> np.ndarray:
     """Some commands with pauses, filled up with quiet noise."""
-    records = sources.open_source("bundled:commands:test")
+    records = opening.open_source("bundled:commands:test")
     samples = np.random.default_rng(0).normal(0, 1e-4, PERIOD).astype(np.float32)
     place = RATE
     for index in range(0, 30, 6):
-        spoken = audio.decode(records[index]["audio"])
+        spoken = reading.decode(records[index]["audio"])
         if place + len(spoken) + RATE > PERIOD:
             break
         samples[place : place + len(spoken)] += spoken
@@ -47,7 +48,7 @@ def measure_memory() -> int:
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="Linux only")
 def test_hours_of_audio_are_the_first_minute_again(model_files, period):
     config = StreamConfig(suffix_tokens=40, text_tokens=96)
-    loaded = recognition.load(
+    loaded = recognisers.load(
         model_files[0], chunk_ms=config.chunk_ms, left=config.left
     )
     listener = Listener(loaded.recogniser, config=config, detector=Silero())

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from nim4_jax import layers
 from nim4_jax.decode import offline
-from nim4_jax.models import qwen3
+from nim4_jax.models import llm_config, qwen3
 from nim4_jax.ops import rotary
 
-CONFIG = qwen3.LLMConfig(
+CONFIG = llm_config.LLMConfig(
     vocab_size=13,
     width=16,
     num_layers=2,

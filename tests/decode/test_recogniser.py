@@ -11,17 +11,18 @@ from hypothesis import strategies as st
 from nim4_jax.decode import model_programs
 from nim4_jax.decode.model_programs import ModelPrograms
 from nim4_jax.decode.programs import Budget
-from nim4_jax.decode.recogniser import Recogniser
-from nim4_jax.launch import assembly, recognition
+from nim4_jax.decode.recogniser import BatchRecogniser
+from nim4_jax.model_files import loading
 from nim4_jax.ops.relative import Chunking
+from nim4_jax.serving import recognisers
 from nim4_jax.types import Frames
 
 RATE = 16_000
 
 
 @pytest.fixture(scope="module")
-def whole(model_files) -> Recogniser:
-    return recognition.load(model_files[0]).recogniser
+def whole(model_files) -> BatchRecogniser:
+    return recognisers.load(model_files[0]).recogniser
 
 
 def make_batch(lengths, size, rows=None, seed=0, offset=0) -> Frames:
@@ -82,7 +83,7 @@ def test_a_shape_compiles_once_whatever_the_chunks(whole):
     full = whole.transcribe(audio)
     traces = model_programs.transcribe._cache_size()
     chunked = [
-        Recogniser(
+        BatchRecogniser(
             dataclasses.replace(whole.programs, chunking=chunking), whole.tokenizer
         ).transcribe(audio)
         for chunking in (Chunking.of(4, 1), Chunking.of(64, 0))
@@ -93,7 +94,7 @@ def test_a_shape_compiles_once_whatever_the_chunks(whole):
 
 
 def test_phonemes_need_no_llm_but_text_does(model_files, whole):
-    heard = recognition.load(model_files[1]).recogniser
+    heard = recognisers.load(model_files[1]).recogniser
     audio = make_batch([12_800, 6_000, 0], 12_800)
     phonemes = heard.hear_phonemes(audio)
     assert phonemes == [row.phonemes for row in whole.transcribe(audio)]
@@ -103,8 +104,8 @@ def test_phonemes_need_no_llm_but_text_does(model_files, whole):
 
 
 def test_a_model_without_encoder_is_refused(model_files, whole):
-    params, meta = assembly.load_model(model_files[0])
-    config = assembly.build_model_config(meta["model"])
+    params, meta = loading.load_model(model_files[0])
+    config = loading.build_model_config(meta["model"])
     kept = {"llm": params["llm"]}
     with pytest.raises(ValueError, match="no cmvn, encoder, ctc_head: train stage 1"):
         ModelPrograms.create(config, kept, whole.programs.prompt, 0)
@@ -118,16 +119,16 @@ def test_budget(seconds, tokens):
 
 
 def test_shapes_come_with_the_model(model_files, tiny_model):
-    loaded = recognition.load(model_files[0])
+    loaded = recognisers.load(model_files[0])
     assert (loaded.bucket_seconds, loaded.rows) == (tiny_model.BUCKETS, tiny_model.ROWS)
     meta = {"config": json.dumps({"data": {"batch_size": 4}})}
-    assert recognition.find_shapes(meta)[1] == (4, 4, 4)
+    assert recognisers.find_shapes(meta)[1] == (4, 4, 4)
 
 
 @pytest.mark.parametrize(("chunk", "left"), [(-1, 4), (4, -1)])
 def test_bad_chunks_are_refused(model_files, chunk, left):
     with pytest.raises(ValueError, match="must be ≥ 0"):
-        recognition.load(model_files[0], chunk_ms=chunk, left=left)
+        recognisers.load(model_files[0], chunk_ms=chunk, left=left)
 
 
 def test_hints_stand_in_the_prompt_of_their_own_row(whole):

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.decode import detection, events
 from nim4_jax.decode.endpoint import BlankDetector, EndpointConfig
-from nim4_jax.decode.events import SpeechStarted, SpeechStopped
-from nim4_jax.decode.session import Session
+from nim4_jax.decode.live import detection, events
+from nim4_jax.decode.live.events import SpeechStarted, SpeechStopped
+from nim4_jax.decode.live.session import Session
+from nim4_jax.decode.live.stream_config import StreamConfig
+from nim4_jax.decode.live.utterance import Ending, Piece
 from nim4_jax.decode.silero import Silero
-from nim4_jax.decode.stream_config import StreamConfig
-from nim4_jax.decode.utterance import Ending, Piece
 from nim4_jax.text.phonemes import INVENTORY
 
 RATE, FRAME = 16_000, 640

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nim4_jax
-from nim4_jax.data import audio, sources
+from nim4_jax.data.audio import reading
+from nim4_jax.data.sources import opening
 from nim4_jax.decode import endpoint
 from nim4_jax.decode.endpoint import END, START, EndpointConfig, EndpointState
 from nim4_jax.decode.silero import WINDOW, Silero
@@ -27,8 +28,8 @@ def silero():
 @pytest.fixture(scope="module")
 def spoken():
     """Float32 [N, 512] of a command."""
-    record = sources.open_source("bundled:commands:test")[0]
-    return cut(audio.decode(record["audio"])[: 2 * RATE])
+    record = opening.open_source("bundled:commands:test")[0]
+    return cut(reading.decode(record["audio"])[: 2 * RATE])
 
 
 def cut(samples):
@@ -51,8 +52,8 @@ def find_boundaries(silero, samples):
 
 def test_probabilities_are_the_reference_s(silero):
     """Golden: onnxruntime with silero-vad 6.2.3, see `make_silero.py`."""
-    records = sources.open_source("bundled:commands:test")
-    decoded = [audio.decode(records[index]["audio"]) for index in range(6)]
+    records = opening.open_source("bundled:commands:test")
+    decoded = [reading.decode(records[index]["audio"]) for index in range(6)]
     random, speech = np.random.default_rng(0), np.concatenate(decoded)
     noisy = 0.5 * speech + random.normal(0, 0.02, len(speech))
     noise = random.normal(0, 0.1, 40 * WINDOW)
@@ -103,11 +104,11 @@ def measure_speech(samples):
 @pytest.mark.parametrize("noise", [0.0, 1e-3])
 def test_each_command_is_one_utterance(silero, noise):
     """All 170 were, and all 40 of the human prompts."""
-    records = sources.open_source("bundled:commands:test")
+    records = opening.open_source("bundled:commands:test")
     random, pad = np.random.default_rng(0), 24_000
     whole = 0
     for index in range(0, 160, 8):
-        samples = audio.decode(records[index]["audio"])
+        samples = reading.decode(records[index]["audio"])
         first, last = measure_speech(samples)
         padded = np.pad(samples, pad) + random.normal(0, noise, len(samples) + 2 * pad)
         found = find_boundaries(silero, padded.astype(np.float32))
@@ -120,8 +121,8 @@ def test_each_command_is_one_utterance(silero, noise):
 @pytest.mark.parametrize("kind", ["silence", "vehicle", "music"])
 def test_what_is_no_speech_is_not_heard(silero, kind):
     """None of 100 of each kind began an utterance."""
-    recordings = sources.open_source(f"nonspeech:20?kinds={kind}")
-    heard = [find_boundaries(silero, audio.decode(r["audio"])) for r in recordings]
+    recordings = opening.open_source(f"nonspeech:20?kinds={kind}")
+    heard = [find_boundaries(silero, reading.decode(r["audio"])) for r in recordings]
     assert sum(map(bool, heard)) <= 1
 
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nim4_jax.decode import drafts, offline, stream
+from nim4_jax.decode.live.stream_config import StreamConfig
 from nim4_jax.decode.programs import Arrival, Request
-from nim4_jax.decode.recogniser import Recogniser
-from nim4_jax.decode.stream_config import StreamConfig
-from nim4_jax.launch import recognition
+from nim4_jax.decode.recogniser import BatchRecogniser
 from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.rates import Rates
+from nim4_jax.serving import recognisers
 from nim4_jax.text import prompt as prompt_text
 from nim4_jax.types import Frames, Labels
 
@@ -35,23 +35,23 @@ HOP = CONFIG.hop
 STREAMS = 4
 
 
-def load(path: str) -> Recogniser:
+def load(path: str) -> BatchRecogniser:
     chunk_ms, left = CONFIG.chunk_ms, CONFIG.left
-    return recognition.load(path, chunk_ms=chunk_ms, left=left).recogniser
+    return recognisers.load(path, chunk_ms=chunk_ms, left=left).recogniser
 
 
 @pytest.fixture(scope="module")
-def whole(model_files) -> Recogniser:
+def whole(model_files) -> BatchRecogniser:
     return load(model_files[0])
 
 
 @pytest.fixture(scope="module", params=["model_files", "whisper_files"])
-def every(request) -> Recogniser:
+def every(request) -> BatchRecogniser:
     """A model with each kind of encoder."""
     return load(request.getfixturevalue(request.param)[0])
 
 
-def size_for(recogniser: Recogniser) -> StreamConfig:
+def size_for(recogniser: BatchRecogniser) -> StreamConfig:
     """CONFIG in frames of the model."""
     rates = recogniser.programs.rates
     chunk = rates.frames_of_chunk(CONFIG.chunk_ms)
@@ -61,7 +61,7 @@ def size_for(recogniser: Recogniser) -> StreamConfig:
 class Device:
     """Drives the two programs by hand."""
 
-    def __init__(self, recogniser: Recogniser, streams: int = STREAMS, **sizes):
+    def __init__(self, recogniser: BatchRecogniser, streams: int = STREAMS, **sizes):
         self.recogniser, self.streams = recogniser, streams
         self.config = dataclasses.replace(size_for(recogniser), **sizes)
         self.window = self.config.window

@@ -9,20 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.data import audio, sources
-from nim4_jax.decode.audio_buffer import AudioBuffer
-from nim4_jax.decode.events import Failed, Final
-from nim4_jax.decode.listener import DeviceError, Listener
-from nim4_jax.decode.prompter import Prompter
-from nim4_jax.decode.recogniser import Recogniser
-from nim4_jax.decode.session import Limits, StreamError
+from nim4_jax.data.audio import reading
+from nim4_jax.data.sources import opening
+from nim4_jax.decode.live.audio_buffer import AudioBuffer
+from nim4_jax.decode.live.events import Failed, Final
+from nim4_jax.decode.live.listener import DeviceError, Listener
+from nim4_jax.decode.live.prompter import Prompter
+from nim4_jax.decode.live.session import Limits, StreamError
+from nim4_jax.decode.live.stream_config import StreamConfig
+from nim4_jax.decode.recogniser import BatchRecogniser
 from nim4_jax.decode.silero import Silero
-from nim4_jax.decode.stream_config import StreamConfig
-from nim4_jax.launch import recognition
 from nim4_jax.retrieval.database import Gate
 from nim4_jax.retrieval.hotwords import HotwordRetriever
 from nim4_jax.retrieval.layer import Layer
 from nim4_jax.retrieval.names import Name
+from nim4_jax.serving import recognisers
 from nim4_jax.text import prompt
 from nim4_jax.text.phonemes import INVENTORY
 from nim4_jax.types import Frames
@@ -33,8 +34,8 @@ DETECTOR = Silero()
 
 
 @pytest.fixture(scope="module")
-def whole(model_files) -> Recogniser:
-    loaded = recognition.load(
+def whole(model_files) -> BatchRecogniser:
+    loaded = recognisers.load(
         model_files[0], chunk_ms=CONFIG.chunk_ms, left=CONFIG.left
     )
     return loaded.recogniser
@@ -47,8 +48,8 @@ def listener(whole) -> Listener:
 
 @pytest.fixture(scope="module")
 def spoken() -> list[np.ndarray]:
-    records = sources.open_source("bundled:commands:test")
-    decoded = (audio.decode(records[i]["audio"]) for i in range(30))
+    records = opening.open_source("bundled:commands:test")
+    decoded = (reading.decode(records[i]["audio"]) for i in range(30))
     return [samples for samples in decoded if len(samples) < 2.2 * RATE][:2]
 
 
@@ -133,7 +134,7 @@ def run_sixteen(listener, recordings, harm=lambda session, place: None, bad=5):
         pump(listener, told)
     for session in sessions:
         session.close()
-    while any(seat and seat.session is not sessions[bad] for seat in listener._seats):
+    while any(slot and slot.session is not sessions[bad] for slot in listener._slots):
         pump(listener, told)
     return sessions, [told.get(session, []) for session in sessions]
 
@@ -143,7 +144,7 @@ def sixteen(listener, spoken):
     """Recordings, and the events of all where none is bad."""
     recordings = [talk(spoken[n % 2 :][:1], 0.5 + 0.02 * n) for n in range(16)]
     sessions, good = run_sixteen(listener, recordings)
-    while any(listener._seats):
+    while any(listener._slots):
         pump(listener, rest := {})
         good[5] += rest.get(sessions[5], [])
     assert all(isinstance(events[-1], Final) for events in good)
@@ -163,7 +164,7 @@ def test_fifteen_of_sixteen_are_as_they_are_alone(listener, sixteen, kind):
     assert good[:5] + good[6:] == mixed[:5] + mixed[6:]
     with pytest.raises(StreamError, match="broke off"):
         sessions[5].feed(np.zeros(9, np.float32))
-    assert not any(listener._seats)
+    assert not any(listener._slots)
 
 
 def test_fifteen_of_sixteen_are_as_they_are_alone_beside_a_burst(listener, sixteen):
@@ -208,7 +209,7 @@ def test_a_device_error_ends_what_the_device_held_and_nothing_else(whole, spoken
     alone = listener.open()
     alone.feed(samples)
     alone.close()
-    while any(listener._seats):
+    while any(listener._slots):
         pump(listener, expected)
     speaking, silent = listener.open(), listener.open()
     told = {}
@@ -223,7 +224,7 @@ def test_a_device_error_ends_what_the_device_held_and_nothing_else(whole, spoken
     listener.reset()
     silent.feed(samples[RATE // 4 :])
     silent.close()
-    while any(listener._seats):
+    while any(listener._slots):
         pump(listener, told)
     assert isinstance(told[speaking][-1], Failed)
     assert told[speaking][:-1] == expected[alone][: len(told[speaking]) - 1]
@@ -243,7 +244,7 @@ def test_rows_of_one_call_are_limited(whole, listener, spoken):
         for session, samples in zip(sessions, recordings):
             session.feed(samples)
             session.close()
-        while any(one._seats):
+        while any(one._slots):
             pump(one, said)
         texts = [[(type(e), getattr(e, "text", "")) for e in said[s]] for s in sessions]
         told.append(texts)
@@ -324,7 +325,7 @@ def test_packets_from_other_threads_are_heard_whole(listener, spoken, sizes, see
     threads = [threading.Thread(target=feed, args=(n,)) for n in range(6)]
     for thread in threads:
         thread.start()
-    while any(listener._seats):
+    while any(listener._slots):
         pump(listener, told)
     for thread in threads:
         thread.join()
@@ -343,7 +344,7 @@ def list_events(listener, samples, **opened):
     told, session = {}, listener.open(**opened)
     session.feed(samples)
     session.close()
-    while any(listener._seats):
+    while any(listener._slots):
         pump(listener, told)
     return told[session]
 
@@ -412,6 +413,6 @@ def test_keywords_that_come_late_find_what_was_said_and_go_when_they_are_taken_o
             layer.remove(["Zork"])
         session.feed(samples[until + 3_000 :])
         session.close()
-        while any(listener._seats):
+        while any(listener._slots):
             pump(listener, told)
         assert told[session][-1].hotwords == (() if taken_out else ("Zork",))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nim4_jax.data import builders, conditions, sources
-from nim4_jax.eval import benchmarks, normalisers
-from nim4_jax.eval.benchmarks import BENCHMARKS, GROUPS, Benchmark
+from nim4_jax.data.sources import builders, conditions, opening
+from nim4_jax.eval.measures import normalisers
+from nim4_jax.eval.sweep import benchmarks
+from nim4_jax.eval.sweep.benchmarks import BENCHMARKS, GROUPS, Benchmark
 
 
 @pytest.fixture
@@ -38,25 +39,25 @@ def test_every_benchmark_is_there_or_says_what_to_place_where(name, folder):
     assert found.metric in ("WER", "CER", "MER", "by language")
     why = benchmarks.missing(found)
     if name in GROUPS["local"]:
-        assert why is None and len(sources.open_source(found.source)) > 5
+        assert why is None and len(opening.open_source(found.source)) > 5
         return
     assert why is not None and str(folder) in why
     with pytest.raises(ValueError, match="no manifest"):
-        sources.open_source(found.source)
+        opening.open_source(found.source)
     # What it asks for is enough.
     place = Path(found.source)
     assert place.is_relative_to(folder)
     place.parent.mkdir(exist_ok=True)
     place.write_text('{"audio": "a.wav", "text": "hi"}\n', encoding="utf8")
     assert benchmarks.missing(found) is None
-    assert len(sources.open_source(found.source)) == 1
+    assert len(opening.open_source(found.source)) == 1
 
 
 def test_a_prepared_data_set_of_the_name_stands_for_a_manifest(folder):
     shutil.copytree(builders.BUNDLED / "prompts", folder / "mls-en")
     (found,) = benchmarks.find(["mls-en"])
     assert benchmarks.missing(found) is None
-    source = sources.open_source(found.source)
+    source = opening.open_source(found.source)
     assert len(source) == 40 and source[0]["lang"] == "en"
     # A manifest goes before it.
     (folder / "mls-en.jsonl").write_text('{"audio": "a.wav", "text": "hi"}\n')
@@ -79,7 +80,7 @@ def test_names_groups_and_sources_are_found_in_order_and_once():
 
 def test_kinds_without_speech_are_apart_and_together():
     records = {
-        one.name: sources.open_source(one.source) for one in benchmarks.find(["silent"])
+        one.name: opening.open_source(one.source) for one in benchmarks.find(["silent"])
     }
     assert len(records) == 4
     for name, kind in (("silence", "silence"), ("noise", "vehicle"), ("music",) * 2):
@@ -128,7 +129,7 @@ def test_a_broken_manifest_is_there_but_names_its_line_when_it_is_opened(folder)
     Path(found.source).write_text("\n".join(lines) + "\n", encoding="utf8")
     assert benchmarks.missing(found) is None
     with pytest.raises(ValueError, match=r"voices\.jsonl:2: not JSON"):
-        sources.open_source(found.source)
+        opening.open_source(found.source)
 
 
 def test_an_entry_is_frozen_and_conditions_are_those_of_its_source():

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.eval import biasing, metrics
-from nim4_jax.eval.biasing import NameList
-from nim4_jax.eval.metrics import Counts
+from nim4_jax.eval.measures import biasing, error_rates
+from nim4_jax.eval.measures.biasing import NameList
+from nim4_jax.eval.measures.error_rates import Counts
 
 WORDS = st.lists(st.sampled_from(["call", "anna", "maria", "now", "rome"]), max_size=8)
 NAMES = st.lists(
@@ -16,7 +16,7 @@ NAMES = st.lists(
 
 
 def score(reference, output, names, lang="en"):
-    said, written = metrics.split(reference, lang), metrics.split(output, lang)
+    said, written = error_rates.split(reference, lang), error_rates.split(output, lang)
     return biasing.score(said, written, lang, NameList(names))
 
 
@@ -57,8 +57,8 @@ def test_names_of_other_languages(lang, reference, output, biased):
 @given(reference=WORDS, output=WORDS, names=NAMES)
 def test_both_parts_together_are_the_whole(reference, output, names):
     parts = biasing.score(reference, output, "en", NameList(names))
-    whole = metrics.score_text(" ".join(reference), " ".join(output), "en")
-    assert metrics.add_up(parts) == whole
+    whole = error_rates.score_text(" ".join(reference), " ".join(output), "en")
+    assert error_rates.add_up(parts) == whole
 
 
 @given(reference=WORDS, output=WORDS, names=NAMES)
@@ -75,7 +75,7 @@ def test_names_are_found_as_a_plain_search_finds_them(reference, output, names):
 
 def test_names_are_compared_as_texts_are():
     listed = NameList(["Beyoncé Knowles", "Room 25"])
-    units = metrics.split("Play beyonce knowles in room twenty five!", "en")
+    units = error_rates.split("Play beyonce knowles in room twenty five!", "en")
     assert listed.find(units, "en") == ("Beyoncé Knowles", "Room 25")
     raw = NameList(["Rome"], "raw")
     assert raw.find(["rome"], "en") == () and raw.find(["Rome"], "en") == ("Rome",)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.eval import bootstrap
+from nim4_jax.eval.measures import bootstrap
 
 counts = st.tuples(st.integers(0, 9), st.integers(0, 12))
 rows = st.lists(st.tuples(counts, counts), min_size=1, max_size=12)

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from nim4_jax.eval import comparison, entities, metrics, report
 from nim4_jax.eval.evaluation import SetResult, Utterance
+from nim4_jax.eval.measures import entities, error_rates
+from nim4_jax.eval.reports import comparison, report
 
 SAID = ("open the window", "call anna now", "stop the music please", "go to rome")
 
@@ -19,7 +20,7 @@ def make_rows(hypotheses, said=SAID, name="set"):
         judged = entities.judge(
             names, (*names, "dome"), (text, hypothesis), "en", frozenset({"rome"})
         )
-        counts = metrics.score_text(text, hypothesis, "en")
+        counts = error_rates.score_text(text, hypothesis, "en")
         utterances.append(
             Utterance(
                 str(number),
@@ -135,6 +136,6 @@ def test_folders_are_read_and_bad_ones_named(tmp_path):
 
 def test_phonemes_are_compared_too():
     rows = make_rows(SAID)
-    counts = dataclasses.asdict(metrics.Counts(1, 0, 0, 4))
+    counts = dataclasses.asdict(error_rates.Counts(1, 0, 0, 4))
     rows = [{**row, "phonemes": counts} for row in rows]
     assert find(comparison.compare(rows, rows), "PER").difference.a == 25.0

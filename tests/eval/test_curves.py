@@ -6,7 +6,7 @@ import math
 import pytest
 from matplotlib import image
 
-from nim4_jax.eval import curves
+from nim4_jax.eval.reports import curves
 
 
 @pytest.fixture

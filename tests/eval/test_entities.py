@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nim4_jax.context.keywords import occurs, spell
-from nim4_jax.eval import entities
-from nim4_jax.eval.entities import Entities
+from nim4_jax.eval.measures import entities
+from nim4_jax.eval.measures.entities import Entities
 
 words = st.sampled_from(["ann", "bell", "打", "开", "nio", "house"])
 phrases = st.lists(words, min_size=1, max_size=4).map(" ".join)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from nim4_jax.eval import fingerprints, sweep
-from nim4_jax.eval.sweep import SweepConfig
+from nim4_jax.eval.sweep import fingerprints, runner
+from nim4_jax.eval.sweep.runner import SweepConfig
 
 
 def write_sound(path: Path, seconds: float = 0.5, gain: float = 1.0) -> None:
@@ -33,7 +33,7 @@ def plan(folder: Path, form: str = "{}/set.jsonl") -> str:
     """Fingerprint of the one cell."""
     spec = form.format(folder, folder)
     config = SweepConfig(models=("m=anything",), benchmarks=(spec,))
-    (task,) = sweep.plan(config, lambda model: "the same")
+    (task,) = runner.plan(config, lambda model: "the same")
     return task.fingerprint
 
 
@@ -92,8 +92,8 @@ def test_other_code_is_measured_anew(material, monkeypatch):
 
 def test_code_that_measures_counts_and_code_that_reports_does_not(tmp_path):
     known = {path.name for path in fingerprints.list_code()}
-    assert {"qwen3.py", "decoder.py", "metrics.py", "recognition.py"} <= known
-    assert not known & {"sweep_plots.py", "page.py", "loop.py", "grpo.py", "serve.py"}
+    assert {"qwen3.py", "decoder.py", "error_rates.py", "recognisers.py"} <= known
+    assert not known & {"plots.py", "page.py", "loop.py", "grpo.py", "serve.py"}
     code = tmp_path / "a.py"
     code.write_text("x = 1\n")
     before = fingerprints.identify_files([code])

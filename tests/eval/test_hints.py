@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nim4_jax.context.keywords import spell
-from nim4_jax.eval import entities, hints
+from nim4_jax.eval import hints
 from nim4_jax.eval.hints import Fact, HintConfig
+from nim4_jax.eval.measures import entities
 
 FACTS = (
     Fact("0", "call anna bell in rome", "en", ("anna bell", "rome")),

@@ -4,12 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nim4_jax.eval import hotword_lists
-from nim4_jax.eval.hotword_lists import FindingRecogniser, HotwordList
-from nim4_jax.eval.hypotheses import simulate
-from nim4_jax.launch import build_hotwords, recognition
+from nim4_jax.decode import hotwords
+from nim4_jax.decode.hotwords import FindingRecogniser, HotwordList
+from nim4_jax.eval.measures.hypotheses import simulate
 from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.pronunciation import pronounce
+from nim4_jax.serving import hotword_build, recognisers
 from nim4_jax.types import Frames
 
 NAMES = ("Wolfgang Mozart", "阿姆斯特丹", "Rotterdam", "Guadalajara")
@@ -29,7 +29,7 @@ def names(listed) -> HotwordList:
 
 @pytest.fixture(scope="module")
 def recogniser(model_files):
-    return recognition.load(model_files[0]).recogniser
+    return recognisers.load(model_files[0]).recogniser
 
 
 def test_each_name_is_found_where_it_is_said_and_nowhere_else(names, recogniser):
@@ -46,7 +46,7 @@ def test_each_name_is_found_where_it_is_said_and_nowhere_else(names, recogniser)
 @pytest.mark.parametrize("near", ["lattice", "scann"])
 def test_a_list_and_its_database_find_the_same(listed, recogniser, tmp_path, near):
     folder, names = str(tmp_path / "base"), HotwordList.open(listed, near)
-    build_hotwords.run(listed, folder, "bundled:commands:train", 1, near)
+    hotword_build.run(listed, folder, "bundled:commands:train", 1, near)
     built = HotwordList.open(folder, near)
     assert len(built.base) == len(names.base) == len(NAMES)
     for seed in range(6):
@@ -56,11 +56,11 @@ def test_a_list_and_its_database_find_the_same(listed, recogniser, tmp_path, nea
             each.find(heard, recogniser.tokenizer, 0.04) for each in (names, built)
         ]
         assert found[0] == found[1]
-    digests = [hotword_lists.identify(path, near) for path in (folder, listed)]
+    digests = [hotwords.identify(path, near) for path in (folder, listed)]
     assert digests[0] != digests[1]
     if near == "lattice":
         with pytest.raises(ValueError, match="has no ScaNN index"):
-            hotword_lists.identify(folder, "scann")
+            hotwords.identify(folder, "scann")
 
 
 def test_it_writes_as_if_somebody_had_given_the_names(names, recogniser):
@@ -102,6 +102,6 @@ def test_found_names_are_those_of_the_phonemes(names, recogniser, monkeypatch):
 def test_a_list_that_is_not_there_is_refused(tmp_path):
     for path in (tmp_path / "names.txt", tmp_path):
         with pytest.raises(ValueError, match="nim4 build_hotwords"):
-            hotword_lists.identify(str(path))
+            hotwords.identify(str(path))
     with pytest.raises(ValueError, match="no manifest of a hotword database"):
         HotwordList.open(str(tmp_path))

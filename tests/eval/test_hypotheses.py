@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.eval import hypotheses, metrics
+from nim4_jax.eval.measures import error_rates, hypotheses
+from nim4_jax.retrieval import hypothesis
 from nim4_jax.text import articulation
 from nim4_jax.text.phonemes import INVENTORY
 
@@ -34,11 +35,11 @@ def test_a_repeated_phoneme_is_heard_each_time(label, count, seed):
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.2])
 def test_as_many_errors_are_heard_as_were_asked_for(rate):
     rng = np.random.default_rng(7)
-    total = metrics.Counts()
+    total = error_rates.Counts()
     for _ in range(120):
         spoken = rng.integers(1, CLASSES, 50).tolist()
         heard = hypotheses.simulate(spoken, rate, rng)
-        total += metrics.score_phonemes(spoken, heard.phonemes.tolist())
+        total += error_rates.score_phonemes(spoken, heard.phonemes.tolist())
     assert total.percent == pytest.approx(100 * rate, rel=0.15)
     assert total.substitutions > total.deletions > total.insertions > 0
 
@@ -51,7 +52,7 @@ def test_posteriors_sum_to_one_and_the_greedy_path_is_what_was_heard(
     assert heard.log_probs.shape[1] == CLASSES
     sums = np.exp(heard.log_probs.astype(np.float64)).sum(axis=1)
     np.testing.assert_allclose(sums, 1.0, rtol=1e-4)
-    again = hypotheses.Hypothesis.read(heard.log_probs)
+    again = hypothesis.Hypothesis.read(heard.log_probs)
     np.testing.assert_array_equal(again.phonemes, heard.phonemes)
     best = np.argmax(heard.log_probs, axis=1)
     np.testing.assert_array_equal(best[heard.frames], heard.phonemes)

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.decode import events
-from nim4_jax.decode.events import Final, Partial, SpeechStarted, SpeechStopped
+from nim4_jax.decode.live import events
+from nim4_jax.decode.live.events import Final, Partial, SpeechStarted, SpeechStopped
 from nim4_jax.decode.timing import Word
-from nim4_jax.eval import latency
-from nim4_jax.eval.latency import Latency, Timed
+from nim4_jax.eval.measures import latency
+from nim4_jax.eval.measures.latency import Latency, Timed
 
 TEXTS = st.lists(st.sampled_from(["a", "b", "c", "打", "开"]), max_size=5).map(" ".join)
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.eval import metrics
-from nim4_jax.eval.metrics import Counts
+from nim4_jax.eval.measures import error_rates
+from nim4_jax.eval.measures.error_rates import Counts
 
 WORDS = st.lists(st.sampled_from(["alpha", "bravo", "delta", "echo"]), max_size=6)
 IDS = st.lists(st.integers(1, 4), max_size=8)
@@ -32,15 +32,15 @@ IDS = st.lists(st.integers(1, 4), max_size=8)
     ],
 )
 def test_counts(reference, hypothesis, lang, expected):
-    assert metrics.score_text(reference, hypothesis, lang) == expected
+    assert error_rates.score_text(reference, hypothesis, lang) == expected
 
 
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=5))
 def test_a_set_is_what_jiwer_says(pairs):
     references = [" ".join(reference) for reference, _ in pairs]
     hypotheses = [" ".join(hypothesis) for _, hypothesis in pairs]
-    total = metrics.add_up(
-        metrics.score_text(reference, hypothesis, "en")
+    total = error_rates.add_up(
+        error_rates.score_text(reference, hypothesis, "en")
         for reference, hypothesis in zip(references, hypotheses)
     )
     theirs = jiwer.process_words(references, hypotheses)
@@ -56,7 +56,7 @@ def test_a_set_is_what_jiwer_says(pairs):
 
 @given(st.text("打开窗户天气", max_size=8), st.text("打开窗户天气", max_size=8))
 def test_characters_are_what_jiwer_says(reference, hypothesis):
-    counts = metrics.score_text(" ".join(reference), hypothesis, "zh")
+    counts = error_rates.score_text(" ".join(reference), hypothesis, "zh")
     theirs = jiwer.process_characters(reference, hypothesis)
     assert counts == Counts(
         theirs.substitutions, theirs.deletions, theirs.insertions, len(reference)
@@ -65,7 +65,7 @@ def test_characters_are_what_jiwer_says(reference, hypothesis):
 
 @given(WORDS, WORDS)
 def test_an_alignment_turns_one_into_the_other(reference, hypothesis):
-    edits = metrics.align(reference, hypothesis)
+    edits = error_rates.align(reference, hypothesis)
     made = list(reference)
     for tag, place, other in reversed(edits):
         if tag == "delete":
@@ -89,8 +89,8 @@ def test_an_alignment_turns_one_into_the_other(reference, hypothesis):
     ],
 )
 def test_raw_counts_have_case_and_punctuation(reference, hypothesis, lang, normal, raw):
-    assert metrics.score_text(reference, hypothesis, lang) == normal
-    assert metrics.score_text(reference, hypothesis, lang, "raw") == raw
+    assert error_rates.score_text(reference, hypothesis, lang) == normal
+    assert error_rates.score_text(reference, hypothesis, lang, "raw") == raw
 
 
 @given(IDS, IDS)
@@ -100,7 +100,7 @@ def test_phoneme_edits_are_the_edit_distance(reference, hypothesis):
         above, row = row, [i]
         for j, other in enumerate(hypothesis, start=1):
             row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (one != other)))
-    counts = metrics.score_phonemes(reference, hypothesis)
+    counts = error_rates.score_phonemes(reference, hypothesis)
     assert counts.errors == row[-1]
     assert counts.reference == len(reference)
     length = len(reference) - counts.deletions + counts.insertions
@@ -110,7 +110,7 @@ def test_phoneme_edits_are_the_edit_distance(reference, hypothesis):
 def test_percent_without_reference_counts_what_was_written():
     assert Counts().percent == 0.0
     assert Counts(insertions=3).percent == 300.0
-    assert metrics.add_up([]) == Counts()
+    assert error_rates.add_up([]) == Counts()
 
 
 @pytest.mark.parametrize(
@@ -132,15 +132,15 @@ def test_percent_without_reference_counts_what_was_written():
     ],
 )
 def test_find_language(text, lang, found):
-    assert metrics.find_language(text, lang) == found
+    assert error_rates.find_language(text, lang) == found
 
 
 @pytest.mark.parametrize("lang", ["de", ""])
 def test_an_unknown_language_lists_the_known(lang):
     with pytest.raises(ValueError, match="mixed"):
-        metrics.find_language("x", lang)
+        error_rates.find_language("x", lang)
     with pytest.raises(ValueError, match="mixed"):
-        metrics.score_text("x", "x", lang)
+        error_rates.score_text("x", "x", lang)
 
 
 @pytest.mark.parametrize(
@@ -161,13 +161,13 @@ def test_an_unknown_language_lists_the_known(lang):
     ],
 )
 def test_hallucinations(reference, hypothesis, lang, expected):
-    counts = metrics.score_text(reference, hypothesis, lang)
-    assert metrics.is_hallucinated(counts) is expected
+    counts = error_rates.score_text(reference, hypothesis, lang)
+    assert error_rates.is_hallucinated(counts) is expected
 
 
 @given(WORDS, WORDS)
 def test_hits_and_output_are_those_of_the_alignment(reference, hypothesis):
-    counts = metrics.score_text(" ".join(reference), " ".join(hypothesis), "en")
+    counts = error_rates.score_text(" ".join(reference), " ".join(hypothesis), "en")
     assert counts.output == len(hypothesis)
     assert 0 <= counts.hits <= min(len(reference), len(hypothesis))
 
@@ -189,15 +189,15 @@ def test_hits_and_output_are_those_of_the_alignment(reference, hypothesis):
     ],
 )
 def test_loops(reference, output, looped):
-    assert metrics.is_looped(reference.split(), output.split()) is looped
+    assert error_rates.is_looped(reference.split(), output.split()) is looped
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(3, 6))
 def test_a_phrase_said_often_enough_is_a_loop_of_any_period(phrase, times):
     units = [str(unit) for unit in phrase]
     output = units * max(times, -(-6 // len(units)))
-    assert metrics.is_looped([], output)
-    assert not metrics.is_looped(output, output)
+    assert error_rates.is_looped([], output)
+    assert not error_rates.is_looped(output, output)
     # Twice as much that does not repeat hides it.
     rest = [f"word{number}" for number in range(len(output) + 1)]
-    assert not metrics.is_looped([], rest + output)
+    assert not error_rates.is_looped([], rest + output)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.eval import metrics, normalisers
+from nim4_jax.eval.measures import error_rates, normalisers
 from nim4_jax.text import normalise as own
 
 
@@ -30,7 +30,7 @@ from nim4_jax.text import normalise as own
     ],
 )
 def test_units(name, lang, text, expected):
-    assert metrics.split(text, lang, name) == expected
+    assert error_rates.split(text, lang, name) == expected
 
 
 @given(text=st.text(max_size=12), lang=st.sampled_from(["en", "zh", "mixed"]))
@@ -45,8 +45,8 @@ def test_ours_is_the_projects_own(text, lang):
     name=st.sampled_from(normalisers.NAMES),
 )
 def test_a_text_has_no_error_against_itself_by_any_rule(text, lang, name):
-    assert metrics.score_text(text, text, lang, name).errors == 0
-    units = metrics.split(text, lang, name)
+    assert error_rates.score_text(text, text, lang, name).errors == 0
+    units = error_rates.split(text, lang, name)
     assert all(unit and not unit.isspace() for unit in units)
 
 
@@ -54,7 +54,7 @@ def test_an_unknown_normaliser_lists_the_known():
     with pytest.raises(ValueError, match="ours, raw, whisper, wetext"):
         normalisers.normalise("x", "en", "kaldi")
     with pytest.raises(ValueError, match="ours, raw, whisper, wetext"):
-        metrics.score_text("x", "x", "en", "kaldi")
+        error_rates.score_text("x", "x", "en", "kaldi")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import html.parser
 import hypothesis
 import hypothesis.strategies as st
 
-from nim4_jax.eval import page
-from nim4_jax.eval.page import Alignment, Listing, Picture, Section, Table
+from nim4_jax.eval.reports import page
+from nim4_jax.eval.reports.page import Alignment, Listing, Picture, Section, Table
 
 HOSTILE = "<script>alert(1)</script>|`*[a](b)*`\\|\n# head & \"quotes' <!--"
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nim4_jax.data import audio, sources
-from nim4_jax.eval import metrics, peers
+from nim4_jax.data.audio import reading
+from nim4_jax.data.sources import opening
 from nim4_jax.eval.evaluation import EvalConfig, evaluate_set
-from nim4_jax.eval.peers import PEERS, PeerRecogniser
+from nim4_jax.eval.measures import error_rates
+from nim4_jax.eval.sweep import peers
+from nim4_jax.eval.sweep.peers import PEERS, PeerRecogniser
 from nim4_jax.types import Frames
 
 
@@ -34,8 +36,8 @@ def frame(recordings) -> Frames:
 
 def read(spec: str, numbers: range):
     """Recordings of a set and what they say."""
-    records = [sources.open_source(spec)[number] for number in numbers]
-    return [audio.decode(r["audio"]) for r in records], [r["text"] for r in records]
+    records = [opening.open_source(spec)[number] for number in numbers]
+    return [reading.decode(r["audio"]) for r in records], [r["text"] for r in records]
 
 
 def test_what_is_not_installed_is_named_with_its_extra(monkeypatch):
@@ -55,8 +57,8 @@ def test_human_english_is_mostly_right(name):
     recordings, texts = read("bundled:prompts:test", range(5, 40, 12))
     made = peer.transcribe(frame([*recordings, np.zeros(0, np.float32)]))
     assert made[-1].text == ""
-    counts = metrics.add_up(
-        metrics.score_text(text, row.text, "en") for text, row in zip(texts, made)
+    counts = error_rates.add_up(
+        error_rates.score_text(text, row.text, "en") for text, row in zip(texts, made)
     )
     assert counts.reference > 10
     assert counts.percent < {"pocketsphinx": 50.0}.get(name, 30.0)
@@ -72,7 +74,7 @@ def test_chinese_is_written_in_simplified_characters():
     detected = peer.transcribe(frame(recordings))[0].text
     told = dataclasses.replace(peer, lang="zh").transcribe(frame(recordings))
     assert detected == told[0].text
-    assert metrics.score_text(texts[0], detected, "zh").percent < 40.0
+    assert error_rates.score_text(texts[0], detected, "zh").percent < 40.0
 
 
 @pytest.mark.long

@@ -10,17 +10,19 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.data import audio, pipeline, sources
-from nim4_jax.data.config import DataConfig
-from nim4_jax.data.skips import SkipReport
-from nim4_jax.decode import segments
+from nim4_jax.data.audio import reading
+from nim4_jax.data.pipeline import iterators
+from nim4_jax.data.pipeline.config import DataConfig
+from nim4_jax.data.sources import opening
+from nim4_jax.data.sources.skips import SkipReport
+from nim4_jax.decode import longform, segments
 from nim4_jax.decode.endpoint import EndpointConfig
+from nim4_jax.decode.hotwords import Prompted
 from nim4_jax.decode.recogniser import Transcript
 from nim4_jax.decode.silero import Silero
-from nim4_jax.eval import recordings
+from nim4_jax.eval import recordings, scoring
 from nim4_jax.eval.recordings import Gatherer
-from nim4_jax.eval.shared import Prompted
-from nim4_jax.launch import evaluate, recognition, transcribe
+from nim4_jax.serving import recognisers
 
 CLEAN = "bundled:commands:test"
 
@@ -40,8 +42,8 @@ def write(folder, number, samples, text="hi"):
 def long_set(tmp_path_factory):
     """Speech of 12 s, of 1.5 s, and 5 s in which nobody speaks; a broken long file."""
     folder = tmp_path_factory.mktemp("long")
-    joined = sources.open_source(f"joined:12:{CLEAN}")[0]
-    speech = audio.decode(joined["audio"])
+    joined = opening.open_source(f"joined:12:{CLEAN}")[0]
+    speech = reading.decode(joined["audio"])
     rows = [
         write(folder, 0, speech),
         write(folder, 1, speech[:24_000]),
@@ -57,7 +59,7 @@ def long_set(tmp_path_factory):
 def read_batches(seconds):
     """Every recording that fits a bucket, as training's pipeline delivers it."""
     read = {}
-    for arrays in pipeline.iterate_eval(make_config(CLEAN, seconds)):
+    for arrays in iterators.iterate_eval(make_config(CLEAN, seconds)):
         for row, index in enumerate(arrays["index"]):
             samples = arrays["audio"][row][arrays["audio_mask"][row]]
             read[int(index)] = samples
@@ -73,9 +75,9 @@ def test_what_fits_is_read_as_ever_and_the_rest_comes_whole(chosen, seconds):
     read = dict(recordings.read(CLEAN, chosen, config, SkipReport()))
     assert set(read) == chosen
     expected = read_batches(seconds)
-    source = sources.open_source(CLEAN)
+    source = opening.open_source(CLEAN)
     for index in chosen:
-        whole = audio.decode(source[index]["audio"])
+        whole = reading.decode(source[index]["audio"])
         if index in expected:
             np.testing.assert_array_equal(read[index], expected[index])
         else:
@@ -141,15 +143,15 @@ def test_pieces_join_to_one_transcript():
 
 def test_an_evaluation_writes_what_transcribe_writes(model_files, long_set, tmp_path):
     """The law of long audio offline, through the commands themselves."""
-    evaluate.run(
+    scoring.run(
         model_files[0], [long_set], str(tmp_path), phonemes=True, show_progress=False
     )
     lines = (tmp_path / "hyps.jsonl").read_text(encoding="utf8").splitlines()
     rows = {row["id"]: row for row in map(json.loads, lines)}
-    loaded = recognition.load(model_files[0])
+    loaded = recognisers.load(model_files[0])
     assert loaded.bucket_seconds[-1] < 5.0
     paths = [str(Path(long_set).with_name(f"{number}.wav")) for number in range(3)]
-    texts = [one.text for one in transcribe.transcribe_files(loaded, paths)]
+    texts = [one.text for one in longform.transcribe_files(loaded, paths)]
     assert [rows[str(number)]["hypothesis"] for number in range(3)] == texts
     assert texts[0] and not texts[2]
     assert rows["2"]["phonemes"]["insertions"] == 0

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from nim4_jax.eval import evaluation, report
-from nim4_jax.eval.entities import Entities
+from nim4_jax.eval import evaluation
 from nim4_jax.eval.evaluation import SetResult, Utterance
-from nim4_jax.eval.metrics import Counts
+from nim4_jax.eval.measures.entities import Entities
+from nim4_jax.eval.measures.error_rates import Counts
+from nim4_jax.eval.reports import report
 
 
 def make_result() -> SetResult:

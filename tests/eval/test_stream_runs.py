@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.data import audio, sources
-from nim4_jax.decode.listener import Listener
-from nim4_jax.decode.stream_config import StreamConfig
+from nim4_jax.data.audio import reading
+from nim4_jax.data.sources import opening
+from nim4_jax.decode.live.listener import Listener
+from nim4_jax.decode.live.stream_config import StreamConfig
 from nim4_jax.eval import stream_runs, streaming
 from nim4_jax.features import SAMPLE_RATE
-from nim4_jax.launch import recognition
+from nim4_jax.serving import recognisers
 
 CONFIG = StreamConfig(
     chunk=4,
@@ -40,7 +41,7 @@ class Clock:
 
 @pytest.fixture(scope="module")
 def listener(model_files):
-    loaded = recognition.load(
+    loaded = recognisers.load(
         model_files[0], chunk_ms=CONFIG.chunk_ms, left=CONFIG.left
     )
     return Listener(loaded.recogniser, streams=2, config=CONFIG)
@@ -48,8 +49,8 @@ def listener(model_files):
 
 @pytest.fixture(scope="module")
 def recordings():
-    records = sources.open_source("bundled:commands:test")
-    return [audio.decode(records[number]["audio"]) for number in (0, 3)]
+    records = opening.open_source("bundled:commands:test")
+    return [reading.decode(records[number]["audio"]) for number in (0, 3)]
 
 
 def name_events(events):
@@ -59,10 +60,10 @@ def name_events(events):
 def test_a_paced_stream_says_what_it_says_at_once(listener, recordings):
     """As many chunks as were taken; nothing early, nothing later than the clock is."""
     alone = streaming.transcribe(listener, recordings)
-    before = listener.effort.chunks
+    before = listener.metrics.chunks
     clock = Clock(1e-4)
     run = stream_runs.pace(listener, recordings, clock=clock, sleep=clock.sleep)
-    assert len(run.chunk_delays) == listener.effort.chunks - before > 0
+    assert len(run.chunk_delays) == listener.metrics.chunks - before > 0
     assert run.latency.streams == 2 and run.latency.early == 0
     assert run.latency.finals == sum(
         type(event).__name__ == "Final" for events in alone for event in events

@@ -5,19 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 
-from nim4_jax.data import audio, sources
-from nim4_jax.decode.events import Final, Partial, SpeechStarted, SpeechStopped
-from nim4_jax.decode.listener import Listener
-from nim4_jax.decode.session import StreamError
-from nim4_jax.decode.stream_config import StreamConfig
+from nim4_jax.data.audio import reading
+from nim4_jax.data.sources import opening
+from nim4_jax.decode.hotwords import Prompted
+from nim4_jax.decode.live.events import Final, Partial, SpeechStarted, SpeechStopped
+from nim4_jax.decode.live.listener import Listener
+from nim4_jax.decode.live.session import StreamError
+from nim4_jax.decode.live.stream_config import StreamConfig
 from nim4_jax.eval import streaming
-from nim4_jax.eval.shared import Prompted
-from nim4_jax.launch import recognition
 from nim4_jax.retrieval import database
 from nim4_jax.retrieval.hotwords import HotwordRetriever
 from nim4_jax.retrieval.layer import Layer
 from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.pronunciation import pronounce
+from nim4_jax.serving import recognisers
 from nim4_jax.text.phonemes import INVENTORY
 from nim4_jax.types import Frames
 
@@ -35,7 +36,7 @@ CONFIG = StreamConfig(
 
 @pytest.fixture(scope="module")
 def listener(model_files):
-    loaded = recognition.load(
+    loaded = recognisers.load(
         model_files[0], chunk_ms=CONFIG.chunk_ms, left=CONFIG.left
     )
     return Listener(loaded.recogniser, streams=2, config=CONFIG)
@@ -43,8 +44,8 @@ def listener(model_files):
 
 @pytest.fixture(scope="module")
 def recordings():
-    records = sources.open_source("bundled:commands:test")
-    return [audio.decode(records[number]["audio"]) for number in (0, 3, 5)]
+    records = opening.open_source("bundled:commands:test")
+    return [reading.decode(records[number]["audio"]) for number in (0, 3, 5)]
 
 
 def split(events):

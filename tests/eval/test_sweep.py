@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from nim4_jax.decode.recogniser import Recogniser
-from nim4_jax.eval import cells, sweep
-from nim4_jax.eval.cells import ABSENT, DONE, FAILED, UNFIT, Key
-from nim4_jax.eval.sweep import SweepConfig
-from nim4_jax.launch import recognition, sweeping
+from nim4_jax.decode.recogniser import BatchRecogniser
+from nim4_jax.eval.sweep import cells, identity, runner
+from nim4_jax.eval.sweep.cells import ABSENT, DONE, FAILED, UNFIT, Key
+from nim4_jax.eval.sweep.runner import SweepConfig
+from nim4_jax.serving import recognisers
 
 TIMED = ("processing_seconds", "real_time_factor", "rtfx", "busy_seconds", "rtf")
 
@@ -55,7 +55,7 @@ def material(model_files, tmp_path_factory):
 def load():
     """Loads a model; every call is noted in `loaded`, and programs are kept."""
     loaded = []
-    kept = functools.cache(recognition.load)
+    kept = functools.cache(recognisers.load)
 
     def noting(origin, *, chunk_ms, left):
         loaded.append((origin, chunk_ms))
@@ -78,11 +78,11 @@ def config(model_files, material) -> SweepConfig:
 
 
 def go(config, out, load, **options):
-    return sweep.run(
+    return runner.run(
         config,
         str(out),
         load=load,
-        identify=sweeping.identify,
+        identify=identity.identify,
         **{"say": lambda line: None, **options},
     )
 
@@ -162,7 +162,7 @@ def test_other_settings_and_other_data_are_measured_anew(
 def test_names_that_are_looked_for_elsewhere_are_found_anew(config):
     """Only cells with a list depend on `near`."""
     plans = [
-        sweep.plan(dataclasses.replace(config, near=near), lambda origin: origin)
+        runner.plan(dataclasses.replace(config, near=near), lambda origin: origin)
         for near in ("lattice", "scann")
     ]
     for one, other in zip(*plans, strict=True):
@@ -210,7 +210,7 @@ def test_what_was_stopped_anywhere_ends_alike(
 
         with monkeypatch.context() as patch:
             for owner, name in (
-                (Recogniser, "transcribe"),
+                (BatchRecogniser, "transcribe"),
                 (cells.shutil, "rmtree"),
                 (cells.os, "replace"),
             ):

@@ -6,20 +6,14 @@ import json
 import numpy as np
 import pytest
 
-from nim4_jax.eval import (
-    bootstrap,
-    cells,
-    comparison,
-    latency,
-    report,
-    sweep_rates,
-    sweep_report,
-)
-from nim4_jax.eval.cells import ABSENT, DONE, FAILED, UNFIT, Cell, Key
-from nim4_jax.eval.entities import Entities
 from nim4_jax.eval.evaluation import SetResult, Utterance
-from nim4_jax.eval.latency import Latency
-from nim4_jax.eval.metrics import Counts
+from nim4_jax.eval.measures import bootstrap, latency
+from nim4_jax.eval.measures.entities import Entities
+from nim4_jax.eval.measures.error_rates import Counts
+from nim4_jax.eval.measures.latency import Latency
+from nim4_jax.eval.reports import comparison, report
+from nim4_jax.eval.sweep import cells, rates, summary
+from nim4_jax.eval.sweep.cells import ABSENT, DONE, FAILED, UNFIT, Cell, Key
 
 HOSTILE = "<script>alert(1)</script> | `no` *way*"
 FILES = {"report.md", "report.html", "report.json"}
@@ -76,7 +70,7 @@ def sweep():
 @pytest.fixture(scope="module")
 def written(sweep, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    sweep_report.write(str(folder), sweep)
+    summary.write(str(folder), sweep)
     return {name: (folder / name).read_text(encoding="utf8") for name in FILES}
 
 
@@ -84,7 +78,7 @@ def test_the_same_cells_give_the_same_bytes(sweep, written, tmp_path):
     for cell in sweep:
         cells.write(str(tmp_path), cell)
     stored = [cells.read(str(tmp_path), cell.key) for cell in sweep]
-    sweep_report.write(str(tmp_path), stored)
+    summary.write(str(tmp_path), stored)
     for name in FILES:
         assert (tmp_path / name).read_text(encoding="utf8") == written[name]
     assert not list(tmp_path.glob("*.tmp"))
@@ -143,11 +137,11 @@ def test_comparisons_are_those_of_compare(sweep, written):
 
 
 def test_another_model_may_be_the_base(sweep, tmp_path):
-    sweep_report.write(str(tmp_path), sweep, base="after")
+    summary.write(str(tmp_path), sweep, base="after")
     told = json.loads((tmp_path / "report.json").read_text())["comparisons"]
     assert {(it["base"], it["model"]) for it in told} == {("after", "before")}
     with pytest.raises(ValueError, match="no cell of the base 'none'"):
-        sweep_report.write(str(tmp_path), sweep, base="none")
+        summary.write(str(tmp_path), sweep, base="none")
 
 
 def test_plots_are_where_their_data_are(written, sweep, tmp_path):
@@ -160,7 +154,7 @@ def test_plots_are_where_their_data_are(written, sweep, tmp_path):
     for title in titles:
         assert f"<figcaption>{title}" in written["report.html"]
     bare = [cell for cell in sweep if cell.key in {Key("before", "calls", "offline")}]
-    sweep_report.write(str(tmp_path), bare)
+    summary.write(str(tmp_path), bare)
     page = (tmp_path / "report.html").read_text(encoding="utf8")
     assert [f"<figcaption>{title}" in page for title in titles] == [True] + [False] * 3
     assert "Models compared" not in page and "Streams" not in page
@@ -169,7 +163,7 @@ def test_plots_are_where_their_data_are(written, sweep, tmp_path):
 def test_a_report_of_absent_cells_says_so(tmp_path):
     reason = "no manifest"
     absent = [Cell(Key("m", name, "offline"), ABSENT, reason) for name in "ab"]
-    sweep_report.write(str(tmp_path), absent)
+    summary.write(str(tmp_path), absent)
     text = (tmp_path / "report.md").read_text(encoding="utf8")
     assert "2 cells: 2 absent." in text
     assert "| a, b | m | offline | absent | no manifest |" in text
@@ -179,11 +173,11 @@ def test_a_report_of_absent_cells_says_so(tmp_path):
 def test_one_utterance_and_no_word_are_enough(tmp_path):
     silence = Utterance("s", "en", "", 1.0, "um", 0.0, Counts(insertions=1))
     result = SetResult("quiet", (silence,), 0.0, {}, {})
-    (summary,) = report.build("m", [result])["sets"]
+    (scored,) = report.build("m", [result])["sets"]
     key = Key("m", "quiet", "offline")
-    quiet = Cell(key, DONE, summary=summary, rows=report.list_rows([result]))
+    quiet = Cell(key, DONE, summary=scored, rows=report.list_rows([result]))
     single = [make_cell(Key(model, "one", "offline"), 3, 1) for model in "mn"]
-    sweep_report.write(str(tmp_path), [quiet, *single])
+    summary.write(str(tmp_path), [quiet, *single])
     text = (tmp_path / "report.md").read_text(encoding="utf8")
     assert "nothing said, 1 written" in text
     told = json.loads((tmp_path / "report.json").read_text(encoding="utf8"))
@@ -194,7 +188,7 @@ def test_one_utterance_and_no_word_are_enough(tmp_path):
 def test_sets_that_differ_are_not_compared_and_it_is_said(tmp_path):
     one = make_cell(Key("m", "b", "offline"), text="go home")
     other = make_cell(Key("n", "b", "offline"), text="stay here")
-    sweep_report.write(str(tmp_path), [one, other])
+    summary.write(str(tmp_path), [one, other])
     told = json.loads((tmp_path / "report.json").read_text(encoding="utf8"))
     assert told["comparisons"] == []
     assert "the set has changed" in told["not_compared"][0]
@@ -204,15 +198,15 @@ def test_sets_that_differ_are_not_compared_and_it_is_said(tmp_path):
 def test_no_cell_or_one_twice_is_refused(sweep, tmp_path):
     for wrong in ([], [sweep[0], sweep[0]]):
         with pytest.raises(ValueError, match="expected one or more, each once"):
-            sweep_report.write(str(tmp_path), wrong)
+            summary.write(str(tmp_path), wrong)
 
 
 def test_holm_by_hand():
     # Sorted: 0.01 · 4, 0.03 · 3, 0.04 · 2 (not below the one before), 0.5 · 1.
-    corrected = sweep_rates.correct([0.04, 0.01, 0.5, 0.03])
+    corrected = rates.correct([0.04, 0.01, 0.5, 0.03])
     assert corrected == pytest.approx([0.09, 0.04, 0.5, 0.09])
-    assert sweep_rates.correct([0.9, 0.8]) == [1.0, 1.0]
-    assert sweep_rates.correct([]) == []
+    assert rates.correct([0.9, 0.8]) == [1.0, 1.0]
+    assert rates.correct([]) == []
 
 
 def test_quantiles_are_a_distribution():

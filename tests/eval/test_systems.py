@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.eval import systems
-from nim4_jax.eval.peers import PEERS
-from nim4_jax.eval.systems import Hotwords, Mode, Model
+from nim4_jax.eval.sweep import systems
+from nim4_jax.eval.sweep.peers import PEERS
+from nim4_jax.eval.sweep.systems import Hotwords, Mode, Model
 
 OFFLINE, STREAM = Mode.parse("offline"), Mode.parse("stream:640")
 NONE, SAID, LIST = map(Hotwords.parse, ("none", "said", "list:names.txt"))

@@ -20,12 +20,13 @@ import numpy as np
 import safetensors.numpy
 import soundfile
 
-from nim4_jax.data import audio, records, sources
+from nim4_jax.data.audio import reading
+from nim4_jax.data.sources import opening, records
 from nim4_jax.retrieval import database, names
 from nim4_jax.serving import files, manifest
 from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.train import cmvn
-from nim4_jax.train.checkpoint import Checkpoints
+from nim4_jax.train.checkpoints.checkpoint import Checkpoints
 from nim4_jax.train.state import TrainState
 from nim4_jax.weights import snapshot, tensor_file
 from nim4_jax.weights.ctranslate2_file import CTranslate2File
@@ -135,22 +136,22 @@ def encode(form: str, channels: int = 1) -> bytes:
 
 def read_audio(folder: Path, data: bytes, seed: int) -> None:
     """From a path or from memory: whole, by blocks, a piece, its length."""
-    source: audio.Audio = data
+    source: reading.Audio = data
     if len(data) % 2:
         path = folder / "audio"
         path.write_bytes(data)
         source = str(path)
     reads = (
-        lambda: audio.decode(source, max_seconds=30.0),
-        lambda: sum(map(len, audio.read_blocks(source, 1.0))),
-        lambda: audio.read_duration(source),
-        lambda: audio.decode_piece(source, 0.02, 0.05, channel="left"),
+        lambda: reading.decode(source, max_seconds=30.0),
+        lambda: sum(map(len, reading.read_blocks(source, 1.0))),
+        lambda: reading.read_duration(source),
+        lambda: reading.decode_piece(source, 0.02, 0.05, channel="left"),
     )
     for number, read in enumerate(reads):
         try:
             made = read()
-        except audio.AudioError as error:
-            if error.reason not in audio.AUDIO_REASONS:
+        except reading.AudioError as error:
+            if error.reason not in reading.AUDIO_REASONS:
                 raise Undocumented(f"reason {error.reason!r}") from error
             continue
         # A dump's header alone may state so much, which libsndfile fills with silence.
@@ -168,7 +169,7 @@ def read_manifest(folder: Path, data: bytes, seed: int) -> None:
     path = folder / "manifest.jsonl"
     path.write_bytes(data)
     try:
-        opened = list(sources.open_source(str(path)))
+        opened = list(opening.open_source(str(path)))
     except ValueError as error:
         expect_named(path, error)
         return
@@ -184,7 +185,7 @@ def read_segments(folder: Path, data: bytes, seed: int) -> None:
     path = folder / "segments.jsonl"
     path.write_bytes(data)
     try:
-        opened = list(sources.open_source(str(path)))
+        opened = list(opening.open_source(str(path)))
     except ValueError as error:
         expect_named(path, error)
         return
@@ -192,8 +193,8 @@ def read_segments(folder: Path, data: bytes, seed: int) -> None:
         try:
             records.measure(record)
             records.decode(record, 30.0)
-        except audio.AudioError as error:
-            if error.reason not in audio.AUDIO_REASONS:
+        except reading.AudioError as error:
+            if error.reason not in reading.AUDIO_REASONS:
                 raise Undocumented(f"reason {error.reason!r}") from error
 
 

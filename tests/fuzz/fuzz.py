@@ -32,7 +32,7 @@ import numpy as np
 import seeds
 from formats import Target
 
-from nim4_jax.data import ffmpeg
+from nim4_jax.data.audio import ffmpeg
 
 _SLOW = 5.0  # s of this thread's work that an input may take
 _HANG = 20.0  # s of the process's work after which it is stopped

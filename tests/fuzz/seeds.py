@@ -18,7 +18,7 @@ from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.pronunciation import pronounce
 from nim4_jax.serving import manifest
 from nim4_jax.text import tokenizer
-from nim4_jax.train.checkpoint import Checkpoints
+from nim4_jax.train.checkpoints.checkpoint import Checkpoints
 from nim4_jax.weights import snapshot
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

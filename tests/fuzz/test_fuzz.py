@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nim4_jax.data import ffmpeg
+from nim4_jax.data.audio import ffmpeg
 
 # What Orbax leaves behind where one of many reads fails.
 pytestmark = pytest.mark.filterwarnings(

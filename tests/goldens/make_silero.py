@@ -12,15 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from nim4_jax.data import audio, sources
+from nim4_jax.data.audio import reading
+from nim4_jax.data.sources import opening
 
 WINDOW, CONTEXT = 512, 64
 
 
 def make_stream() -> np.ndarray:
     """Float32 [N, 512]: six commands; half as loud, in noise; noise; silence."""
-    records = sources.open_source("bundled:commands:test")
-    spoken = [audio.decode(records[index]["audio"]) for index in range(6)]
+    records = opening.open_source("bundled:commands:test")
+    spoken = [reading.decode(records[index]["audio"]) for index in range(6)]
     random = np.random.default_rng(0)
     speech = np.concatenate(spoken)
     noisy = 0.5 * speech + random.normal(0, 0.02, len(speech))

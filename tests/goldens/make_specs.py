@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nim4_jax import sharding
 from nim4_jax.configs import stage4
-from nim4_jax.launch import assembly
+from nim4_jax.model_files import loading
 from nim4_jax.models.asr import param_shapes
 from nim4_jax.train import placement
 
@@ -19,7 +19,7 @@ PATH = Path(__file__).with_name("specs_2b3.json")
 
 def describe() -> dict[str, list]:
     """Path → [shape, mesh axes of each axis]."""
-    config = assembly.build_model_config(stage4.get_config("2b3").model.to_dict())
+    config = loading.build_model_config(stage4.get_config("2b3").model.to_dict())
     axes = placement.find_axes(config)
     return {
         path: [list(shape), list(sharding.to_spec(axes[path]))]

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from nim4_jax.decode import offline
-from nim4_jax.launch import assembly
 from nim4_jax.layers import Policy
+from nim4_jax.model_files import loading
 from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.weights import conversion
@@ -88,7 +88,7 @@ def test_log_probabilities_and_greedy_tokens(tmp_path, file, prompts):
     for key, tensor in direct.state_dict().items():
         torch.testing.assert_close(reference.state_dict()[key], tensor, rtol=0, atol=0)
     del direct
-    params, _ = assembly.load_model(snapshot)
+    params, _ = loading.load_model(snapshot)
     model = Qwen3(config, Policy())
     params = jax.tree.map(jnp.asarray, params["llm"])
     ids = [text.encode(prompt) for prompt in prompts]

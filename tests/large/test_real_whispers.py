@@ -24,9 +24,10 @@ import numpy as np
 import pytest
 
 from nim4_jax import features as front_end
-from nim4_jax.data import audio, sources
-from nim4_jax.launch import assembly
+from nim4_jax.data.audio import reading
+from nim4_jax.data.sources import opening
 from nim4_jax.layers import Policy
+from nim4_jax.model_files import loading
 from nim4_jax.models import whisper_encoder
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
 from nim4_jax.ops.relative import Chunking
@@ -86,10 +87,10 @@ def join(name, folder):
 
 def read_clips():
     """Log-mel of two recordings as Whisper has it: of clips of 30 s, its own floor."""
-    records = sources.open_source("bundled:prompts:test")
+    records = opening.open_source("bundled:prompts:test")
     samples = np.zeros((2, CLIP), np.float32)
     for row, number in zip(samples, (5, 29)):
-        heard = audio.decode(records[number]["audio"])
+        heard = reading.decode(records[number]["audio"])
         row[: len(heard)] = heard
     frames = Frames(jnp.asarray(samples), jnp.ones(samples.shape, bool))
     return front_end.log_mel(frames, front_end.WhisperFeatures(floor=None))
@@ -143,7 +144,7 @@ def make_config(config):
 
 def encode(snapshot, features):
     """What ours makes of it."""
-    params, meta = assembly.load_model(str(snapshot))
+    params, meta = loading.load_model(str(snapshot))
     config = WhisperEncoderConfig(**meta["model"]["encoder"])
     model = config.build(Policy())
 
@@ -212,7 +213,7 @@ def test_folders_that_transformers_writes_are_imported(tmp_path, kind, shard, dt
     model.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
     assert (tmp_path / "theirs" / tensor_file.SINGLE).exists() == (shard == "10MB")
     conversion.import_whisper(str(tmp_path / "theirs"), str(tmp_path / "ours"))
-    params, _ = assembly.load_model(str(tmp_path / "ours" / conversion.MODEL))
+    params, _ = loading.load_model(str(tmp_path / "ours" / conversion.MODEL))
     up = params["encoder"]["stack"]["blocks"]["ffn"]["up"]["kernel"][1]
     layer = model.get_encoder().layers[1]
     np.testing.assert_array_equal(up.T, layer.fc1.weight.detach().float().numpy())

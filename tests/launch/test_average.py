@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from nim4_jax.launch import assembly, average, recognition
-from nim4_jax.launch import snapshot as packing
+from nim4_jax.model_files import averaging, loading, packing
 from nim4_jax.models import quantisation
-from nim4_jax.train import checkpoint, optim
-from nim4_jax.train.checkpoint import Checkpoints
+from nim4_jax.serving import recognisers
+from nim4_jax.train import optim
+from nim4_jax.train.checkpoints import checkpoint
+from nim4_jax.train.checkpoints.checkpoint import Checkpoints
 from nim4_jax.weights import snapshot
 
 
@@ -29,7 +30,7 @@ def test_a_part_is_the_mean_of_those_that_have_it(pair, tmp_path):
     """Weights count by their shares; the LLM, which only one has, stays as it is."""
     one, other, params = pair
     out = str(tmp_path / "mean.safetensors")
-    average.run([one, other], [3.0, 1.0], out, "float32")
+    averaging.run([one, other], [3.0, 1.0], out, "float32")
     mean, meta = snapshot.read(out)
     got, old = optim.flatten(mean), optim.flatten(params)
     assert got.keys() == old.keys()
@@ -37,13 +38,13 @@ def test_a_part_is_the_mean_of_those_that_have_it(pair, tmp_path):
         moved = 0.0 if path.startswith("llm/") else 0.25
         np.testing.assert_allclose(got[path], np.float32(leaf) + moved, atol=1e-6)
     assert meta["tokenizer"] == "nano"
-    assert recognition.load(out).recogniser.writes
+    assert recognisers.load(out).recogniser.writes
 
 
 def test_one_model_alone_stays_to_the_bit(pair, tmp_path):
     one, _, params = pair
     out = str(tmp_path / "same.safetensors")
-    average.run([one, one, one], [], out, "float32")
+    averaging.run([one, one, one], [], out, "float32")
     for path, leaf in optim.flatten(snapshot.read(out)[0]).items():
         np.testing.assert_array_equal(leaf, optim.flatten(params)[path])
 
@@ -52,13 +53,13 @@ def test_int8_models_are_averaged_as_what_they_stand_for(pair, tmp_path):
     one, _, _ = pair
     rounded, out = (str(tmp_path / f"{name}.safetensors") for name in ("int8", "mean"))
     packing.run(one, rounded, "int8", [])
-    average.run([rounded, rounded], [], out, "float32")
+    averaging.run([rounded, rounded], [], out, "float32")
     expected = quantisation.dequantise(snapshot.read(rounded)[0])
     mean, meta = snapshot.read(out)
     assert meta["model"]["policy"]["weights"] == "float"
     for path, leaf in optim.flatten(expected).items():
         np.testing.assert_allclose(optim.flatten(mean)[path], leaf, rtol=1e-6)
-    assert assembly.build_model_config(meta["model"]).policy.weights == "float"
+    assert loading.build_model_config(meta["model"]).policy.weights == "float"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_int8_models_are_averaged_as_what_they_stand_for(pair, tmp_path):
 )
 def test_what_cannot_be_averaged_is_named(pair, tmp_path, weights, out, message):
     with pytest.raises(ValueError, match=message):
-        average.run(list(pair[:2]), weights, str(tmp_path / out))
+        averaging.run(list(pair[:2]), weights, str(tmp_path / out))
     assert not (tmp_path / out).exists()
 
 
@@ -82,7 +83,7 @@ def test_other_shapes_are_named(pair, tmp_path):
     _, meta = snapshot.read(other)
     snapshot.write(other, params, meta)
     with pytest.raises(ValueError, match="ctc_head/output/kernel is not the same"):
-        average.run([one, other], [], str(tmp_path / "m.safetensors"))
+        averaging.run([one, other], [], str(tmp_path / "m.safetensors"))
 
 
 def test_a_step_of_a_run_is_named_by_its_number(tiny, tmp_path):

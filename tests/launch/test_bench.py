@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from nim4_jax.decode.listener import Listener
-from nim4_jax.decode.stream_config import StreamConfig
-from nim4_jax.launch import bench, recognition
-from nim4_jax.launch.benchmarks import measure, streaming, ticks
+from nim4_jax.decode.live.listener import Listener
+from nim4_jax.decode.live.stream_config import StreamConfig
+from nim4_jax.eval.speed import measure, streaming, ticks
+from nim4_jax.launch import bench
+from nim4_jax.serving import recognisers
 
 
 def test_runs_are_interleaved_and_medians_compared():
@@ -96,7 +97,7 @@ def test_the_state_of_the_full_model_is_counted_by_part():
 def test_streams_give_all_their_figures(model_files):
     """Names and counts alone, of a model of almost no size; times may be any."""
     config = StreamConfig(left=2, text_tokens=64, chunks=8)
-    recogniser = recognition.load(model_files[0], chunk_ms=640, left=2).recogniser
+    recogniser = recognisers.load(model_files[0], chunk_ms=640, left=2).recogniser
     assert streaming.find_size(recogniser.programs.model.config) == "model"
     listener = Listener(recogniser, streams=2, config=config)
     speech = streaming.load_speech()[:4]

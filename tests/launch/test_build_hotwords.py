@@ -5,17 +5,17 @@ import itertools
 import numpy as np
 import pytest
 
-from nim4_jax.launch import build_hotwords
 from nim4_jax.retrieval import database
 from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.pronunciation import pronounce
+from nim4_jax.serving import hotword_build
 
 
 def build(tmp_path, content, workers=1, out="db"):
     path = tmp_path / "list.tsv"
     path.write_text(content, encoding="utf8")
     folder = str(tmp_path / out)
-    return build_hotwords.run(str(path), folder, "bundled:commands:test", workers)
+    return hotword_build.run(str(path), folder, "bundled:commands:test", workers)
 
 
 def texts(base):
@@ -55,7 +55,7 @@ def test_a_second_build_pronounces_only_what_is_new(tmp_path, monkeypatch):
         asked.extend(name.text for name in piece)
         return [pronounce(name) for name in piece]
 
-    monkeypatch.setattr(build_hotwords, "_pronounce_all", listen)
+    monkeypatch.setattr(hotword_build, "_pronounce_all", listen)
     build(tmp_path, "tomato\nWeilai\n")
     assert asked == ["Weilai"]
     base = database.load(str(tmp_path / "db"))
@@ -120,11 +120,11 @@ def test_an_index_is_built_with_the_list_or_later_for_every_tenant(tmp_path, cap
     path, tenant = tmp_path / "list.tsv", "tenants/acme"
     path.write_text("NIO House\nWeilai\t\t\t\tacme\n", encoding="utf8")
     text = "bundled:commands:test"
-    build_hotwords.run(str(path), str(tmp_path / "one"), text, 1, near="scann")
-    build_hotwords.run(str(path), str(tmp_path / "two"), text, 1)
+    hotword_build.run(str(path), str(tmp_path / "one"), text, 1, near="scann")
+    hotword_build.run(str(path), str(tmp_path / "two"), text, 1)
     with pytest.raises(ValueError, match="has no ScaNN index"):
         database.load(str(tmp_path / "two" / tenant), "scann")
-    build_hotwords.add_indexes(str(tmp_path / "two"))
+    hotword_build.add_indexes(str(tmp_path / "two"))
     assert "near matches also by" in capsys.readouterr().out
     for out in ("one", "two"):
         for place in ("", tenant):

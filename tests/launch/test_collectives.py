@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from nim4_jax import sharding
-from nim4_jax.launch import collectives
+from nim4_jax.aot import collectives
 
 TURNS = 5
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from nim4_jax.launch import compile_only, topologies
-from nim4_jax.launch.ahead import Memory, Report
+from nim4_jax.aot import search, topologies
+from nim4_jax.aot.compilation import Memory, Report
 
 SHARDS = 4
 
@@ -74,7 +74,7 @@ class Compiler:
 def test_the_largest_batch_that_fits(compiler, begin):
     """Within a tenth of the true one, or as near as five compilations come."""
     compiler.asked.clear()
-    report = compile_only.find_largest(compiler, begin, SHARDS)
+    report = search.find_largest(compiler, begin, SHARDS)
     assert report.fits and len(compiler.asked) <= 5
     true = max(n for n in range(SHARDS, 2000, SHARDS) if compiler.peak(n) <= 16.0)
     assert report.rows <= true
@@ -83,8 +83,8 @@ def test_the_largest_batch_that_fits(compiler, begin):
 
 def test_where_nothing_fits_the_refusal_is_told():
     """The compiler's words, and what might help."""
-    report = compile_only.find_largest(Compiler(17.0, 1.0), 16, SHARDS)
+    report = search.find_largest(Compiler(17.0, 1.0), 16, SHARDS)
     assert not report.fits
-    message = compile_only.advise(report)
+    message = search.advise(report)
     assert "Used 99G of 16G hbm." in message and "--search" in message
-    assert "does not fit: Used 99G" in compile_only.format_report(report)
+    assert "does not fit: Used 99G" in search.format_report(report)

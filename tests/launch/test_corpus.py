@@ -8,8 +8,9 @@ import pytest
 import soundfile
 from pyarrow import parquet
 
-from nim4_jax.launch import corpus, recognition, transcribe
-from nim4_jax.launch.corpus import CorpusConfig, Shard
+from nim4_jax.decode import longform
+from nim4_jax.serving import corpus, recognisers
+from nim4_jax.serving.corpus import CorpusConfig, Shard
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +172,9 @@ def test_texts_are_those_of_transcribe(worker, recordings, model_files):
     for part in corpus.Path(worker._out).glob("part-*.jsonl"):
         rows = map(json.loads, part.read_text(encoding="utf8").splitlines())
         texts |= {row["file"]: row["text"] for row in rows}
-    loaded = recognition.load(model_files[0])
+    loaded = recognisers.load(model_files[0])
     for path in paths:
-        (alone,) = transcribe.transcribe_files(loaded, [path], batch=2, vad="none")
+        (alone,) = longform.transcribe_files(loaded, [path], batch=2, vad="none")
         assert texts[path] == ("" if alone.error else alone.text)
 
 

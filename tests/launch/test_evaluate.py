@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from nim4_jax.data import sources
-from nim4_jax.decode.recogniser import Recogniser
+from nim4_jax.data.sources import opening
+from nim4_jax.decode.recogniser import BatchRecogniser
+from nim4_jax.eval import scoring
 from nim4_jax.eval.hints import HintConfig
-from nim4_jax.launch import cmvn, compare, evaluate
+from nim4_jax.launch import compare, evaluate
+from nim4_jax.runs import feature_statistics
 from nim4_jax.text import phonemes
 from nim4_jax.train import cmvn as statistics
 
@@ -59,7 +61,7 @@ def named(tmp_path_factory) -> str:
 def report(model_files, manifest, tmp_path_factory):
     """A report with everything, and the folder that it was written to."""
     out = tmp_path_factory.mktemp("out")
-    made = evaluate.run(
+    made = scoring.run(
         model_files[0],
         [manifest],
         str(out),
@@ -94,24 +96,22 @@ def test_scores_are_sums_over_the_utterances(report, manifest):
     assert part["scores"]["phonemes"]["languages"]["en"]["reference"] == sum(
         map(len, spoken)
     )
-    assert len(sources.open_source(manifest)) == 11
+    assert len(opening.open_source(manifest)) == 11
 
 
 def test_a_limit_takes_utterances_evenly(model_files, manifest, tmp_path):
-    evaluate.run(
-        model_files[0], [manifest], str(tmp_path), limit=3, show_progress=False
-    )
+    scoring.run(model_files[0], [manifest], str(tmp_path), limit=3, show_progress=False)
     rows = [json.loads(line) for line in (tmp_path / "hyps.jsonl").open()]
     assert [row["id"] for row in rows] == ["0", "5"]  # the third, 10, is unreadable
 
 
 def test_stage_one_alone_is_scored_by_its_phonemes(model_files, manifest, report):
-    made = evaluate.run(model_files[1], [manifest], phonemes=True, show_progress=False)
+    made = scoring.run(model_files[1], [manifest], phonemes=True, show_progress=False)
     scores = made["sets"][0]["scores"]
     assert scores["phonemes"] == report[0]["scores"]["phonemes"]
     assert set(scores) == {"phonemes"}
     with pytest.raises(ValueError, match="no LLM: train stages 2 and 4"):
-        evaluate.run(model_files[1], [manifest], show_progress=False)
+        scoring.run(model_files[1], [manifest], show_progress=False)
 
 
 def test_a_set_of_no_use_says_why(model_files, manifest, tmp_path):
@@ -119,11 +119,11 @@ def test_a_set_of_no_use_says_why(model_files, manifest, tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text(rows[0] + "\n", encoding="utf8")
     with pytest.raises(ValueError, match=r"(?s)bad\.jsonl:1: missing file"):
-        evaluate.run(model_files[0], [str(path)], show_progress=False)
+        scoring.run(model_files[0], [str(path)], show_progress=False)
 
 
 def test_audio_without_speech_is_a_set(model_files):
-    made = evaluate.run(model_files[0], ["nonspeech:40"], show_progress=False)
+    made = scoring.run(model_files[0], ["nonspeech:40"], show_progress=False)
     (part,) = made["sets"]
     assert part["utterances"] == 40 and not part["skipped"]
     counted = part["outputs"]
@@ -133,7 +133,7 @@ def test_audio_without_speech_is_a_set(model_files):
 
 def test_streams_are_evaluated_by_a_flag(model_files, tmp_path):
     sets = ["bundled:commands:test?lang=zh"]
-    made = evaluate.run(
+    made = scoring.run(
         model_files[0], sets, str(tmp_path), stream=True, limit=8, show_progress=False
     )
     measured = made["streaming"]
@@ -148,17 +148,17 @@ def test_hints_reach_the_prompts_row_by_row(
     model_files, named, tmp_path, monkeypatch, mode
 ):
     told = []
-    transcribe = Recogniser.transcribe
+    transcribe = BatchRecogniser.transcribe
 
     def spy(self, audio, *, hints=None, timings=True):
         rows = np.asarray(audio.mask).sum(axis=1)
         told.extend(zip(rows.tolist(), hints))
         return transcribe(self, audio, hints=hints, timings=timings)
 
-    monkeypatch.setattr(Recogniser, "transcribe", spy)
+    monkeypatch.setattr(BatchRecogniser, "transcribe", spy)
     config = HintConfig(mode, 2, ("berlin", "dome"), seen=("to rome",))
     out = str(tmp_path)
-    made = evaluate.run(model_files[0], [named], out, names=config, show_progress=False)
+    made = scoring.run(model_files[0], [named], out, names=config, show_progress=False)
     rows = [json.loads(line) for line in (tmp_path / "hyps.jsonl").open()]
     given = {
         round(row["seconds"] * 16_000): tuple(row.get("hints", ())) for row in rows
@@ -177,7 +177,7 @@ def test_hints_reach_the_prompts_row_by_row(
 
 def test_hints_are_refused_where_they_mean_nothing(model_files, manifest):
     with pytest.raises(ValueError, match="leave out --shuffle_audio"):
-        evaluate.run(
+        scoring.run(
             model_files[0],
             [manifest],
             shuffle_audio=True,
@@ -185,7 +185,7 @@ def test_hints_are_refused_where_they_mean_nothing(model_files, manifest):
             show_progress=False,
         )
     with pytest.raises(ValueError, match="needs a model that writes"):
-        evaluate.run(
+        scoring.run(
             model_files[1],
             [manifest],
             phonemes=True,
@@ -193,14 +193,14 @@ def test_hints_are_refused_where_they_mean_nothing(model_files, manifest):
             show_progress=False,
         )
     with pytest.raises(ValueError, match=r"set\.jsonl: hints 'both' need names"):
-        evaluate.run(
+        scoring.run(
             model_files[0], [manifest], names=HintConfig("both"), show_progress=False
         )
 
 
 def test_two_evaluations_are_compared(model_files, named, tmp_path):
     for name, mode in (("a", "none"), ("b", "said")):
-        evaluate.run(
+        scoring.run(
             model_files[0],
             [named],
             str(tmp_path / name),
@@ -232,7 +232,7 @@ def test_the_program_prints_the_table(model_files, manifest, capsys, monkeypatch
 
 def test_cmvn_of_a_set_is_written(manifest, tmp_path, capsys):
     path = str(tmp_path / "cmvn.json")
-    made = cmvn.run([manifest], path)
+    made = feature_statistics.run([manifest], path)
     assert statistics.read(path) == made
     assert len(made["mean"]) == 80 and made["frames"] > 100
     assert "skipped 1: missing file" in capsys.readouterr().out

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nim4_jax.launch import hotword_flags, live
+from nim4_jax.launch import hotword_flags
+from nim4_jax.serving import live_transcription
 
 
 class Listener:
@@ -21,7 +22,7 @@ class Listener:
 def open_stream(hotwords, near="lattice"):
     given = hotword_flags.read(SimpleNamespace(hotwords=hotwords, near=near))
     listener = Listener()
-    live.run_stream(listener, [], print, hotwords=given)
+    live_transcription.run_stream(listener, [], print, hotwords=given)
     return listener.given["hints"], listener.given["retriever"]
 
 

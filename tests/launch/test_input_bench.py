@@ -6,9 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from nim4_jax.data import audio, builders, pipeline
-from nim4_jax.launch.benchmarks import input_pipeline
-from nim4_jax.launch.benchmarks.input_pipeline import Rate, Reader
+from nim4_jax.data.audio import reading
+from nim4_jax.data.pipeline import iterators
+from nim4_jax.data.sources import builders
+from nim4_jax.eval.speed import input_pipeline
+from nim4_jax.eval.speed.input_pipeline import Rate, Reader
 
 COUNT = 6
 CLEAN = {"speed_perturb": (1.0,), "noise_share": 0.0}
@@ -23,7 +25,7 @@ def corpus(tmp_path_factory):
 
 def read_batches(source: str) -> list[dict]:
     config = input_pipeline.configure(source, **CLEAN)
-    iterator = pipeline.make_train_iterator(config)
+    iterator = iterators.make_train_iterator(config)
     batches = list(iterator)
     iterator.close()
     return batches
@@ -41,7 +43,7 @@ def test_utterances_are_of_one_voice_and_2_to_15_s():
         for text in sorted(spoken[record["voice"]], key=len, reverse=True):
             rest = rest.replace(text, "")
         assert not rest.strip(", ")
-        assert 2 <= len(record["samples"]) / audio.SAMPLE_RATE <= 15
+        assert 2 <= len(record["samples"]) / reading.SAMPLE_RATE <= 15
 
 
 def test_files_and_archive_hold_the_same_speech(corpus):
@@ -60,7 +62,7 @@ def test_seconds_are_those_of_the_recordings(corpus, changes):
     config = input_pipeline.configure(files, **changes)
     with open(files, encoding="utf8") as lines:
         stored = np.array([json.loads(line)["duration"] for line in lines])
-    batches = list(pipeline.make_train_iterator(config))
+    batches = list(iterators.make_train_iterator(config))
     index = np.concatenate([batch["index"] for batch in batches])
     assert set(index.tolist()) == set(range(COUNT))
     reader = Reader(config)
@@ -72,7 +74,7 @@ def test_seconds_are_those_of_the_recordings(corpus, changes):
 
 def test_a_profile_names_where_the_time_goes(corpus):
     _, _, archive = corpus
-    decode = audio.decode
+    decode = reading.decode
     clean = input_pipeline.profile(input_pipeline.configure(archive, **CLEAN))
     noisy = input_pipeline.profile(
         input_pipeline.configure(archive, noise_share=1.0, epochs=2)
@@ -85,7 +87,7 @@ def test_a_profile_names_where_the_time_goes(corpus):
     assert not any(clean[kind] for kind in kinds) and noisy["mixing"]
     for part in ("decoding", "reading", "rounding", "padding", "rest"):
         assert clean[part] > 0
-    assert audio.decode is decode
+    assert reading.decode is decode
 
 
 def test_a_row_that_is_missing_is_no_figure(corpus, tmp_path):

@@ -13,10 +13,11 @@ import yaml
 from absl import flags
 from ml_collections import config_flags
 
-from nim4_jax.launch import job, runtime
+from nim4_jax.launch import program
+from nim4_jax.runs import cluster_job
 
-TPUS = [name for name, machines in job.ACCELERATORS.items() if machines.kind]
-GPUS = [name for name in job.ACCELERATORS if name not in TPUS]
+TPUS = [name for name, machines in cluster_job.ACCELERATORS.items() if machines.kind]
+GPUS = [name for name in cluster_job.ACCELERATORS if name not in TPUS]
 BUCKET, IMAGE = "gs://speech/nim4", "registry.example/nim4-jax:1"
 
 _NAME = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}
@@ -111,7 +112,7 @@ def check_jobset(text: str) -> dict:
 def check_command(words: list[str]) -> None:
     """Flags that `nim4 train` has, and keys that its config has."""
     assert words[:2] == ["nim4", "train"]
-    arguments = ["train", *(runtime.find_config(word) for word in words[2:])]
+    arguments = ["train", *(program.find_config(word) for word in words[2:])]
     known = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=known)
     with pytest.MonkeyPatch.context() as patch:
@@ -132,11 +133,11 @@ def read_container(found: dict) -> dict:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-@pytest.mark.parametrize("stage", job.ORIGINS)
+@pytest.mark.parametrize("stage", cluster_job.ORIGINS)
 def test_each_stage_has_a_jobset(stage, asynchronous):
     """Valid, with a command that parses."""
-    made = job.Job(stage, "v5e-16", BUCKET, IMAGE, asynchronous=asynchronous)
-    found = check_jobset(job.render(made))
+    made = cluster_job.Job(stage, "v5e-16", BUCKET, IMAGE, asynchronous=asynchronous)
+    found = check_jobset(cluster_job.render(made))
     container = read_container(found)
     assert container["command"] == made.command()
     check_command(container["command"])
@@ -145,8 +146,8 @@ def test_each_stage_has_a_jobset(stage, asynchronous):
 @pytest.mark.parametrize("accelerator", TPUS)
 def test_a_slice_gets_the_pods_that_it_has(accelerator):
     """Chips of the topology = hosts × chips of each."""
-    made = job.Job("stage4", accelerator, BUCKET, IMAGE)
-    found = check_jobset(job.render(made))
+    made = cluster_job.Job("stage4", accelerator, BUCKET, IMAGE)
+    found = check_jobset(cluster_job.render(made))
     (replicated,) = found["spec"]["replicatedJobs"]
     spec = replicated["template"]["spec"]
     chips = int(read_container(found)["resources"]["limits"]["google.com/tpu"])
@@ -161,7 +162,9 @@ def test_a_slice_gets_the_pods_that_it_has(accelerator):
 
 def test_wrong_input_alone_is_not_tried_again():
     """Exit code 2 fails the set; an interrupted or hung run starts again."""
-    found = check_jobset(job.render(job.Job("stage2", "v5e-16", BUCKET, IMAGE)))
+    found = check_jobset(
+        cluster_job.render(cluster_job.Job("stage2", "v5e-16", BUCKET, IMAGE))
+    )
     (replicated,) = found["spec"]["replicatedJobs"]
     spec = replicated["template"]["spec"]
     (pod_rule,) = spec["podFailurePolicy"]["rules"]
@@ -180,7 +183,7 @@ def test_wrong_input_alone_is_not_tried_again():
 
 def test_the_schemas_refuse_what_is_misspelt():
     """A JobSet's key, a Job's key, a volume's type."""
-    text = job.render(job.Job("stage2", "v5e-16", BUCKET, IMAGE))
+    text = cluster_job.render(cluster_job.Job("stage2", "v5e-16", BUCKET, IMAGE))
     for right, wrong, error in (
         ("maxRestarts", "maxRestart", jsonschema.ValidationError),
         ("FailJobSet", "FailSet", jsonschema.ValidationError),
@@ -199,7 +202,9 @@ def test_the_schemas_refuse_what_is_misspelt():
 def test_an_asynchronous_pair_shares_one_folder():
     """What stage 1 publishes stages 2 and 3 follow, and 2 does not begin from 1's."""
     commands = {
-        stage: job.Job(stage, "v5e-16", BUCKET, IMAGE, asynchronous=True).command()
+        stage: cluster_job.Job(
+            stage, "v5e-16", BUCKET, IMAGE, asynchronous=True
+        ).command()
         for stage in ("stage1", "stage2", "stage3", "stage4")
     }
     folder = f"{BUCKET}/releases"
@@ -223,12 +228,14 @@ def read_slurm(text: str) -> tuple[dict[str, str | None], list[str]]:
     return found, words[words.index("nim4") :]
 
 
-@pytest.mark.parametrize("stage", job.ORIGINS)
+@pytest.mark.parametrize("stage", cluster_job.ORIGINS)
 @pytest.mark.parametrize("accelerator", GPUS)
 def test_each_stage_has_a_slurm_script(stage, accelerator):
     """Known directives, a command that parses, one process a node with all GPUs."""
-    made = job.Job(stage, accelerator, "/shared/nim4", extra=("--config.seed=1",))
-    text = job.render(made)
+    made = cluster_job.Job(
+        stage, accelerator, "/shared/nim4", extra=("--config.seed=1",)
+    )
+    text = cluster_job.render(made)
     directives, words = read_slurm(text)
     for name, value in directives.items():
         form = SLURM[name]
@@ -255,7 +262,9 @@ def test_each_stage_has_a_slurm_script(stage, accelerator):
 def test_slurm_runs_again_what_was_interrupted(tmp_path, code, restarts, again):
     """The script as bash runs it; `srun` and `scontrol` stand for the cluster's."""
     script = tmp_path / "job.sh"
-    script.write_text(job.render(job.Job("stage2", "h100-8", "/shared/nim4")))
+    script.write_text(
+        cluster_job.render(cluster_job.Job("stage2", "h100-8", "/shared/nim4"))
+    )
     for name, body in (("srun", f"exit {code}"), ("scontrol", 'echo "$@" >> asked')):
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
@@ -275,8 +284,8 @@ def test_slurm_runs_again_what_was_interrupted(tmp_path, code, restarts, again):
 
 def test_xpk_gets_the_same_command():
     """In one argument of the shell."""
-    made = job.Job("stage6", "v5e-16", BUCKET, IMAGE)
-    text = job.render(made, "xpk").replace("\\\n", "")
+    made = cluster_job.Job("stage6", "v5e-16", BUCKET, IMAGE)
+    text = cluster_job.render(made, "xpk").replace("\\\n", "")
     words = shlex.split(text, comments=True)
     assert words[:3] == ["xpk", "workload", "create"]
     (command,) = [w.partition("=")[2] for w in words if w.startswith("--command=")]
@@ -300,4 +309,4 @@ def test_what_cannot_run_is_refused(given, kind, words):
     """With what would do."""
     values = {"stage": "stage1", "accelerator": "v5e-16", "bucket": BUCKET}
     with pytest.raises(ValueError, match=re.escape(words)):
-        job.render(job.Job(**{**values, "image": IMAGE, **given}), kind)
+        cluster_job.render(cluster_job.Job(**{**values, "image": IMAGE, **given}), kind)

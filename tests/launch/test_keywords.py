@@ -10,15 +10,16 @@ from absl import app
 from nim4_jax.context import keywords as finding
 from nim4_jax.context.llm import ChatServer
 from nim4_jax.context.statistical import StatisticalExtractor
-from nim4_jax.data import keyword_manifest, sources
-from nim4_jax.data.keyword_manifest import Search
-from nim4_jax.data.keyword_pool import KeywordPool
+from nim4_jax.data.corpora import keyword_manifest
+from nim4_jax.data.corpora.keyword_manifest import Search
+from nim4_jax.data.pipeline.keyword_pool import KeywordPool
+from nim4_jax.data.sources import opening
 from nim4_jax.launch import keywords
 
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    commands = sources.open_source("bundled:commands:test")
+    commands = opening.open_source("bundled:commands:test")
     return [commands[index]["text"] for index in range(len(commands))]
 
 
@@ -39,7 +40,7 @@ def annotate(manifest, out, piece=100_000, workers=1, **options):
 
 
 def open_pool(path) -> KeywordPool:
-    corpus, _ = sources.open_sources([str(path)])
+    corpus, _ = opening.open_sources([str(path)])
     return KeywordPool.open(corpus, (), 20_000, 0)
 
 
@@ -113,7 +114,7 @@ def test_records_keep_their_keywords_unless_asked(tmp_path):
     assert (counts["kept"], counts["searched"]) == (2, 1)
     assert made[0]["audio"] == "../a.wav" and made[1]["audio_filepath"] == "../b.wav"
     assert made[2]["audio"] == "/c.wav" and "\ud83d" in made[2]["text"]
-    opened = sources.open_source(str(folder / "out.jsonl"))
+    opened = opening.open_source(str(folder / "out.jsonl"))
     assert (folder / opened[1]["audio"]).resolve() == tmp_path / "b.wav"
     counts = annotate(path, path, replace=True, names=("home",))
     assert [row["keywords"] for row in read(path)][1:] == [["anna reed"], ["home"]]

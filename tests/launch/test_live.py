@@ -17,19 +17,16 @@ from absl import app
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.data import audio, sources
-from nim4_jax.decode.events import Final, Partial, SpeechStarted, SpeechStopped
-from nim4_jax.decode.listener import Listener
-from nim4_jax.decode.stream_config import StreamConfig
+from nim4_jax.data.audio import reading
+from nim4_jax.data.sources import opening
+from nim4_jax.decode.live import audio_sources, display
+from nim4_jax.decode.live.events import Final, Partial, SpeechStarted, SpeechStopped
+from nim4_jax.decode.live.listener import Listener
+from nim4_jax.decode.live.stream_config import StreamConfig
 from nim4_jax.decode.timing import Word
-from nim4_jax.launch import (
-    live,
-    live_display,
-    live_source,
-    recognition,
-    transcribe,
-)
+from nim4_jax.launch import transcribe
 from nim4_jax.retrieval.hotwords import HotwordRetriever
+from nim4_jax.serving import live_transcription, recognisers
 
 RATE = 16_000
 CONFIG = StreamConfig(chunk=4, left=4, chunks=40, text_tokens=64, suffix_tokens=40)
@@ -37,7 +34,7 @@ CONFIG = StreamConfig(chunk=4, left=4, chunks=40, text_tokens=64, suffix_tokens=
 
 @pytest.fixture(scope="module")
 def listener(model_files) -> Listener:
-    loaded = recognition.load(
+    loaded = recognisers.load(
         model_files[0], chunk_ms=CONFIG.chunk_ms, left=CONFIG.left
     )
     return Listener(loaded.recogniser, config=CONFIG)
@@ -46,12 +43,12 @@ def listener(model_files) -> Listener:
 @pytest.fixture(scope="module")
 def speech() -> np.ndarray:
     """Two short commands with pauses around them, int16."""
-    records = sources.open_source("bundled:commands:test")
-    decoded = (audio.decode(records[i]["audio"]) for i in range(30))
+    records = opening.open_source("bundled:commands:test")
+    decoded = (reading.decode(records[i]["audio"]) for i in range(30))
     short = [samples for samples in decoded if len(samples) < 2.2 * RATE][:2]
     quiet = np.zeros(round(0.8 * RATE), np.float32)
     parts = [quiet, *itertools.chain(*((samples, quiet) for samples in short))]
-    return audio.to_int16(np.concatenate(parts))
+    return reading.to_int16(np.concatenate(parts))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +67,7 @@ def run_program(monkeypatch, listener, tmp_path):
         made.append((model, chunk_ms, left, detector, hotwords))
         return listener
 
-    monkeypatch.setattr(live, "load_listener", load)
+    monkeypatch.setattr(live_transcription, "load_listener", load)
 
     def run(recordings, stdin=b"", **flags) -> int:
         values = {
@@ -145,7 +142,7 @@ def test_lines_are_the_finals_without_escapes(run_program, recording, told, caps
     assert run_program([recording]) == 0
     printed = capsys.readouterr()
     texts = [event["text"] for event in told if event["event"] == "final"]
-    assert printed.out.splitlines() == [live_display.clean(text) for text in texts]
+    assert printed.out.splitlines() == [display.clean(text) for text in texts]
     assert "\x1b" not in printed.out + printed.err and "\r" not in printed.out
     assert printed.err == ""
 
@@ -153,8 +150,8 @@ def test_lines_are_the_finals_without_escapes(run_program, recording, told, caps
 def test_stdin_may_have_another_rate_and_more_channels(
     run_program, speech, told, capsys
 ):
-    fast = audio.resample(audio.to_float32(speech), RATE, 44_100)
-    stereo = audio.to_int16(np.stack([1.5 * fast, 0.5 * fast], axis=1))
+    fast = reading.resample(reading.to_float32(speech), RATE, 44_100)
+    stereo = reading.to_int16(np.stack([1.5 * fast, 0.5 * fast], axis=1))
     options = {"rate": 44_100, "channels": 2, "format": "json"}
     assert run_program(["-"], stereo.tobytes(), **options) == 0
     heard = read_lines(capsys)
@@ -188,7 +185,7 @@ def test_ctrl_c_ends_the_stream_and_what_was_said_is_printed(
 ):
     """The pipe stays open: nothing but the interrupt can end the stream."""
     begun = threading.Event()
-    make_show = live_display.make_show
+    make_show = display.make_show
 
     def make_watched_show(form, out):
         show = make_show(form, out)
@@ -201,7 +198,7 @@ def test_ctrl_c_ends_the_stream_and_what_was_said_is_printed(
 
         return watch
 
-    monkeypatch.setattr(live_display, "make_show", make_watched_show)
+    monkeypatch.setattr(display, "make_show", make_watched_show)
     reading, writing = os.pipe()
     # As much as ends within the first command: it fits in the pipe.
     os.write(writing, speech[: round(1.3 * RATE)].tobytes())
@@ -218,11 +215,13 @@ def test_ctrl_c_ends_the_stream_and_what_was_said_is_printed(
 
 def test_a_bad_packet_is_left_out_and_the_stream_goes_on(listener, speech):
     shown, warned = [], []
-    good = audio.to_float32(speech)
+    good = reading.to_float32(speech)
     packets = [good[:9_000], np.full(50, np.nan, np.float32), good[9_000:]]
-    outcome = live.run_stream(listener, packets, shown.append, warn=warned.append)
+    outcome = live_transcription.run_stream(
+        listener, packets, shown.append, warn=warned.append
+    )
     expected = []
-    live.run_stream(listener, [good], expected.append)
+    live_transcription.run_stream(listener, [good], expected.append)
     assert shown == expected
     assert (outcome.failed, outcome.seconds) == (False, len(good) / RATE)
     (warning,) = warned
@@ -244,7 +243,9 @@ def test_a_stream_that_fails_leaves_its_place(listener, speech):
 
     for _ in range(2):
         with pytest.raises(RuntimeError, match="paper"):
-            live.run_stream(listener, [audio.to_float32(speech)], break_down)
+            live_transcription.run_stream(
+                listener, [reading.to_float32(speech)], break_down
+            )
 
 
 # --- what is refused, and what is loaded
@@ -266,7 +267,7 @@ def test_what_streams_cannot_do_is_refused(run_program, recording, flags, messag
 def test_one_recording_that_exists_is_wanted(run_program, recording, monkeypatch):
     with pytest.raises(app.UsageError, match=r"one recording .* got 2"):
         run_program([recording, recording])
-    with pytest.raises(audio.AudioError, match="missing file"):
+    with pytest.raises(reading.AudioError, match="missing file"):
         run_program(["missing.wav"])
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
@@ -292,12 +293,16 @@ def test_flags_reach_the_listener(run_program, recording):
 def test_hotwords_without_room_are_named(model_files):
     warned = []
     names = ["Ann", "extraordinarily long names " * 20]
-    made = live.load_listener(model_files[0], 160, 4, "blank", names, warned.append)
+    made = live_transcription.load_listener(
+        model_files[0], 160, 4, "blank", names, warned.append
+    )
     assert made.config == StreamConfig.of(160, 4)
     (warning,) = warned
     assert "1 of 2 hotwords" in warning and "Ann" not in warning
     with pytest.raises(ValueError, match="no LLM"):
-        live.load_listener(model_files[1], 160, 4, "blank", (), warned.append)
+        live_transcription.load_listener(
+            model_files[1], 160, 4, "blank", (), warned.append
+        )
 
 
 # --- sources
@@ -311,7 +316,7 @@ def test_files_are_fed_when_a_microphone_would():
         now[0] += seconds
 
     packets = [np.zeros(size, np.float32) for size in (1_600, 1_600, 3_200)]
-    paced = live_source.hold_pace(iter(packets), lambda: now[0], sleep)
+    paced = audio_sources.hold_pace(iter(packets), lambda: now[0], sleep)
     due = []
     for _ in paced:
         due.append(now[0] - 10.0)
@@ -325,7 +330,7 @@ def test_an_error_in_a_source_comes_behind_its_packets():
         yield from (1, 2)
         raise OSError("unplugged")
 
-    inbox = live_source.Inbox(RATE, 9)
+    inbox = audio_sources.Inbox(RATE, 9)
     inbox.fill(break_down())
     packets = iter(inbox)
     assert [next(packets), next(packets)] == [1, 2]
@@ -334,7 +339,7 @@ def test_an_error_in_a_source_comes_behind_its_packets():
 
 
 def test_a_source_that_cannot_wait_fills_no_memory():
-    inbox, packet = live_source.Inbox(RATE, 0, most=3), np.zeros(2, np.int16)
+    inbox, packet = audio_sources.Inbox(RATE, 0, most=3), np.zeros(2, np.int16)
     assert [inbox.put(packet) for _ in range(5)] == [True] * 3 + [False] * 2
     inbox.end()
     assert len(list(inbox)) == 3
@@ -349,15 +354,17 @@ def test_a_stream_that_breaks_off_is_told_and_no_success(listener):
     loud = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
 
     def packets():
-        listener._seats[0].session.retriever = Bad([])
-        listener._seats[0].session.detector = Loud()
+        listener._slots[0].session.retriever = Bad([])
+        listener._slots[0].session.detector = Loud()
         yield loud
         yield loud
 
-    outcome = live.run_stream(listener, packets(), shown.append, warn=warned.append)
+    outcome = live_transcription.run_stream(
+        listener, packets(), shown.append, warn=warned.append
+    )
     assert outcome.failed and shown[-1].error == "OSError: a bad list"
     assert any("broke off: OSError: a bad list" in line for line in warned)
-    assert json.loads(json.dumps(live_display.describe(shown[-1])))["event"] == "failed"
+    assert json.loads(json.dumps(display.describe(shown[-1])))["event"] == "failed"
 
 
 class Loud:
@@ -371,8 +378,8 @@ def test_a_packet_that_cannot_be_resampled_is_left_out():
     warned = []
     good = np.random.default_rng(0).normal(0, 0.1, 800).astype(np.float32)
     packets = [good[:300], np.full(9, np.inf, np.float32), good[300:]]
-    made = np.concatenate(list(live_source.convert(packets, 8_000, warned.append)))
-    np.testing.assert_array_equal(made, audio.resample(good, 8_000, RATE))
+    made = np.concatenate(list(audio_sources.convert(packets, 8_000, warned.append)))
+    np.testing.assert_array_equal(made, reading.resample(good, 8_000, RATE))
     assert len(warned) == 1 and "left out" in warned[0]
 
 
@@ -438,15 +445,13 @@ def make_final(text: str) -> Final:
 @given(TEXTS, st.integers(0, 60), st.integers(1, 50))
 def test_partials_never_fill_the_line_and_show_the_end(text, stable, columns):
     event = Partial(0, text, min(stable, len(text)), (), 1.0)
-    sent = live_display.draw(event, columns)
+    sent = display.draw(event, columns)
     assert sent.startswith("\r\x1b[K") and "\n" not in sent
     seen = ESCAPES.sub("", sent)
     assert not any(ord(c) < 32 for c in seen)
-    width = live_display.measure_columns(seen)
+    width = display.measure_columns(seen)
     assert width < columns
-    whole = live_display.clean(text[: event.stable]) + live_display.clean(
-        text[event.stable :]
-    )
+    whole = display.clean(text[: event.stable]) + display.clean(text[event.stable :])
     if seen != whole:
         assert seen == "" or (seen[0] == "…" and whole.endswith(seen[1:]))
         # Not one character more would have fitted.
@@ -454,30 +459,28 @@ def test_partials_never_fill_the_line_and_show_the_end(text, stable, columns):
 
 
 def test_chinese_takes_two_columns_and_the_end_is_dimmed():
-    assert live_display.measure_columns("打开 ok") == 7
+    assert display.measure_columns("打开 ok") == 7
     event = Partial(0, "打开客厅灯", 2, (), 1.0)
-    assert live_display.draw(event, 80) == "\r\x1b[K打开\x1b[2m客厅灯\x1b[0m"
-    assert live_display.draw(event, 11) == "\r\x1b[K打开\x1b[2m客厅灯\x1b[0m"
-    assert live_display.draw(event, 10) == "\r\x1b[K…\x1b[2m客厅灯\x1b[0m"
-    assert live_display.draw(event, 7) == "\r\x1b[K\x1b[2m…厅灯\x1b[0m"
+    assert display.draw(event, 80) == "\r\x1b[K打开\x1b[2m客厅灯\x1b[0m"
+    assert display.draw(event, 11) == "\r\x1b[K打开\x1b[2m客厅灯\x1b[0m"
+    assert display.draw(event, 10) == "\r\x1b[K…\x1b[2m客厅灯\x1b[0m"
+    assert display.draw(event, 7) == "\r\x1b[K\x1b[2m…厅灯\x1b[0m"
     settled = Partial(0, "ok", 2, (), 1.0)
-    assert live_display.draw(settled, 80) == "\r\x1b[Kok"
+    assert display.draw(settled, 80) == "\r\x1b[Kok"
 
 
 def test_a_final_replaces_the_partial_and_is_whole():
-    assert live_display.draw(make_final("打开\n灯"), 5) == (
-        "\r\x1b[K[0.30–62.25] 打开 灯\n"
-    )
-    assert live_display.draw(make_final(""), 80) == "\r\x1b[K"
+    assert display.draw(make_final("打开\n灯"), 5) == ("\r\x1b[K[0.30–62.25] 打开 灯\n")
+    assert display.draw(make_final(""), 80) == "\r\x1b[K"
     for event in (SpeechStarted(0, 0.1, 0.2), SpeechStopped(0, 1.0, "full", 1.0)):
-        assert live_display.draw(event, 80) == ""
+        assert display.draw(event, 80) == ""
 
 
 def test_a_terminal_is_drawn_on(monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr(out, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
-    show = live_display.make_show("text", out)
+    show = display.make_show("text", out)
     for event in (Partial(0, "ok", 0, (), 1.0), make_final("okay")):
         show(event)
     expected = "\r\x1b[K\x1b[2mok\x1b[0m\r\x1b[K[0.30–62.25] okay\n"
@@ -485,7 +488,7 @@ def test_a_terminal_is_drawn_on(monkeypatch):
 
 
 def test_json_is_rounded():
-    made = live_display.describe(make_final("hi"))
+    made = display.describe(make_final("hi"))
     assert made["event"] == "final" and made["log_prob"] == -1.2346
     assert made["words"] == (
         {"text": "hi", "start": 0.123, "end": 0.5, "confidence": 0.9877},

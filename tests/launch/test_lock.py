@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from nim4_jax.configs import stage1
-from nim4_jax.launch import lock, train
+from nim4_jax.runs import lock, training
 
 HOLD = """
 import sys
-from nim4_jax.launch import lock
+from nim4_jax.runs import lock
 with lock.held(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
@@ -25,7 +25,7 @@ def test_who_trains_in_a_workdir_is_named(tmp_path):
     config.data.sources = ("nowhere.jsonl",)
     with lock.held(str(tmp_path / "run")):
         with pytest.raises(ValueError, match=rf"process {os.getpid()} on .* trains in"):
-            train.run(config, str(tmp_path / "run"))
+            training.run(config, str(tmp_path / "run"))
         with lock.held(str(tmp_path / "other")):
             pass
     assert not list((tmp_path / "run").iterdir())

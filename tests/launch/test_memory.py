@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from nim4_jax.launch import memory
+from nim4_jax.process import memory
 
 FAULTS = """
 import resource
 import sys
 
-from nim4_jax.launch import memory
+from nim4_jax.process import memory
 
 if "keep" in sys.argv:
     memory.keep()

@@ -7,7 +7,7 @@ import pytest
 
 from nim4_jax import sharding
 from nim4_jax.configs import base, stage1, stage4
-from nim4_jax.launch import meshes
+from nim4_jax.runs import meshes
 
 
 @dataclasses.dataclass(frozen=True)

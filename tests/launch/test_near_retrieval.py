@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nim4_jax.launch.benchmarks import near_retrieval
+from nim4_jax.eval.speed import near_retrieval
 from nim4_jax.retrieval import database
 from nim4_jax.retrieval.gate import NOWHERE
 from nim4_jax.retrieval.hotwords import HotwordRetriever

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import nim4_jax
-from nim4_jax.launch import cli, output, runtime
+from nim4_jax.launch import cli
+from nim4_jax.process import errors, output
 
 SAY = """
-from nim4_jax.launch import output
+from nim4_jax.process import output
 import json
 output.accept_any_text()
 print(json.dumps({"text": "循环 é 😀", "file": "caf\\udce9"}, ensure_ascii=False))
@@ -23,13 +24,13 @@ LISTEN = """
 import sys
 sys.modules["onnxruntime"] = None  # its import fails
 import nim4_jax.decode.silero as silero, numpy as np
-import nim4_jax.launch.build_hotwords as build_hotwords
+from nim4_jax.serving import hotword_build
 import nim4_jax.launch.evaluate, nim4_jax.launch.transcribe
 detector = silero.Silero()
 detector.score(detector.start(), np.zeros((1, 512), np.float32))
 with open("list.txt", "w", encoding="utf8") as file:
     file.write("NIO House\\n蔚来中心\\n")
-build_hotwords.run("list.txt", "hotwords", "list.txt", 1)
+hotword_build.run("list.txt", "hotwords", "list.txt", 1)
 """
 
 
@@ -100,7 +101,7 @@ def test_ctrl_c_is_one_line(capsys, monkeypatch):
     """While a command is imported, and while it runs."""
     monkeypatch.setattr(cli.runpy, "run_module", interrupt)
     monkeypatch.setattr(cli.sys, "argv", ["nim4", "transcribe"])
-    for command in (cli.main, lambda: runtime.guard(interrupt)([])):
+    for command in (cli.main, lambda: errors.guard(interrupt)([])):
         with pytest.raises(SystemExit) as ended:
             command()
         assert ended.value.code == output.INTERRUPTED == 130

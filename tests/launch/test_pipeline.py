@@ -12,13 +12,18 @@ import soundfile
 from jax.experimental.compilation_cache import compilation_cache
 
 from nim4_jax.configs import pipeline as pipeline_config
-from nim4_jax.eval import curves
-from nim4_jax.launch import assembly, pipeline, recognition, train, transcribe
-from nim4_jax.launch.restart import Restart
-from nim4_jax.train import checkpoint, optim, releases
+from nim4_jax.decode import longform
+from nim4_jax.eval.reports import curves
+from nim4_jax.model_files import loading
+from nim4_jax.runs import pipeline, run_settings, training
+from nim4_jax.runs.restart import Restart
+from nim4_jax.serving import recognisers
 from nim4_jax.train import cmvn as statistics
+from nim4_jax.train import optim
+from nim4_jax.train.checkpoints import checkpoint
+from nim4_jax.train.checkpoints.stored_step import StoredStep
 from nim4_jax.train.metrics import read_metrics
-from nim4_jax.train.stored_step import StoredStep
+from nim4_jax.train.releases import store
 
 TINY = {
     "steps": 2,
@@ -216,10 +221,10 @@ def test_followers_hear_with_released_encoders(finished):
     """Stage 2 with the first one, stage 3 with the final one."""
     _, workdir = finished
     folder = f"{workdir}/stage1/releases"
-    index = releases.read_index(folder)
+    index = store.read_index(folder)
     for stage, release in (("stage2", index[0]), ("stage3", index[-1])):
         parts = read_parts(workdir, stage)
-        for part, leaves in releases.load(folder, release).items():
+        for part, leaves in store.load(folder, release).items():
             assert_equal(parts[part], optim.flatten({part: leaves}))
 
 
@@ -237,8 +242,8 @@ def test_the_reference_of_reinforcement_learning_is_stage5(finished):
 def test_batches_have_hints_and_rows_without_speech(finished, stage):
     """Names to reward are for stage 6 alone."""
     entry = find_stage(finished[0], stage)
-    made = assembly.build_settings(pipeline.stage_config(entry, "nano", None))
-    data = train._open_data(made.data)
+    made = run_settings.build_settings(pipeline.stage_config(entry, "nano", None))
+    data = training._open_data(made.data)
     batches = [next(data) for _ in range(4)]
     data.close()
     lengths = np.concatenate([arrays["suffix_mask"].sum(1) for arrays in batches])
@@ -257,7 +262,7 @@ def run_again_from_the_first_step(config, folder, tmp_path):
     """
     shutil.copytree(folder, tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "2")
-    train.run(config, str(tmp_path / "resumed"))
+    training.run(config, str(tmp_path / "resumed"))
     return read_state(tmp_path / "resumed", 2)
 
 
@@ -279,8 +284,8 @@ def test_a_run_goes_on_with_other_data(finished, manifest, tmp_path):
     made = pipeline.stage_config(find_stage(config, "phoneme_head"), "nano", "nowhere")
     made.steps, made.data.sources = 3, (f"{manifest}?lang=en",)
     with pytest.raises(ValueError, match=r"data\.sources was .* --force_config"):
-        train.run(made, folder)
-    train.run(made, folder, allowed=Restart(force_config=True))
+        training.run(made, folder)
+    training.run(made, folder, allowed=Restart(force_config=True))
     saved = [
         json.loads(Path(folder, "checkpoints", step, "data", "metadata").read_text())
         for step in ("2", "3")
@@ -299,7 +304,7 @@ def test_what_nobody_trained_is_not_frozen(finished, tmp_path):
     config, _ = finished
     made = pipeline.stage_config(find_stage(config, "phoneme_head"), "nano", None)
     with pytest.raises(ValueError, match=r"^encoder \(encoder/.* stay at random"):
-        train.run(made, str(tmp_path / "random"))
+        training.run(made, str(tmp_path / "random"))
 
 
 def test_rollout_devices_change_nothing(finished, tmp_path):
@@ -309,7 +314,7 @@ def test_rollout_devices_change_nothing(finished, tmp_path):
         find_stage(config, "stage6"), "nano", f"{workdir}/stage5"
     )
     made.mesh, made.rollout_devices = (2, 1, 1), 2
-    train.run(made, str(tmp_path / "whole"))
+    training.run(made, str(tmp_path / "whole"))
     folders = (str(tmp_path / "whole"), f"{workdir}/stage6")
     got, alone = (read_state(folder, 2) for folder in folders)
     for path, leaf in got[0].items():
@@ -348,10 +353,10 @@ def test_statistics_of_the_features_are_measured_and_kept(finished):
 
 
 def test_the_result_transcribes(finished, manifest):
-    loaded = recognition.load(f"{finished[1]}/phoneme_head")
+    loaded = recognisers.load(f"{finished[1]}/phoneme_head")
     folder = manifest.rsplit("/", 1)[0]
     paths = [f"{folder}/0.wav", f"{folder}/missing.wav", f"{folder}/1.wav"]
-    done = list(transcribe.transcribe_files(loaded, paths))
+    done = list(longform.transcribe_files(loaded, paths))
     assert [bool(recording.error) for recording in done] == [False, True, False]
     assert "missing.wav" in done[1].error
 
@@ -385,8 +390,8 @@ def test_every_pipeline_builds(kind):
     names = [entry.name for entry in config.stages]
     assert len(set(names)) == len(names)
     for entry in config.stages:
-        made = assembly.build_settings(pipeline.stage_config(entry, "nano", None))
-        assert all(Path(assembly.resolve(path)).exists() for path in made.init_from)
+        made = run_settings.build_settings(pipeline.stage_config(entry, "nano", None))
+        assert all(Path(loading.resolve(path)).exists() for path in made.init_from)
         assert (
             getattr(made.recipe.loss, "steps", made.recipe.steps) == made.recipe.steps
         )
@@ -404,4 +409,4 @@ def test_an_unknown_stage_or_override_is_named(tmp_path):
 
 def test_a_workdir_without_checkpoint_is_named(tmp_path):
     with pytest.raises(ValueError, match="no complete checkpoint"):
-        assembly.load_model(str(tmp_path))
+        loading.load_model(str(tmp_path))

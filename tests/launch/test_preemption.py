@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nim4_jax.launch.preemption import Preemption
-from nim4_jax.launch.runtime import EXIT_AGAIN
-from nim4_jax.train.interruption import Interrupted
+from nim4_jax.process.errors import EXIT_AGAIN, Interrupted
+from nim4_jax.train.multihost.preemption import Preemption
 
 ROOT = Path(__file__).parents[2]
 BOTH = (signal.SIGTERM, signal.SIGINT)
@@ -67,7 +66,7 @@ def test_in_other_threads_nobody_listens():
 
 SECOND = """
 import signal
-from nim4_jax.launch.preemption import Preemption
+from nim4_jax.train.multihost.preemption import Preemption
 with Preemption() as stop, stop.deferred():
     signal.raise_signal(signal.SIGINT)
     print("once", flush=True)

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from nim4_jax.configs import stage1, stage2
-from nim4_jax.launch import restart
-from nim4_jax.launch.restart import Restart
+from nim4_jax.runs import restart
+from nim4_jax.runs.restart import Restart
 
 
 def describe(config) -> dict[str, str]:

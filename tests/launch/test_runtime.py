@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from nim4_jax.launch import runtime
+from nim4_jax.process import errors
 
 
 def test_a_device_that_is_full_is_no_traceback(capsys):
@@ -13,7 +13,7 @@ def test_a_device_that_is_full_is_no_traceback(capsys):
         jnp.zeros((1 << 47,)).block_until_ready()
 
     with pytest.raises(SystemExit) as ended:
-        runtime.guard(ask)([])
+        errors.guard(ask)([])
     assert ended.value.code == 2
     told = capsys.readouterr().err
     assert told.startswith("error: ") and told.count("\n") == 1
@@ -27,4 +27,4 @@ def test_a_mistake_of_ours_is_a_traceback():
         raise KeyError("ours")
 
     with pytest.raises(KeyError):
-        runtime.guard(fail)([])
+        errors.guard(fail)([])

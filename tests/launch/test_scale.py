@@ -1,12 +1,12 @@
 """The page of what full-size stages take, from reports that were saved."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
-from nim4_jax.launch import ahead, ahead_stream, scale
-from nim4_jax.launch.ahead import Memory, Report
+from nim4_jax.aot import compilation, scale_page, scale_reports, streaming
+from nim4_jax.aot.compilation import Memory, Report
+from nim4_jax.aot.scale_reports import Wanted
 
 
 def make_report(program="train_step", rows=64, peak=5.0, fits=True) -> Report:
@@ -34,27 +34,22 @@ def make_report(program="train_step", rows=64, peak=5.0, fits=True) -> Report:
 def test_a_report_is_saved_whole():
     """Through JSON and back, refused ones too."""
     for report in (make_report(), make_report(fits=False)):
-        assert ahead.from_json(json.loads(json.dumps(ahead.to_json(report)))) == report
+        assert (
+            compilation.from_json(json.loads(json.dumps(compilation.to_json(report))))
+            == report
+        )
 
 
-def test_reports_are_those_of_the_rows_asked_for(tmp_path, monkeypatch):
+def test_reports_are_those_of_the_rows_asked_for(tmp_path):
     """Of what lies in the folder: the same rows, and the largest batch once."""
 
     def save(name: str, *reports: Report) -> None:
-        rows = [ahead.to_json(report) for report in reports]
+        rows = [compilation.to_json(report) for report in reports]
         (tmp_path / name).write_text(json.dumps(rows), encoding="utf8")
 
     def find(rows: int, largest: list[str]) -> list[int]:
-        given = SimpleNamespace(
-            stages=["4"],
-            topologies=["v5p-8"],
-            size="2b3",
-            rows=rows,
-            largest=largest,
-            compile=False,
-        )
-        monkeypatch.setattr(scale, "flags", SimpleNamespace(FLAGS=given))
-        (reports,) = scale.compile_all(tmp_path).values()
+        wanted = Wanted(["4"], ["v5p-8"], "2b3", rows, largest, compiles=False)
+        (reports,) = scale_reports.compile_all(tmp_path, wanted).values()
         return [report.rows for report in reports]
 
     save("2b3-4-v5p-8-64.json", make_report())
@@ -75,7 +70,7 @@ def test_the_page_has_a_row_for_every_program():
         ("stream", "v5e-16"): [make_report("tick", 32, 7.0), make_report("tick", 64)],
         ("1", "v5p-8"): [],
     }
-    page = scale.format_page(found, "nim4 scale")
+    page = scale_page.format_page(found, "nim4 scale")
     rows = [line for line in page.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + 6
     first = "| 4 joint | 1×16×1 | full | 64 | 5.00 | 0.50 | 1.00 | 3.30 | 4000 | 1.50 |"
@@ -90,6 +85,6 @@ def test_the_page_has_a_row_for_every_program():
 def test_streams_that_fit_by_memory():
     """What two numbers of streams say of a third."""
     one, many = make_report("tick", 32, 6.0), make_report("tick", 64, 8.0)
-    assert ahead_stream.count_streams(one, many) == 64 + int(7.75 / (2.0 / 32))
+    assert streaming.count_streams(one, many) == 64 + int(7.75 / (2.0 / 32))
     with pytest.raises(ValueError, match="32 or 64 streams do not fit"):
-        ahead_stream.count_streams(one, make_report("tick", 64, fits=False))
+        streaming.count_streams(one, make_report("tick", 64, fits=False))

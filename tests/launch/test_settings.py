@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nim4_jax import settings
 from nim4_jax.configs import (
     base,
     phoneme_head,
@@ -18,9 +19,10 @@ from nim4_jax.configs import (
     stage5,
     stage6,
 )
-from nim4_jax.launch import assembly, settings
+from nim4_jax.model_files import loading
 from nim4_jax.models.conformer import ConformerConfig
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
+from nim4_jax.runs import run_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,7 +124,7 @@ def test_impossible_configs_are_refused(path, value, message):
     with place.ignore_type():
         place[leaf] = value
     with pytest.raises(ValueError, match=message):
-        assembly.build_settings(config)
+        run_settings.build_settings(config)
 
 
 def test_kernels_are_of_a_run_and_not_of_its_model():
@@ -130,13 +132,13 @@ def test_kernels_are_of_a_run_and_not_of_its_model():
     config = stage1.get_config("nano")
     config.model.policy.kernels = "splash"
     config.model.policy.operands = "bfloat16"
-    made = assembly.build_settings(config)
+    made = run_settings.build_settings(config)
     assert made.model.policy.kernels == "splash"
-    stored = assembly.describe(made, config)["model"]
-    policy = assembly.build_model_config(stored).policy
+    stored = run_settings.describe(made, config)["model"]
+    policy = loading.build_model_config(stored).policy
     assert (policy.kernels, policy.operands) == ("auto", "compute")
     del stored["policy"]["kernels"]
-    assert assembly.build_model_config(stored).policy.kernels == "auto"
+    assert loading.build_model_config(stored).policy.kernels == "auto"
 
 
 def test_an_unknown_size_lists_the_sizes():
@@ -159,7 +161,7 @@ def test_another_encoder_stands_in_every_stage(size, kind, mels, frame_ms):
     """Its features, rates and chunks come with it; speech tokens stay 160 ms."""
     stages = stage1, stage2, stage3, stage4, stage5, stage6, phoneme_head
     for config in (stage.get_config(size) for stage in stages):
-        model = assembly.build_model_config(config.model.to_dict())
+        model = loading.build_model_config(config.model.to_dict())
         assert type(model.encoder) is kind and model.features.num_mels == mels
         rates = model.rates
         assert rates.frame_seconds * 1000 == frame_ms

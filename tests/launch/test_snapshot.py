@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from nim4_jax.configs import stage2
-from nim4_jax.launch import assembly, recognition, train
-from nim4_jax.launch import snapshot as launcher
 from nim4_jax.layers import LoraConfig
+from nim4_jax.model_files import loading, packing
 from nim4_jax.models import lora
+from nim4_jax.runs import training
+from nim4_jax.serving import recognisers
 from nim4_jax.train import optim
 from nim4_jax.types import Frames
 from nim4_jax.weights import conversion, snapshot
@@ -34,7 +35,7 @@ def adapted(model_files, tmp_path):
 def test_parts_are_kept_by_name(model_files, tmp_path):
     """Only what was asked for."""
     out = str(tmp_path / "part.safetensors")
-    launcher.run(model_files[0], out, "bfloat16", ["llm"])
+    packing.run(model_files[0], out, "bfloat16", ["llm"])
     params, _ = snapshot.read(out)
     assert set(params) == {"llm"}
 
@@ -43,7 +44,7 @@ def test_merging_leaves_a_model_without_adapters(adapted, tmp_path):
     """Kernels hold the product, the config says that there is no rank."""
     path, params = adapted
     out = str(tmp_path / "merged.safetensors")
-    launcher.run(path, out, "float32", [], merge_lora=True)
+    packing.run(path, out, "float32", [], merge_lora=True)
     merged, meta = snapshot.read(out)
     assert meta["model"]["llm"]["lora"]["rank"] == 0
     config = LoraConfig(rank=2, alpha=4.0, targets="query")
@@ -57,7 +58,7 @@ def test_nothing_to_merge_is_an_error(model_files, tmp_path):
     """And what is not merged is not exported."""
     out = str(tmp_path / "merged.safetensors")
     with pytest.raises(ValueError, match="no LoRA"):
-        launcher.run(model_files[0], out, "float32", [], merge_lora=True)
+        packing.run(model_files[0], out, "float32", [], merge_lora=True)
 
 
 def test_adapters_are_not_exported_unmerged(adapted, tmp_path):
@@ -69,25 +70,25 @@ def test_adapters_are_not_exported_unmerged(adapted, tmp_path):
 def test_an_int8_snapshot_transcribes_and_is_small(model_files, tmp_path):
     """`evaluate` and `transcribe` load it like any other model."""
     out = str(tmp_path / "int8.safetensors")
-    launcher.run(model_files[0], out, "int8", [])
+    packing.run(model_files[0], out, "int8", [])
     params, meta = snapshot.read(out)
     assert meta["model"]["policy"]["weights"] == "int8"
     assert params["llm"]["embedding"]["table_int8"].dtype == np.int8
     noise = 0.1 * np.random.default_rng(0).normal(size=(3, 12_800)).astype(np.float32)
     audio = Frames(jnp.asarray(noise), jnp.ones(noise.shape, bool))
-    heard = recognition.load(out).recogniser.transcribe(audio, timings=False)
+    heard = recognisers.load(out).recogniser.transcribe(audio, timings=False)
     assert len(heard) == 3 and all(row.tokens for row in heard)
     whole = str(tmp_path / "whole.safetensors")
-    launcher.run(model_files[0], whole, "float32", [])
+    packing.run(model_files[0], whole, "float32", [])
     assert os.path.getsize(out) < 0.5 * os.path.getsize(whole)
 
 
 def test_training_starts_from_what_int8_weights_stand_for(model_files, tmp_path):
     """As float32, each within half a step of what they were made from."""
     out = str(tmp_path / "int8.safetensors")
-    launcher.run(model_files[0], out, "int8", [])
-    rounded = optim.flatten(assembly.load_trainable(out))
-    exact = optim.flatten(assembly.load_trainable(model_files[0]))
+    packing.run(model_files[0], out, "int8", [])
+    rounded = optim.flatten(loading.load_trainable(out))
+    exact = optim.flatten(loading.load_trainable(model_files[0]))
     assert rounded.keys() == exact.keys()
     for path, leaf in rounded.items():
         assert leaf.dtype == np.float32 and leaf.shape == exact[path].shape
@@ -99,17 +100,17 @@ def test_int8_weights_are_not_trained_themselves(tmp_path):
     config = stage2.get_config("nano")
     config.model.policy.weights = "int8"
     with pytest.raises(ValueError, match="cannot be trained"):
-        train.run(config, str(tmp_path / "run"))
+        training.run(config, str(tmp_path / "run"))
 
 
 def test_a_model_with_adapters_transcribes_as_the_merged_one(adapted, tmp_path):
     """A recogniser merges them itself."""
     out = str(tmp_path / "merged.safetensors")
-    launcher.run(adapted[0], out, "float32", [], merge_lora=True)
+    packing.run(adapted[0], out, "float32", [], merge_lora=True)
     noise = 0.1 * np.random.default_rng(1).normal(size=(3, 12_800)).astype(np.float32)
     audio = Frames(jnp.asarray(noise), jnp.ones(noise.shape, bool))
     heard = [
-        [row.tokens for row in recognition.load(path).recogniser.transcribe(audio)]
+        [row.tokens for row in recognisers.load(path).recogniser.transcribe(audio)]
         for path in (adapted[0], out)
     ]
     assert heard[0] == heard[1]

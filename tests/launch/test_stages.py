@@ -11,11 +11,19 @@ from jax.sharding import AbstractMesh
 
 from nim4_jax import accelerators, sharding
 from nim4_jax.configs import base
-from nim4_jax.launch import assembly, batches, companions, first_state, meshes, restart
+from nim4_jax.model_files import loading
 from nim4_jax.models import lora
 from nim4_jax.models.asr import Asr, param_shapes
 from nim4_jax.rl.objective import Grpo
 from nim4_jax.rl.worker import outline
+from nim4_jax.runs import (
+    batch_rows,
+    callbacks,
+    initial_state,
+    meshes,
+    restart,
+    run_settings,
+)
 from nim4_jax.train import optim, placement
 from nim4_jax.train import state as train_state
 from nim4_jax.train.step import make_train_step
@@ -82,7 +90,7 @@ QUICK = [("stage6", "smollm2"), ("stage5", "base")]
 )
 def test_every_stage_of_every_size_makes_its_step(tiny, stage, size):
     """Traced from fresh parameters to the new state, under the rules of its config."""
-    made = assembly.build_settings(shrink(get_config(stage, size)))
+    made = run_settings.build_settings(shrink(get_config(stage, size)))
     recipe, model = dataclasses.replace(made.recipe, micro_batches=1), Asr(made.model)
     batch = tiny.make_batch(0)
     tx = optim.make_optimizer(recipe.optimizer, recipe.rules, recipe.steps)
@@ -124,7 +132,7 @@ def shapes_of(size: str):
     """(shapes, axes) of all parameters."""
     values = get_config("stage4", size).model.to_dict()
     values["llm"]["lora"]["rank"] = 0
-    model = assembly.build_model_config(values)
+    model = loading.build_model_config(values)
     return param_shapes(model), placement.find_axes(model)
 
 
@@ -149,12 +157,12 @@ def test_every_stage_starts_on_every_default_mesh(monkeypatch, known, size):
     )
     platform = "gpu" if known.kind.startswith("NVIDIA") else "tpu"
     for stage, count in itertools.product(STAGES[1:], (1, 8, 16, 64)):
-        made = assembly.build_settings(get_config(stage, size))
+        made = run_settings.build_settings(get_config(stage, size))
         assert known.name in made.meshes
         devices = [Device(known.kind, platform, n // 8, n // 64) for n in range(count)]
         mesh = meshes.choose(made.mesh, made.meshes, devices)
         assert mesh.size == count
-        settled = batches.settle(made, mesh).data
+        settled = batch_rows.settle(made, mesh).data
         shards = sharding.count_batch_shards(mesh)
         most = made.data.device_seconds
         for rows, seconds in zip(settled.batch_size, settled.bucket_seconds):
@@ -165,51 +173,51 @@ def test_every_stage_starts_on_every_default_mesh(monkeypatch, known, size):
 
 def test_a_run_keeps_its_rows_on_other_devices():
     """Another number of devices would else be other batches."""
-    made = assembly.build_settings(get_config("stage1", "2b3"))
+    made = run_settings.build_settings(get_config("stage1", "2b3"))
     mesh = AbstractMesh((8, 1, 1), sharding.MESH_AXES)
-    rows = batches.settle(made, mesh).data.batch_size
+    rows = batch_rows.settle(made, mesh).data.batch_size
     assert rows == (192, 120, 72, 32, 16)
     larger = AbstractMesh((16, 1, 1), sharding.MESH_AXES)
-    assert batches.settle(made, larger).data.batch_size[0] == 384
+    assert batch_rows.settle(made, larger).data.batch_size[0] == 384
     saved = {"batch_size": list(rows)}
-    assert batches.settle(made, larger, saved).data.batch_size == rows
+    assert batch_rows.settle(made, larger, saved).data.batch_size == rows
     recipe = dataclasses.replace(made.recipe, micro_batches=3)
     cut = dataclasses.replace(made, recipe=recipe, rollout_devices=2)
-    assert batches.settle(cut, mesh).data.batch_size == (192, 120, 72, 24, 24)
+    assert batch_rows.settle(cut, mesh).data.batch_size == (192, 120, 72, 24, 24)
     both = dataclasses.replace(made.data, batch_size=(8, 8, 8, 8, 8))
     given = dataclasses.replace(made, data=both)
-    assert batches.settle(given, mesh) is given
+    assert batch_rows.settle(given, mesh) is given
     neither = dataclasses.replace(made.data, device_seconds=0.0)
     with pytest.raises(ValueError, match="give one, rows or seconds for each device"):
-        batches.settle(dataclasses.replace(made, data=neither), mesh)
+        batch_rows.settle(dataclasses.replace(made, data=neither), mesh)
 
 
 def test_full_sizes_compare_encoders_on_what_they_are_given():
     """The bundled commands say nothing of such a run."""
-    made = assembly.build_settings(get_config("stage4", "2b3"))
+    made = run_settings.build_settings(get_config("stage4", "2b3"))
     with pytest.raises(ValueError, match=r"config\.probe\.sources is empty: .*every"):
-        companions.check_sources(made)
+        callbacks.check_sources(made)
     config = get_config("stage1", "small")
-    companions.check_sources(assembly.build_settings(config))  # publishes nothing
+    callbacks.check_sources(run_settings.build_settings(config))  # publishes nothing
     config.publish.folder = "releases"
     with pytest.raises(ValueError, match=r"config\.publish\.sources is empty"):
-        companions.check_sources(assembly.build_settings(config))
+        callbacks.check_sources(run_settings.build_settings(config))
     config.publish.sources = ("test.jsonl",)
-    companions.check_sources(assembly.build_settings(config))
+    callbacks.check_sources(run_settings.build_settings(config))
 
 
 def test_random_parameters_are_not_frozen():
     """By part and path; statistics and adapters begin as they should."""
     rules = (("adaptor/.*", 1.0), (".*", None))
     given = ["cmvn/mean", "adaptor/up/kernel", "llm/layers/mlp/up/lora_a"]
-    first_state.refuse_random(given, rules, "")
+    initial_state.refuse_random(given, rules, "")
     fresh = [*given, "encoder/a/kernel", "encoder/b/kernel", "llm/layers/mlp/up/kernel"]
     message = (
         r"^encoder \(encoder/a/kernel, …\), llm \(llm/layers/mlp/up/kernel, …\) would "
         r"stay at random values: .* config\.init_from='runs/x' holds none\. Name a work"
     )
     with pytest.raises(ValueError, match=message):
-        first_state.refuse_random(fresh, rules, "runs/x")
+        initial_state.refuse_random(fresh, rules, "runs/x")
 
 
 def test_another_length_says_what_becomes_of_the_rate(monkeypatch):

@@ -9,8 +9,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.data import audio, ffmpeg
-from nim4_jax.launch import stdin_source
+from nim4_jax.data.audio import ffmpeg, reading
+from nim4_jax.decode.live import stdin_source
 
 RATE = 16_000
 TONE = (8000 * np.sin(np.arange(RATE) / 8)).astype("<i2")
@@ -81,7 +81,7 @@ def test_a_channel_of_a_wav_is_chosen():
     both = np.stack([0 * TONE, TONE], axis=1)
     _, samples, _ = hear(encode(both), choice="right")
     np.testing.assert_array_equal(samples[:, 0], TONE)
-    with pytest.raises(audio.AudioError, match="no channel 'right'"):
+    with pytest.raises(reading.AudioError, match="no channel 'right'"):
         hear(encode(TONE), choice="right")
 
 
@@ -99,15 +99,15 @@ def test_other_files_are_decoded_at_their_end(form, options):
     content = encode(TONE / 32768, form, **options)
     rate, samples, _ = hear(content, rate=8_000)
     assert rate == RATE
-    np.testing.assert_array_equal(samples, audio.decode(content))
+    np.testing.assert_array_equal(samples, reading.decode(content))
 
 
 def test_what_cannot_be_decoded_is_named(monkeypatch):
     monkeypatch.setattr(ffmpeg, "find", lambda: None)
-    with pytest.raises(audio.AudioError, match="stdin: unreadable audio: it is MP4"):
+    with pytest.raises(reading.AudioError, match="stdin: unreadable audio: it is MP4"):
         hear(b"\0\0\0\x1cftypM4A " + bytes(999))
     header = encode(TONE)[:24] + (10**6).to_bytes(4, "little") + encode(TONE)[28:]
-    with pytest.raises(audio.AudioError, match=r"stdin.*1000000 Hz"):
+    with pytest.raises(reading.AudioError, match=r"stdin.*1000000 Hz"):
         hear(header)
 
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from nim4_jax.eval import cells
-from nim4_jax.launch import sweeping
+from nim4_jax.eval.sweep import cells, identity, runner
 
 TIMED = ("processing_seconds", "real_time_factor", "rtfx")
 
@@ -124,31 +123,31 @@ def test_killed_anywhere_it_ends_alike(
 @pytest.mark.parametrize("text", ["", "1", "a/b", "2/2", "-1/2", "1/2/3"])
 def test_shards_that_cannot_be_are_refused(text):
     with pytest.raises(ValueError, match="--shard="):
-        sweeping.read_shard(text)
+        runner.read_shard(text)
 
 
 def test_a_shard_is_its_number_and_their_count():
-    assert [sweeping.read_shard(f"{n}/3") for n in range(3)] == [(0, 3), (1, 3), (2, 3)]
+    assert [runner.read_shard(f"{n}/3") for n in range(3)] == [(0, 3), (1, 3), (2, 3)]
 
 
 def test_models_are_told_apart_by_their_content(model_files, tmp_path):
     """Files by their bytes, wherever they are; runs by their last checkpoint."""
     copied = tmp_path / "copy.safetensors"
     copied.write_bytes(Path(model_files[0]).read_bytes())
-    same = sweeping.identify(str(copied))
-    assert same == sweeping.identify(model_files[0])
+    same = identity.identify(str(copied))
+    assert same == identity.identify(model_files[0])
     copied.write_bytes(copied.read_bytes()[:-1] + b"!")
     bundle, run = tmp_path / "bundle", tmp_path / "run"
-    found = {same, sweeping.identify(str(copied))}
+    found = {same, identity.identify(str(copied))}
     bundle.mkdir()
     for content in ("{}", "[]"):
         (bundle / "manifest.json").write_text(content)
-        found.add(sweeping.identify(str(bundle)))
+        found.add(identity.identify(str(bundle)))
     for step in (1, 2):
         (run / "checkpoints" / str(step) / "meta").mkdir(parents=True)
-        found.add(sweeping.identify(str(run)))
+        found.add(identity.identify(str(run)))
     (run / "checkpoints" / "2" / "meta" / "metadata").write_text("{}")
-    found.add(sweeping.identify(str(run)))
+    found.add(identity.identify(str(run)))
     assert len(found) == 7
     with pytest.raises(ValueError, match="holds no model"):
-        sweeping.identify(str(tmp_path / "nothing"))
+        identity.identify(str(tmp_path / "nothing"))

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from nim4_jax.data import audio, sources
-from nim4_jax.eval.hotword_lists import HotwordList
-from nim4_jax.launch import recognition, transcribe, transcripts
+from nim4_jax.data.audio import reading
+from nim4_jax.data.sources import opening
+from nim4_jax.decode import longform, transcripts
+from nim4_jax.decode.hotwords import HotwordList
+from nim4_jax.launch import transcribe
+from nim4_jax.serving import recognisers, transcription
 
 
 def make_noise(seconds: float, rate: int = 16_000, seed: int = 0) -> np.ndarray:
@@ -43,7 +46,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(model_files):
-    return recognition.load(model_files[0])
+    return recognisers.load(model_files[0])
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,7 @@ def done(loaded, files):
     """All recordings, transcribed together; noise is no speech, so vad is off."""
     names = sorted(path.name for path in files.iterdir())
     paths = [str(files / name) for name in [*names, "missing.wav"]]
-    stream = transcribe.transcribe_files(loaded, paths, batch=3, vad="none")
+    stream = longform.transcribe_files(loaded, paths, batch=3, vad="none")
     return dict(zip([*names, "missing.wav"], stream, strict=True))
 
 
@@ -104,7 +107,7 @@ def test_what_came_before_a_broken_end_is_transcribed(done):
 def test_a_file_is_the_same_alone_and_among_others(loaded, files, done):
     # Alone too it fills the rows of a batch: the shape is compiled already.
     paths = [str(files / "long.flac")]
-    (alone,) = transcribe.transcribe_files(loaded, paths, batch=3, vad="none")
+    (alone,) = longform.transcribe_files(loaded, paths, batch=3, vad="none")
     assert alone.text == done["long.flac"].text
     assert len(alone.passages) >= 4
     starts = [passage.start for passage in alone.passages]
@@ -114,17 +117,17 @@ def test_a_file_is_the_same_alone_and_among_others(loaded, files, done):
 
 
 def test_only_speech_of_a_long_file_is_transcribed(loaded, tmp_path):
-    records = sources.open_source("bundled:commands:test")
+    records = opening.open_source("bundled:commands:test")
     gap = np.random.default_rng(0).normal(0, 1e-3, 20 * 16_000).astype(np.float32)
     parts, spoken, position = [gap], [], len(gap)
     for index in (0, 60, 120):
-        samples = audio.decode(records[index]["audio"])
+        samples = reading.decode(records[index]["audio"])
         spoken.append((position / 16_000, (position + len(samples)) / 16_000))
         parts += [samples, gap]
         position += len(samples) + len(gap)
     path = str(tmp_path / "meeting.wav")
     soundfile.write(path, np.concatenate(parts), 16_000)
-    (recording,) = transcribe.transcribe_files(loaded, [path], batch=3)
+    (recording,) = longform.transcribe_files(loaded, [path], batch=3)
     assert recording.error == "" and recording.text
     assert recording.duration == pytest.approx(position / 16_000)
     heard = [0.0] * len(spoken)
@@ -145,7 +148,7 @@ def test_only_speech_of_a_long_file_is_transcribed(loaded, tmp_path):
 
 def test_a_long_file_without_speech_is_the_empty_string(loaded, files):
     paths = [str(files / "long.flac")]
-    (recording,) = transcribe.transcribe_files(loaded, paths, batch=3)
+    (recording,) = longform.transcribe_files(loaded, paths, batch=3)
     assert (recording.error, recording.text, recording.passages) == ("", "", [])
     assert recording.duration == 5.0
     assert json.loads(transcripts.render(recording, "json"))["segments"] == []
@@ -153,7 +156,7 @@ def test_a_long_file_without_speech_is_the_empty_string(loaded, files):
 
 def test_a_short_file_is_heard_whole_with_vad_or_without(loaded, files, done):
     paths = [str(files / name) for name in ("short.wav", "stereo.wav", "silence.wav")]
-    heard = transcribe.transcribe_files(loaded, paths, batch=3)
+    heard = longform.transcribe_files(loaded, paths, batch=3)
     for name, recording in zip(("short.wav", "stereo.wav", "silence.wav"), heard):
         assert recording.text == done[name].text
         assert len(recording.passages) == 1
@@ -255,25 +258,25 @@ def test_passages_far_apart_are_lines_that_name_their_file(capsys):
         json.loads(transcripts.render(recording, "json"))["text"] == "call home\n播放"
     )
     for named, lead in ((True, "long.wav: "), (False, "")):
-        transcribe._deliver(recording, "text", None, named=named)
+        transcription._deliver(recording, "text", None, named=named)
         assert capsys.readouterr().out == f"{lead}call home\n{lead}播放\n"
 
 
 def test_outputs_that_collide_are_refused():
     with pytest.raises(ValueError, match=r"a/x\.wav and b/x\.flac"):
-        transcribe.plan_outputs(["a/x.wav", "b/x.flac"], "text", "out")
+        transcription.plan_outputs(["a/x.wav", "b/x.flac"], "text", "out")
     with pytest.raises(ValueError, match="--out=DIR"):
-        transcribe.plan_outputs(["a.wav", "b.wav"], "vtt", None)
+        transcription.plan_outputs(["a.wav", "b.wav"], "vtt", None)
 
 
 def test_a_model_without_llm_or_an_unknown_choice_is_refused(model_files, files):
     path = [str(files / "short.wav")]
     with pytest.raises(ValueError, match="no LLM: train stages 2 and 4"):
-        transcribe.run(model_files[1], path)
+        transcription.run(model_files[1], path)
     with pytest.raises(ValueError, match="'text', 'json', 'srt', 'vtt'"):
-        transcribe.run(model_files[0], path, form="xml")
+        transcription.run(model_files[0], path, form="xml")
     with pytest.raises(ValueError, match="'silero', 'none'"):
-        transcribe.run(model_files[0], path, vad="webrtc")
+        transcription.run(model_files[0], path, vad="webrtc")
 
 
 @pytest.mark.parametrize("near", ["lattice", "scann"])

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from nim4_jax.launch import corpus, recognition, transcribe, transcribe_corpus
-from nim4_jax.launch.corpus import CorpusConfig
+from nim4_jax.decode import longform
+from nim4_jax.serving import corpus, corpus_on_ray, recognisers
+from nim4_jax.serving.corpus import CorpusConfig
 
 pytest.importorskip("ray.data", reason="needs the extra ray")
 
@@ -58,19 +59,17 @@ def test_a_run_gives_the_texts_of_transcribe_and_leaves_what_is_done(
     first, second = corpus.plan(paths, str(out), config)
     kept = corpus.name_part(str(out), second.number, "jsonl")
     kept.write_text('{"file": "done before"}\n', encoding="utf8")
-    done = transcribe_corpus.run(str(recordings), str(out), config)
+    done = corpus_on_ray.run(str(recordings), str(out), config)
     assert done["files"] == 2
     *rows, before = read_rows(out)
     assert before == {"file": "done before"}
     assert [row["file"] for row in rows] == list(first.paths)
-    loaded = recognition.load(model_files[0])
+    loaded = recognisers.load(model_files[0])
     for row in rows:
-        (alone,) = transcribe.transcribe_files(
-            loaded, [row["file"]], batch=2, vad="none"
-        )
+        (alone,) = longform.transcribe_files(loaded, [row["file"]], batch=2, vad="none")
         assert (row["text"], row["error"]) == (alone.text, "") and alone.text
     # Nothing is left: Ray is not even started.
-    assert transcribe_corpus.run(str(recordings), str(out), config)["files"] == 0
+    assert corpus_on_ray.run(str(recordings), str(out), config)["files"] == 0
 
 
 @pytest.mark.long
@@ -101,5 +100,5 @@ def test_a_model_of_no_use_is_told_by_its_own_error(
 ):
     config = CorpusConfig(model_files[1], vad="none")
     with pytest.raises(ValueError, match=r"^a worker failed: .*no LLM: train stages 2"):
-        transcribe_corpus.run(str(recordings), str(tmp_path / "out"), config)
+        corpus_on_ray.run(str(recordings), str(tmp_path / "out"), config)
     assert not list((tmp_path / "out").glob("part-*"))

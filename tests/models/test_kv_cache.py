@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nim4_jax import layers
-from nim4_jax.models import kv_cache, qwen3
+from nim4_jax.models import kv_cache, llm_config, qwen3
 from nim4_jax.ops import rotary
 
-CONFIG = qwen3.LLMConfig(
+CONFIG = llm_config.LLMConfig(
     vocab_size=5,
     width=12,
     num_layers=2,

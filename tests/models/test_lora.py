@@ -11,7 +11,8 @@ from flax import linen as nn
 
 from nim4_jax.layers import LoraConfig, Policy
 from nim4_jax.models import lora
-from nim4_jax.models.qwen3 import LLMConfig, Qwen3
+from nim4_jax.models.llm_config import LLMConfig
+from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.train import optim
 
 PLAIN = LLMConfig(

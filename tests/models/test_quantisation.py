@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nim4_jax.decode import offline
-from nim4_jax.launch import assembly, parameters
+from nim4_jax.model_files import loading
 from nim4_jax.models import quantisation, qwen3
 from nim4_jax.models.asr import Asr
 from nim4_jax.ops.relative import Chunking
+from nim4_jax.train import parameter_count
 from nim4_jax.types import Frames
 from nim4_jax.weights import conversion
 
-CONFIG = assembly.build_model_config(
+CONFIG = loading.build_model_config(
     {
         "features": {},
         "encoder": {"num_layers": 2, "width": 16, "num_heads": 2, "conv_kernel": 3},
@@ -48,13 +49,13 @@ def params():
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: rng.normal(0.0, 0.4, leaf.shape).astype(np.float32),
-        parameters.trace_params(CONFIG),
+        parameter_count.trace_params(CONFIG),
     )
 
 
 def shapes():
     """By path, of the model with int8 weights."""
-    traced = traverse_util.flatten_dict(parameters.trace_params(INT8), sep="/")
+    traced = traverse_util.flatten_dict(parameter_count.trace_params(INT8), sep="/")
     return {path: leaf.shape for path, leaf in traced.items()}
 
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nim4_jax import layers
-from nim4_jax.models import kv_cache, qwen3
+from nim4_jax.models import kv_cache, llm_config, qwen3
 from nim4_jax.ops import attention, fused_attention, rotary
 
-TINY = qwen3.LLMConfig(
+TINY = llm_config.LLMConfig(
     vocab_size=17,
     width=16,
     num_layers=2,
@@ -235,12 +235,12 @@ def test_variants_have_their_parameters_and_run(changes, extra, missing):
 
 
 def test_full_size_has_the_published_parameter_count_and_axes():
-    model = qwen3.Qwen3(qwen3.QWEN3_1_7B, FLOAT32)
+    model = qwen3.Qwen3(llm_config.QWEN3_1_7B, FLOAT32)
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, 2), jnp.bool_)
     init = functools.partial(model.init, method="logits")
     variables = jax.eval_shape(init, jax.random.key(0), tokens, mask)
-    c = qwen3.QWEN3_1_7B
+    c = llm_config.QWEN3_1_7B
     heads = 2 * c.num_heads + 2 * c.num_kv_heads
     block = c.width * c.head_dim * heads + 3 * c.width * c.ffn
     block += 2 * c.width + 2 * c.head_dim

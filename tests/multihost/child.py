@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from nim4_jax.data.loader import BatchLoader
-from nim4_jax.launch import runtime, train
+from nim4_jax.data.pipeline.loader import BatchLoader
+from nim4_jax.launch import program, train
 
 
 def main(notes: Path, arguments: list[str]) -> None:
@@ -50,7 +50,7 @@ def main(notes: Path, arguments: list[str]) -> None:
         train.main(argv)
         save()
 
-    runtime.launch(run, train.define_flags)
+    program.launch(run, train.define_flags)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ import jax
 import pytest
 
 from nim4_jax.configs import pipeline, stage4
-from nim4_jax.launch import hosts
-from nim4_jax.launch.runtime import EXIT_HUNG
+from nim4_jax.process.errors import EXIT_HUNG
+from nim4_jax.runs import start
+from nim4_jax.train.multihost import hosts
 
 NAMES = (hosts.COORDINATOR, hosts.PROCESSES, hosts.PROCESS)
 
@@ -128,19 +129,19 @@ def test_a_mesh_without_work_for_a_host_is_refused(settings, launch, tmp_path):
 def test_the_facts_of_a_run_are_those_that_can_differ(tmp_path):
     """Config by dotted keys, flags, versions, code, and the tokenizer's content."""
     config = stage4.get_config("nano")
-    facts = hosts.describe(config, {"workdir": "runs/x"})
+    facts = start.describe(config, {"workdir": "runs/x"})
     assert facts["--workdir"] == "runs/x"
     assert facts["config.optimizer.peak_rate"] == config.optimizer.peak_rate
     assert facts["version of jax"] == jax.__version__
-    assert facts == hosts.describe(config, {"workdir": "runs/x"})
+    assert facts == start.describe(config, {"workdir": "runs/x"})
     tokenizer = tmp_path / "tokenizer.json"
     config.tokenizer = str(tokenizer)
     seen = set()
     for content in (None, "a", "b"):
         if content:
             tokenizer.write_text(content)
-        seen.add(hosts.describe(config, {})["tokenizer file"])
+        seen.add(start.describe(config, {})["tokenizer file"])
     assert len(seen) == 3 and facts["tokenizer file"] not in seen
     assert any("cannot be read" in value for value in seen)
-    stages = hosts.describe(pipeline.get_config("nano"), {})["config.stages"]
+    stages = start.describe(pipeline.get_config("nano"), {})["config.stages"]
     assert "stage6" in str(stages)

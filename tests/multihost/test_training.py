@@ -9,10 +9,11 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from nim4_jax.configs import stage1, stage3, stage4, stage6
-from nim4_jax.launch import train
-from nim4_jax.train import checkpoint, optim
+from nim4_jax.runs import training
+from nim4_jax.train import optim
+from nim4_jax.train.checkpoints import checkpoint
 from nim4_jax.train.metrics import read_metrics
-from nim4_jax.train.releases import read_index
+from nim4_jax.train.releases.store import read_index
 
 STAGES = {"stage1": stage1, "stage3": stage3, "stage4": stage4, "stage6": stage6}
 TOKENS = {"data.max_tokens": (16,), "probe.every": 0}
@@ -31,7 +32,7 @@ def run_alone(stage: str, settings: dict[str, Any], workdir: Path) -> None:
     config.mesh = settings["mesh"]
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    train.run(ConfigDict(config).lock(), str(workdir))
+    training.run(ConfigDict(config).lock(), str(workdir))
 
 
 def read_metric(workdir: Path, name: str) -> list[float]:

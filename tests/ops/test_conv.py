@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nim4_jax import sharding
-from nim4_jax.launch import collectives
+from nim4_jax.aot import collectives
 from nim4_jax.ops import conv
 from nim4_jax.ops.relative import UNLIMITED
 

@@ -17,8 +17,8 @@ import orbax.checkpoint as ocp
 import pytest
 import soundfile
 
-from nim4_jax.launch.runtime import EXIT_AGAIN
-from nim4_jax.train import checkpoint
+from nim4_jax.process.errors import EXIT_AGAIN
+from nim4_jax.train.checkpoints import checkpoint
 from nim4_jax.train.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nim4_jax.launch.runtime import EXIT_AGAIN, EXIT_HUNG
-from nim4_jax.train import checkpoint
+from nim4_jax.process.errors import EXIT_AGAIN, EXIT_HUNG
+from nim4_jax.train.checkpoints import checkpoint
 from nim4_jax.train.metrics import read_metrics
 
 SCRIPT = Path(__file__).with_name("two_hosts.py")

@@ -16,12 +16,13 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from nim4_jax import sharding
-from nim4_jax.launch import hosts, runtime
-from nim4_jax.launch.preemption import Preemption
-from nim4_jax.launch.watchdog import Watchdog
+from nim4_jax.process import errors, logs
 from nim4_jax.train import loop
-from nim4_jax.train.checkpoint import Checkpoints
+from nim4_jax.train.checkpoints.checkpoint import Checkpoints
 from nim4_jax.train.metrics import MetricWriter
+from nim4_jax.train.multihost import hosts
+from nim4_jax.train.multihost.preemption import Preemption
+from nim4_jax.train.multihost.watchdog import Watchdog
 from nim4_jax.train.state import TrainState
 
 ROWS, EVERY, PAUSE = 8, 10, 0.02
@@ -94,11 +95,8 @@ def train(workdir: str, steps: int, minutes: float, stop: Preemption) -> None:
                 data,
                 checkpoints,
                 writer,
-                steps=steps,
-                meta={},
-                log_every=1,
-                stop=stop.requested,
-                mark=watchdog.mark,
+                loop.LoopConfig(steps, log_every=1),
+                loop.Hooks(stop=stop.requested, mark=watchdog.mark),
             )
             checkpoints.close()
 
@@ -112,5 +110,5 @@ def main(_) -> None:
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", int(os.environ["DEVICES"]))
-    runtime.prepare()
-    runtime.guard(main)(None)
+    logs.prepare()
+    errors.guard(main)(None)

@@ -5,13 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from nim4_jax.data import sources
+from nim4_jax.data.sources import opening
 from nim4_jax.retrieval import automaton, chance
 from nim4_jax.text import phonemes
 
 
 def read(split):
-    records = sources.open_source(f"bundled:commands:{split}")
+    records = opening.open_source(f"bundled:commands:{split}")
     return [records[index]["text"] for index in range(len(records))]
 
 

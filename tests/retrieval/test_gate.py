@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.eval import hypotheses
+from nim4_jax.eval.measures import hypotheses
 from nim4_jax.retrieval import database
 from nim4_jax.retrieval.chance import PHONEMES_PER_HOUR, PhonemeBigrams
 from nim4_jax.retrieval.gate import LATTICE, NOWHERE, Gate

@@ -5,14 +5,14 @@ import dataclasses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.launch import assembly
+from nim4_jax.model_files import loading
 from nim4_jax.retrieval import hints
 from nim4_jax.retrieval.hotwords import EXACT, NEAR, Hit
 from nim4_jax.text import prompt
 from nim4_jax.text.tokenizer import Tokenizer
 
 NAMES = ("NIO", "NIO House", "Weilai", "上海", "伤害", "海")
-TOKENIZER = Tokenizer.from_file(assembly.find_tokenizer("nano"))
+TOKENIZER = Tokenizer.from_file(loading.find_tokenizer("nano"))
 
 
 places = st.tuples(st.integers(0, 20), st.integers(1, 9))

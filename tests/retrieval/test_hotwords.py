@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.eval import hypotheses
-from nim4_jax.retrieval import database
+from nim4_jax.eval.measures import hypotheses
+from nim4_jax.retrieval import database, hypothesis
 from nim4_jax.retrieval.gate import LATTICE, NOWHERE, Gate
 from nim4_jax.retrieval.hotwords import (
     EXACT,
@@ -278,7 +278,7 @@ def mishear(text, wrong, ratio=0.1):
     ratios[frames, spoken] = ratio
     ratios[frames, heard] = 1.0
     log_probs = np.log(ratios / ratios.sum(axis=1, keepdims=True))
-    return hypotheses.Hypothesis(heard, frames, log_probs)
+    return hypothesis.Hypothesis(heard, frames, log_probs)
 
 
 def listen(layers, heard, ends=(), posteriors=True):
@@ -383,7 +383,7 @@ def test_a_gate_may_let_exact_hits_through_only(near, gate, way):
 def test_silence_is_heard_in_any_pieces(near):
     silence = hypotheses.simulate([], 0.0, np.random.default_rng(0))
     many = np.repeat(silence.log_probs, 500, axis=0)
-    heard = hypotheses.Hypothesis.read(many)
+    heard = hypothesis.Hypothesis.read(many)
     state = listen([layer("NIO House", near=near)], heard, [0, 1, 100, 400])
     assert not state.hits and state.position == 0
 
@@ -408,7 +408,7 @@ def test_an_exact_hit_beats_a_near_one_of_the_same_text_in_another_layer():
     ratios = np.full((7, len(INVENTORY)), 1e-6)
     ratios[range(7), [1, 2, 3, 9, 5, 6, 7]] = 1.0
     ratios[3, 4] = 0.3
-    heard = hypotheses.Hypothesis.read(
+    heard = hypothesis.Hypothesis.read(
         np.log(ratios / ratios.sum(axis=1, keepdims=True))
     )
     for layers in ([one, other], [other, one]):

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.eval.hypotheses import Hypothesis
 from nim4_jax.retrieval import automaton, lattice, windows
+from nim4_jax.retrieval.hypothesis import Hypothesis
 from nim4_jax.retrieval.lattice import FLOOR
 from nim4_jax.retrieval.verification import Acoustics
 from nim4_jax.retrieval.windows import WIDTH

@@ -7,8 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from nim4_jax.eval import hypotheses
-from nim4_jax.retrieval import database, generations
+from nim4_jax.retrieval import database, generations, hypothesis
 from nim4_jax.retrieval.gate import LATTICE, NOWHERE, SCANN, Gate
 from nim4_jax.retrieval.hotwords import NEAR, HotwordRetriever, StreamState
 from nim4_jax.retrieval.layer import Layer
@@ -35,7 +34,7 @@ def find_nearly(served, text):
     ratios[range(len(spoken)), spoken] = 0.2
     ratios[range(len(spoken)), heard] = 1.0
     log_probs = np.log(ratios / ratios.sum(axis=1, keepdims=True))
-    said = hypotheses.Hypothesis(heard, np.arange(len(heard)), log_probs)
+    said = hypothesis.Hypothesis(heard, np.arange(len(heard)), log_probs)
     state, _ = HotwordRetriever([served]).scan(
         StreamState(), said.phonemes, said.log_probs, said.times
     )

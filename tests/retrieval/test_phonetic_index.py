@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.eval import hypotheses
+from nim4_jax.eval.measures import hypotheses
 from nim4_jax.retrieval import phonetic_index
 from nim4_jax.retrieval.phonetic_index import NEIGHBOURS, PhoneticIndex
 from nim4_jax.retrieval.verification import Acoustics

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.eval import hypotheses
+from nim4_jax.eval.measures import hypotheses
 from nim4_jax.retrieval import automaton, lattice, verification, windows
+from nim4_jax.retrieval import hypothesis as hypothesis_module
 from nim4_jax.retrieval.chance import PhonemeBigrams
 from nim4_jax.retrieval.verification import FRAMES, Acoustics, Candidates, Demand
 from nim4_jax.text.phonemes import INVENTORY
@@ -67,7 +68,7 @@ def pronounce_sharply(key, others=()):
     ratios[range(len(key)), list(key)] = 1.0
     for frame, (label, ratio) in dict(others).items():
         ratios[frame, label] = ratio
-    return hypotheses.Hypothesis.read(np.log(ratios))
+    return hypothesis_module.Hypothesis.read(np.log(ratios))
 
 
 def distinct(found):
@@ -206,7 +207,7 @@ def test_a_key_that_fits_early_is_scored_again_when_it_has_ended():
     ratios[range(12), list(keys[41][:12])] = 1.0
     ratios[12, [0, tail[-1]]] = 1.0, 0.05  # blank, a hint of the last phoneme
     ratios[13, tail[-1]] = 1.0
-    heard = hypotheses.Hypothesis.read(np.log(ratios))
+    heard = hypothesis_module.Hypothesis.read(np.log(ratios))
     for ends in ((), (13,)):
         *_, last = (p for p in find(keys, heard, ends) if 41 in p.keys)
         (index,) = np.flatnonzero(last.keys == 41)[:1]

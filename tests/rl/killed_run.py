@@ -20,9 +20,10 @@ from nim4_jax.models.asr import Asr
 from nim4_jax.rl import alarm
 from nim4_jax.rl.objective import Grpo
 from nim4_jax.rl.worker import RolloutWorker
-from nim4_jax.train import checkpoint, loop, optim
+from nim4_jax.train import loop, optim
 from nim4_jax.train import state as train_state
-from nim4_jax.train.checkpoint import Checkpoints
+from nim4_jax.train.checkpoints import checkpoint
+from nim4_jax.train.checkpoints.checkpoint import Checkpoints
 from nim4_jax.train.metrics import MetricWriter
 from nim4_jax.train.optim import OptimizerConfig
 from nim4_jax.train.recipes import Recipe
@@ -90,11 +91,11 @@ def main(folder: str, call: int) -> None:
         data,
         checkpoints,
         writer,
-        steps=STEPS,
-        meta={},
-        log_every=1,
-        check=alarm.choose_check(loss, tiny.CONFIG.policy),
-        prepare=RolloutWorker(Asr(tiny.CONFIG), recipe).prepare,
+        loop.LoopConfig(STEPS, log_every=1),
+        loop.Hooks(
+            check=alarm.choose_check(loss, tiny.CONFIG.policy),
+            prepare=RolloutWorker(Asr(tiny.CONFIG), recipe).prepare,
+        ),
     )
     checkpoints.close()
     writer.close()

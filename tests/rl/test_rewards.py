@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.eval import metrics
+from nim4_jax.eval.measures import error_rates
 from nim4_jax.rl import rewards
 from nim4_jax.rl.rewards import RewardConfig, Sample
 from nim4_jax.text.normalise import normalise
@@ -168,7 +168,7 @@ def test_rewards_are_bounded_and_best_for_the_reference(lang, reference, hypothe
     assert 0.0 <= got.accuracy <= 1.0 and abs(got.context) <= 0.5
     assert -0.75 <= got.total <= 1.25
     if lang == "zh" and normalise(reference, lang):
-        rate = metrics.score_text(reference, hypothesis, lang).percent / 100
+        rate = error_rates.score_text(reference, hypothesis, lang).percent / 100
         assert got.accuracy == pytest.approx(math.exp(-2 * rate))
 
 

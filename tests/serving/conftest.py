@@ -4,9 +4,8 @@ import dataclasses
 
 import pytest
 
-from nim4_jax.decode.stream_config import StreamConfig
-from nim4_jax.launch import export as launcher
-from nim4_jax.serving import export
+from nim4_jax.decode.live.stream_config import StreamConfig
+from nim4_jax.serving import bundle_source, export
 
 SIZES = StreamConfig(chunk=4, left=4, chunks=40, text_tokens=24, suffix_tokens=40)
 
@@ -21,7 +20,7 @@ def stream_sizes() -> StreamConfig:
 def whisper_bundle(whisper_files, tmp_path_factory):
     """The tiny model with Whisper's kind of encoder, exported, and sizes of streams."""
     folder = str(tmp_path_factory.mktemp("exported_whisper") / "bundle")
-    source = launcher.make_source(whisper_files[0], seconds=(1.6,))
+    source = bundle_source.make_source(whisper_files[0], seconds=(1.6,))
     rates = source.programs.rates
     sizes = dataclasses.replace(SIZES, chunk=rates.frames_of_chunk(160), rates=rates)
     export.write(folder, dataclasses.replace(source, streams=(sizes,)))
@@ -32,6 +31,6 @@ def whisper_bundle(whisper_files, tmp_path_factory):
 def bundle_folder(model_files, tmp_path_factory) -> str:
     """The tiny model, exported."""
     folder = str(tmp_path_factory.mktemp("exported") / "bundle")
-    source = launcher.make_source(model_files[0], streams=(SIZES,))
+    source = bundle_source.make_source(model_files[0], streams=(SIZES,))
     export.write(folder, source)
     return folder

@@ -13,14 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nim4_jax.decode.endpoint import BlankDetector
-from nim4_jax.decode.listener import Listener
+from nim4_jax.decode.live.listener import Listener
 from nim4_jax.eval import streaming
 from nim4_jax.features import SAMPLE_RATE
-from nim4_jax.launch import export as launcher
-from nim4_jax.launch import recognition, snapshot
+from nim4_jax.model_files import packing
 from nim4_jax.models.asr import Asr
 from nim4_jax.ops.relative import Chunking
-from nim4_jax.serving import bundle, export
+from nim4_jax.serving import bundle, bundle_source, export, recognisers
 from nim4_jax.types import Frames
 
 BUCKETS = (0.8, 1.6)  # of the tiny model
@@ -28,7 +27,7 @@ BUCKETS = (0.8, 1.6)  # of the tiny model
 
 @pytest.fixture(scope="module")
 def live(model_files):
-    return recognition.load(model_files[0]).recogniser
+    return recognisers.load(model_files[0]).recogniser
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ def test_whole_recordings(
     audio = make_batch(seconds, rows, seed)
     asked = [hints] * rows if hints else None
     made = [
-        recognition.load(origin, chunk_ms=chunk, left=left).recogniser.transcribe(
+        recognisers.load(origin, chunk_ms=chunk, left=left).recogniser.transcribe(
             audio, hints=asked
         )
         for origin in (model_files[0], bundle_folder)
@@ -107,7 +106,7 @@ def test_streams(live, bundled, stream_sizes):
 def test_another_encoder(whisper_files, whisper_bundle):
     """Whole recordings and streams of a model with Whisper's encoder and features."""
     folder, sizes = whisper_bundle
-    live = recognition.load(whisper_files[0]).recogniser
+    live = recognisers.load(whisper_files[0]).recogniser
     bundled = bundle.load(folder).recogniser
     assert bundled.programs.rates == live.programs.rates
     audio = make_batch(1.6, 3, seed=5)
@@ -143,11 +142,11 @@ def test_features_and_encoder_alone(live, bundled, stream_sizes):
 def test_small_weights(model_files, tmp_path, dtype):
     """The bundle of a rounded model is the rounded model, live."""
     live = str(tmp_path / "rounded.safetensors")
-    snapshot.run(model_files[0], live, dtype, [])
-    source = launcher.make_source(model_files[0], dtype=dtype, seconds=(0.8,))
+    packing.run(model_files[0], live, dtype, [])
+    source = bundle_source.make_source(model_files[0], dtype=dtype, seconds=(0.8,))
     export.write(str(tmp_path / "bundle"), source, platforms=("cpu",))
     audio = make_batch(0.8, 2, seed=2)
-    wanted = recognition.load(live).recogniser.transcribe(audio)
+    wanted = recognisers.load(live).recogniser.transcribe(audio)
     loaded = bundle.load(str(tmp_path / "bundle"))
     assert loaded.bucket_seconds == (0.8,)
     for one, other in zip(loaded.recogniser.transcribe(audio), wanted, strict=True):
@@ -156,7 +155,7 @@ def test_small_weights(model_files, tmp_path, dtype):
 
 def test_bfloat16_throughout(model_files, tmp_path):
     """Matrices stay bfloat16 on the device; posteriors are near those of float32."""
-    source = launcher.make_source(
+    source = bundle_source.make_source(
         model_files[0], dtype="bfloat16", compute="bfloat16", seconds=(0.8,)
     )
     export.write(str(tmp_path / "bundle"), source, platforms=("cpu",))
@@ -164,7 +163,7 @@ def test_bfloat16_throughout(model_files, tmp_path):
     kinds = {leaf.dtype.name for leaf in loaded.programs.params.values()}
     assert kinds == {"bfloat16", "float32"}
     audio = make_batch(0.8, 2, seed=2)
-    wanted = recognition.load(model_files[0]).recogniser.score_phonemes(audio)
+    wanted = recognisers.load(model_files[0]).recogniser.score_phonemes(audio)
     for one, other in zip(loaded.score_phonemes(audio), wanted, strict=True):
         np.testing.assert_allclose(one, other, atol=0.3)
     assert len(loaded.transcribe(audio)) == 2
@@ -186,8 +185,8 @@ def test_without_flax_and_without_the_model(bundle_folder, live, tmp_path):
         sys.meta_path.insert(0, Refuse())
         import numpy as np
         from nim4_jax.decode.endpoint import BlankDetector
-        from nim4_jax.decode.listener import Listener
-        from nim4_jax.decode.stream_config import StreamConfig
+        from nim4_jax.decode.live.listener import Listener
+        from nim4_jax.decode.live.stream_config import StreamConfig
         from nim4_jax.serving import bundle
         from nim4_jax.types import Frames
 

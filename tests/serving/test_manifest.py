@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from nim4_jax.decode.stream_config import StreamConfig
-from nim4_jax.launch import export as launcher
-from nim4_jax.launch import recognition
-from nim4_jax.serving import bundle, export, manifest
+from nim4_jax.decode.live.stream_config import StreamConfig
+from nim4_jax.serving import (
+    bundle,
+    bundle_source,
+    export,
+    exporting,
+    manifest,
+    recognisers,
+)
 from nim4_jax.serving.manifest import BundleError
 
 
@@ -74,7 +79,7 @@ def test_every_file_is_checked(folder, name, harm, message):
     else:
         path.write_bytes(data if harm == "flip" else data[:-1])
     with pytest.raises(BundleError, match=rf"{name}.*{message}"):
-        recognition.load(str(folder))
+        recognisers.load(str(folder))
 
 
 @pytest.mark.parametrize("name", [*manifest.NEEDED, "programs/tick-160ms-32.stablehlo"])
@@ -182,7 +187,7 @@ def test_a_program_of_another_time(folder):
 
 def test_what_cannot_be_exported(model_files, tmp_path, bundle_folder):
     def write(out="new", platforms=("cpu",), model=0, **sizes):
-        source = launcher.make_source(model_files[model], **sizes)
+        source = bundle_source.make_source(model_files[model], **sizes)
         export.write(str(tmp_path / out), source, platforms)
 
     with pytest.raises(BundleError, match=r"platforms \['abacus'\]: use some of"):
@@ -192,19 +197,19 @@ def test_what_cannot_be_exported(model_files, tmp_path, bundle_folder):
     with pytest.raises(BundleError, match="--seconds=-1 is no length"):
         write(seconds=(-1.0,))
     with pytest.raises(ValueError, match=r"chunk of 100 ms .* multiple of 160 ms"):
-        launcher.run(model_files[0], str(tmp_path / "new"), stream_ms=(100,))
+        exporting.run(model_files[0], str(tmp_path / "new"), stream_ms=(100,))
     with pytest.raises(BundleError, match="exists; remove it"):
-        export.write(bundle_folder, launcher.make_source(model_files[0]))
+        export.write(bundle_folder, bundle_source.make_source(model_files[0]))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_leaves_nothing_behind(model_files, tmp_path):
     code = """
         import resource, signal, sys
-        from nim4_jax.launch import export as launcher
+        from nim4_jax.serving import exporting
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-        launcher.run(sys.argv[1], sys.argv[2])
+        exporting.run(sys.argv[1], sys.argv[2])
     """
     done = subprocess.run(
         [

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh
 
 from nim4_jax import sharding
 from nim4_jax.configs import stage4, stage6
-from nim4_jax.launch import assembly
+from nim4_jax.model_files import loading
 from nim4_jax.models.asr import param_shapes
 from nim4_jax.train import placement
 
@@ -19,7 +19,7 @@ GOLDENS = Path(__file__).parents[1] / "goldens"
 
 @pytest.fixture(scope="module")
 def config():
-    return assembly.build_model_config(stage4.get_config("2b3").model.to_dict())
+    return loading.build_model_config(stage4.get_config("2b3").model.to_dict())
 
 
 def test_every_parameter_lies_where_it_did():
@@ -71,7 +71,7 @@ def test_which_meshes_the_model_takes(config, sizes, fits):
 def test_the_frozen_policy_lies_as_the_one_that_learns():
     """The reference of stage 6 is no smaller than the model; it is cut as well."""
     made = stage6.get_config("nano")
-    config = assembly.build_model_config(made.model.to_dict())
+    config = loading.build_model_config(made.model.to_dict())
     path = "llm/layers/mlp/down/kernel"
     leaf = jax.ShapeDtypeStruct(param_shapes(config)[path], "float32")
     tree: dict = leaf

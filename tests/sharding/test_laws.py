@@ -13,11 +13,12 @@ import optax
 import pytest
 
 from nim4_jax import features, sharding
+from nim4_jax.aot import collectives
 from nim4_jax.configs import stage4
 from nim4_jax.decode import offline
 from nim4_jax.decode.programs import Budget
 from nim4_jax.features import FeatureConfig, WhisperFeatures
-from nim4_jax.launch import assembly, collectives
+from nim4_jax.model_files import loading
 from nim4_jax.models.asr import Asr
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
 from nim4_jax.rl.objective import PARTS, Grpo
@@ -158,7 +159,7 @@ def test_a_step_has_all_reduces_only(tiny, config, stage, size):
     """Where parameters are whole everywhere, each device keeps to its own rows."""
     if size == "nano":
         values = stage4.get_config("nano").model.to_dict()
-        config = assembly.build_model_config(values)
+        config = loading.build_model_config(values)
     recipe, tx = make_recipes(tiny)[stage], optax.sgd(0.1)
     params = train_state.add_reference(tiny.make_params(recipe, config), recipe)
     state = train_state.init_state(params, recipe, tx)

@@ -10,9 +10,9 @@ import pytest
 from nim4_jax import sharding
 from nim4_jax.configs import stage4, stage6
 from nim4_jax.decode.programs import Budget
-from nim4_jax.launch import train as launcher
 from nim4_jax.rl.objective import PARTS, Grpo
 from nim4_jax.rl.worker import RolloutWorker
+from nim4_jax.runs import training
 from nim4_jax.train import state as train_state
 from nim4_jax.train.optim import OptimizerConfig
 from nim4_jax.train.recipes import Recipe
@@ -135,7 +135,7 @@ def test_someone_has_to_train(wanted, tmp_path):
     config = stage6.get_config("nano")
     config.rollout_devices = wanted
     with pytest.raises(ValueError, match=rf"={wanted}, .* 8 devices .* 0 .* to 7"):
-        launcher.run(config, str(tmp_path))
+        training.run(config, str(tmp_path))
 
 
 def test_what_cannot_be_split_is_refused_before_the_first_batch(tmp_path):
@@ -147,15 +147,15 @@ def test_what_cannot_be_split_is_refused_before_the_first_batch(tmp_path):
     with pytest.raises(
         ValueError, match=r"6 rows .* over the 4 .* of the rollout mesh"
     ):
-        launcher.run(config, str(tmp_path))
+        training.run(config, str(tmp_path))
     config.rollout_devices, config.mesh = 2, (4, 1, 1)
     with pytest.raises(ValueError, match=r"6 rows .* 4 .* of the training mesh"):
-        launcher.run(config, str(tmp_path))
+        training.run(config, str(tmp_path))
     config.rollout_devices = 0
     with pytest.raises(ValueError, match=r"6 rows .* 4 .* of the training mesh"):
-        launcher.run(config, str(tmp_path))
+        training.run(config, str(tmp_path))
     with config.unlocked():
         config.loss = stage4.get_config("nano").loss
     config.rollout_devices, config.mesh = 2, (1, 1, 1)
     with pytest.raises(ValueError, match=r"Transcribe needs no rollouts.*'grpo'"):
-        launcher.run(config, str(tmp_path))
+        training.run(config, str(tmp_path))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nim4_jax.launch import train_g2p
-from nim4_jax.text import g2p, graphones, letter_to_sound
+from nim4_jax.text import g2p, g2p_training, graphones, letter_to_sound
 from nim4_jax.text.letter_to_sound import LetterToSound, load_model
 
 
@@ -72,7 +72,7 @@ def small() -> LetterToSound:
         for b in "ae"
         for c, x in [("b", "B"), ("x", "K S"), ("sh", "SH"), ("", ""), ("ck", "K")]
     ]
-    return train_g2p.train(pairs, order=4, cutoffs=[1] * 4, rare=1)
+    return g2p_training.train(pairs, order=4, cutoffs=[1] * 4, rare=1)
 
 
 def test_alignment_gives_back_word_and_phonemes():
@@ -171,16 +171,16 @@ def test_shipped_model_on_held_out_words():
         if word.isascii() and word.isalpha() and train_g2p.is_held_out(word):
             held_out.setdefault(word, []).append(reading)
     words = sorted(held_out)[::40]
-    figures = train_g2p.score(load_model(), {word: held_out[word] for word in words})
+    figures = g2p_training.score(load_model(), {word: held_out[word] for word in words})
     assert figures["words"] > 140
     assert figures["word_accuracy"] > 0.64
     assert figures["phoneme_error"] < 0.095
 
 
 def test_count_edits():
-    assert train_g2p.count_edits((), ("A",)) == 1
-    assert train_g2p.count_edits(("A", "B", "C"), ("A", "C")) == 1
-    assert train_g2p.count_edits(("A", "B"), ("B", "A")) == 2
+    assert g2p_training.count_edits((), ("A",)) == 1
+    assert g2p_training.count_edits(("A", "B", "C"), ("A", "C")) == 1
+    assert g2p_training.count_edits(("A", "B"), ("B", "A")) == 2
 
 
 def test_command_writes_a_model_and_prints_figures(tmp_path, capsys):

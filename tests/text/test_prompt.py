@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.text import prompt
+from nim4_jax.text import prompt, template
 from nim4_jax.text.tokenizer import train
 
 TOKENIZER = train(["navigate to paris", "导航去故宫"] * 3, 420)
-START = TOKENIZER.special_id(prompt.IM_START)
+START = TOKENIZER.special_id(template.IM_START)
 END = TOKENIZER.end_id
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from nim4_jax.data import grammar
+from nim4_jax.data.corpora import grammar
 from nim4_jax.launch import train_tokenizer
 from nim4_jax.text.tokenizer import SPECIALS, Tokenizer, train
 

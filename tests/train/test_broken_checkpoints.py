@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nim4_jax.train import checkpoint
-from nim4_jax.train.checkpoint import Checkpoints
+from nim4_jax.train.checkpoints import checkpoint
+from nim4_jax.train.checkpoints.checkpoint import Checkpoints
 from nim4_jax.train.state import TrainState
 
 SHAPE = (64, 64)
@@ -185,8 +185,8 @@ import importlib.util
 spec = importlib.util.spec_from_file_location("tests", sys.argv[1])
 tests = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tests)
-from nim4_jax.launch import runtime
-from nim4_jax.train.checkpoint import Checkpoints
+from nim4_jax.process import errors
+from nim4_jax.train.checkpoints.checkpoint import Checkpoints
 
 def main(_):
     checkpoints, data = Checkpoints(sys.argv[2], 1), tests.make_data()
@@ -201,7 +201,7 @@ def main(_):
     checkpoints.save(tests.make_state(2), data, {"of": 2})
     checkpoints.close()
 
-runtime.guard(main)(None)
+errors.guard(main)(None)
 """
 
 

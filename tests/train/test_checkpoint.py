@@ -11,12 +11,12 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nim4_jax.data import text_pipeline
-from nim4_jax.data.text_pipeline import TextConfig
-from nim4_jax.launch import assembly
-from nim4_jax.train import checkpoint
+from nim4_jax.data.pipeline import text_pipeline
+from nim4_jax.data.pipeline.text_pipeline import TextConfig
+from nim4_jax.model_files import loading
 from nim4_jax.train import state as train_state
-from nim4_jax.train.checkpoint import Checkpoints
+from nim4_jax.train.checkpoints import checkpoint
+from nim4_jax.train.checkpoints.checkpoint import Checkpoints
 from nim4_jax.train.state import TrainState
 
 
@@ -217,7 +217,7 @@ def open_share(rank: int, hosts: int):
     """One host's rows of the warm-up's texts."""
     config = TextConfig(
         sources=("grammar:commands",),
-        tokenizer=assembly.find_tokenizer("nano"),
+        tokenizer=loading.find_tokenizer("nano"),
         batch_size=4,
         max_phonemes=(44,),
         window=2,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nim4_jax.train import checksums
+from nim4_jax.train.checkpoints import checksums
 
 DTYPES = ("float32", "bfloat16", "int32", "int8", "bool")
 

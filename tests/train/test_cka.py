@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.train import cka
+from nim4_jax.train.releases import cka
 from nim4_jax.types import Frames
 
 SEEDS = st.integers(0, 2**31 - 1)

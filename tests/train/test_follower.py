@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax.train import follower as following
-from nim4_jax.train import releases
-from nim4_jax.train.follower import Follower
-from nim4_jax.train.releases import Release
+from nim4_jax.train.releases import schedule as following
+from nim4_jax.train.releases import store
+from nim4_jax.train.releases.schedule import Follower
+from nim4_jax.train.releases.store import Release
 
 FOLLOWER = Follower(steps=70, every=5, min_steps=10, last_steps=25)
 
@@ -21,7 +21,7 @@ def publish(folder, step: int, final: bool = False) -> Release:
     """Publish the encoder whose numbers are the step."""
     params = {"encoder": {"bias": np.full(4, step, np.float32)}}
     facts = {"cka": 0.9, "final": final, "meta": {}}
-    return releases.publish(str(folder), params, step=step, **facts)
+    return store.publish(str(folder), params, step=step, **facts)
 
 
 def make_release(step: int, final: bool = False) -> Release:
@@ -154,7 +154,7 @@ def test_the_encoder_in_use_may_turn_out_to_be_the_final_one(tmp_path):
 def test_a_folder_that_vanishes_stops_nothing(tmp_path, log):
     """Index gone, then garbage, then good again."""
     publish(tmp_path, 100)
-    index = tmp_path / releases.INDEX
+    index = tmp_path / store.INDEX
     events = {
         1: index.unlink,
         12: lambda: index.write_text("{"),

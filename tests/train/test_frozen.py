@@ -15,11 +15,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from nim4_jax.train import checkpoint, frozen, optim
+from nim4_jax.train import optim
 from nim4_jax.train import state as train_state
-from nim4_jax.train.checkpoint import Checkpoints
+from nim4_jax.train.checkpoints import checkpoint, frozen
+from nim4_jax.train.checkpoints.checkpoint import Checkpoints
+from nim4_jax.train.checkpoints.stored_step import StoredStep
 from nim4_jax.train.state import TrainState
-from nim4_jax.train.stored_step import StoredStep
 
 # What Orbax leaves behind where one of many reads fails.
 pytestmark = pytest.mark.filterwarnings(

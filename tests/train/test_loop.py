@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from nim4_jax.models.asr import Asr
-from nim4_jax.train import checkpoint, loop
-from nim4_jax.train.checkpoint import Checkpoints
-from nim4_jax.train.interruption import Interrupted
+from nim4_jax.process.errors import Interrupted
+from nim4_jax.train import loop
+from nim4_jax.train.checkpoints import checkpoint
+from nim4_jax.train.checkpoints.checkpoint import Checkpoints
 from nim4_jax.train.metrics import MetricWriter, read_metrics
 from nim4_jax.train.step import make_train_step
 
@@ -32,6 +33,7 @@ def parts(tiny):
 
 def run(tiny, parts, folder, steps, data=None, every=3, **options):
     """Train in a folder up to `steps`, from its checkpoint where there is one."""
+    config_options = {name: options.pop(name) for name in ("until",) if name in options}
     config, recipe, step = parts
     _, state = tiny.make_state(recipe, config)
     data = data or tiny.make_data()
@@ -46,10 +48,8 @@ def run(tiny, parts, folder, steps, data=None, every=3, **options):
             data,
             checkpoints,
             writer,
-            steps=steps,
-            meta={},
-            log_every=2,
-            **options,
+            loop.LoopConfig(steps, log_every=2, **config_options),
+            loop.Hooks(**options),
         )
     finally:
         checkpoints.close()
@@ -78,7 +78,7 @@ def test_a_finished_run_stays_as_it_is(tiny, parts, tmp_path):
 
 
 class Waiting:
-    """A companion that waits after step 4, and is told to give up."""
+    """A callback that waits after step 4, and is told to give up."""
 
     name = "waiting"
 
@@ -100,13 +100,13 @@ class Waiting:
 
 
 def test_a_run_that_is_asked_to_end_saves_its_step(tiny, parts, tmp_path):
-    """After step 4, by who stops runs or while a companion waits; then 8 are 8."""
+    """After step 4, by who stops runs or while a callback waits; then 8 are 8."""
     whole = run(tiny, parts, tmp_path / "whole", 8)
     answers = iter([False] * 4 + [True])  # asked before the first step, too
     waiting = Waiting()
     for name, how, message in (
         ("stopped", {"stop": lambda: next(answers)}, "step 4 of 8 is saved"),
-        ("waiting", {"companions": [waiting]}, "SIGTERM was received"),
+        ("waiting", {"callbacks": [waiting]}, "SIGTERM was received"),
     ):
         with pytest.raises(Interrupted, match=message):
             run(tiny, parts, tmp_path / name, 8, **how)

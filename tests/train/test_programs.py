@@ -6,7 +6,7 @@ import numpy as np
 
 from nim4_jax import sharding
 from nim4_jax.train import loop
-from nim4_jax.train.checkpoint import Checkpoints
+from nim4_jax.train.checkpoints.checkpoint import Checkpoints
 from nim4_jax.train.metrics import MetricWriter
 from nim4_jax.train.programs import StepPrograms
 from nim4_jax.train.state import TrainState
@@ -60,11 +60,13 @@ def test_a_run_compiles_before_its_first_batch(tiny, tmp_path, log):
         data,
         checkpoints,
         writer,
-        steps=2,
-        meta={},
-        ahead=[tiny.make_arrays(0), tiny.make_arrays(0, samples=800)],
-        check=lambda step, values, arrays: seen.append(list(traced)),
-        mark=lambda step, phase: log.append(f"{step} {phase}"),
+        loop.LoopConfig(
+            2, ahead=[tiny.make_arrays(0), tiny.make_arrays(0, samples=800)]
+        ),
+        loop.Hooks(
+            check=lambda step, values, arrays: seen.append(list(traced)),
+            mark=lambda step, phase: log.append(f"{step} {phase}"),
+        ),
     )
     checkpoints.close()
     writer.close()

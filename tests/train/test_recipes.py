@@ -3,8 +3,9 @@
 import pytest
 
 from nim4_jax.configs import stage1, stage2, stage4, warmup
-from nim4_jax.launch import assembly, parameters
-from nim4_jax.train import optim
+from nim4_jax.model_files import loading
+from nim4_jax.runs import run_settings
+from nim4_jax.train import optim, parameter_count
 from nim4_jax.train.losses import CrCtc, ReadPhonemes, Transcribe
 
 STAGES = {
@@ -19,7 +20,7 @@ STAGES = {
 def test_stage_builds_at_nano(stage):
     """The frozen dataclasses of a run, without reading any audio."""
     module, loss, _ = STAGES[stage]
-    made = assembly.build_settings(module.get_config("nano"))
+    made = run_settings.build_settings(module.get_config("nano"))
     assert made.stage == stage and isinstance(made.recipe.loss, loss)
     assert made.recipe.steps > made.recipe.optimizer.warmup_steps
 
@@ -32,8 +33,8 @@ def test_rules_train_what_the_stage_is_for(stage, size):
     """Every parameter of the whole model has a rule; the trained parts are these."""
     module, _, trained = STAGES[stage]
     config = module.get_config(size)
-    params = parameters.trace_params(
-        assembly.build_model_config(config.model.to_dict())
+    params = parameter_count.trace_params(
+        loading.build_model_config(config.model.to_dict())
     )
     params["phoneme_reader"] = {
         "project": {"kernel": params["adaptor"]["up"]["kernel"]}

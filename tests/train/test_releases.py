@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from nim4_jax.train import releases
-from nim4_jax.train import watcher as watching
-from nim4_jax.train.releases import Release
-from nim4_jax.train.watcher import Watcher
+from nim4_jax.train.releases import divergence as watching
+from nim4_jax.train.releases import store
+from nim4_jax.train.releases.divergence import Watcher
+from nim4_jax.train.releases.store import Release
 from nim4_jax.weights import snapshot
 
 META = {"stage": "stage1", "text": "好"}
@@ -35,7 +35,7 @@ def publish(folder, step: int, final: bool = False, size: int = 4) -> Release:
     """Publish the encoder whose numbers are the step."""
     params = make_params(step, size)
     facts = {"cka": 0.9, "final": final, "meta": META}
-    return releases.publish(str(folder), params, step=step, **facts)
+    return store.publish(str(folder), params, step=step, **facts)
 
 
 def make_release(step: int, final: bool = False) -> Release:
@@ -46,40 +46,40 @@ def make_release(step: int, final: bool = False) -> Release:
 def test_what_was_published_is_read_back(tmp_path):
     """Entries by step, parameters to the bit, facts in the header."""
     folder = tmp_path / "deep" / "releases"
-    assert releases.read_index(str(folder)) == ()
+    assert store.read_index(str(folder)) == ()
     first, last = publish(folder, 500), publish(folder, 900, final=True)
-    assert releases.read_index(str(folder)) == (first, last)
+    assert store.read_index(str(folder)) == (first, last)
     assert (first.step, first.cka, first.final) == (500, 0.9, False)
     assert last.final and first.checksum != last.checksum
-    loaded = releases.load(str(folder), first)
+    loaded = store.load(str(folder), first)
     jax.tree.map(np.testing.assert_array_equal, loaded, make_params(500))
     assert snapshot.read(str(folder / first.name))[1] == META
     names = {path.name for path in folder.iterdir()}
-    assert names == {first.name, last.name, releases.INDEX}
+    assert names == {first.name, last.name, store.INDEX}
 
 
 def test_an_object_store_works_alike(object_store):
     """gs:// through epath."""
     folder = "gs://bucket/runs/releases"
-    assert releases.read_index(folder) == ()
+    assert store.read_index(folder) == ()
     first = publish(folder, 1)
-    assert releases.read_index(folder) == (first,)
-    assert get_value(releases.load(folder, first)) == 1
+    assert store.read_index(folder) == (first,)
+    assert get_value(store.load(folder, first)) == 1
     last = publish(folder, 2, final=True)
-    assert releases.read_index(folder) == (first, last)
+    assert store.read_index(folder) == (first, last)
     object_store.rm(f"{folder}/{first.name}")
     with pytest.raises(ValueError, match="deleted or is out of reach"):
-        releases.load(folder, first)
+        store.load(folder, first)
 
 
 def read_until_final(folder: str) -> int:
     """Poll as a follower does; whatever is listed must be whole. Number of looks."""
     looks, seen = 0, ()
     while not (seen and seen[-1].final):
-        now = releases.read_index(folder)
+        now = store.read_index(folder)
         assert now[: len(seen)] == seen
         for release in now[len(seen) :]:
-            assert get_value(releases.load(folder, release)) == release.step
+            assert get_value(store.load(folder, release)) == release.step
         looks, seen = looks + 1, now
     return looks
 
@@ -96,7 +96,7 @@ def test_a_polling_reader_never_sees_half(tmp_path):
     writer.start()
     assert read_until_final(str(tmp_path)) > 1
     writer.join()
-    assert len(releases.read_index(str(tmp_path))) == 20
+    assert len(store.read_index(str(tmp_path))) == 20
 
 
 def test_another_process_that_is_killed_leaves_nothing_half(tmp_path):
@@ -105,14 +105,14 @@ def test_another_process_that_is_killed_leaves_nothing_half(tmp_path):
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=publish_many, args=(folder, 10**6))
     process.start()
-    releases.wait_first(folder, limit_seconds=60, poll_seconds=0.05)
+    store.wait_first(folder, limit_seconds=60, poll_seconds=0.05)
     process.kill()
     process.join()
-    listed = releases.read_index(folder)
+    listed = store.read_index(folder)
     for release in listed:
-        releases.load(folder, release)
+        store.load(folder, release)
     last = publish(folder, 10**6 + 1, final=True)
-    assert releases.read_index(folder) == (*listed, last)
+    assert store.read_index(folder) == (*listed, last)
     assert not list(tmp_path.glob("incoming*"))
 
 
@@ -120,33 +120,33 @@ def test_another_process_that_is_killed_leaves_nothing_half(tmp_path):
 def test_a_crash_between_the_two_writes_changes_nothing(tmp_path, torn):
     """The snapshot is there and the index is not: the same call mends it."""
     first = publish(tmp_path, 1)
-    index = (tmp_path / releases.INDEX).read_bytes()
+    index = (tmp_path / store.INDEX).read_bytes()
     second = publish(tmp_path, 2)
-    (tmp_path / releases.INDEX).write_bytes(index)
+    (tmp_path / store.INDEX).write_bytes(index)
     (tmp_path / torn).write_bytes(b'{"format": 1, "rel')
-    assert releases.read_index(str(tmp_path)) == (first,)
+    assert store.read_index(str(tmp_path)) == (first,)
     assert publish(tmp_path, 2) == second
-    assert releases.read_index(str(tmp_path)) == (first, second)
+    assert store.read_index(str(tmp_path)) == (first, second)
     assert not (tmp_path / torn).exists()
 
 
 def test_publishing_again_changes_nothing(tmp_path):
     """A resumed run comes by the same steps with the same bits."""
     listed = [publish(tmp_path, step, final=step == 3) for step in (1, 2, 3)]
-    index = (tmp_path / releases.INDEX).read_bytes()
+    index = (tmp_path / store.INDEX).read_bytes()
     assert [publish(tmp_path, step) for step in (1, 2)] == listed[:2]
-    assert (tmp_path / releases.INDEX).read_bytes() == index
+    assert (tmp_path / store.INDEX).read_bytes() == index
 
 
 def test_a_run_that_became_another_takes_its_future_back(tmp_path):
     """Other bits at step 2: 2 and 3 of before are no longer listed, but still there."""
     first, old, later = (publish(tmp_path, step) for step in (1, 2, 3))
-    new = releases.publish(
+    new = store.publish(
         str(tmp_path), make_params(-2.0), step=2, cka=None, final=False, meta=META
     )
-    assert releases.read_index(str(tmp_path)) == (first, new)
+    assert store.read_index(str(tmp_path)) == (first, new)
     for release in (old, later):
-        assert get_value(releases.load(str(tmp_path), release)) == release.step
+        assert get_value(store.load(str(tmp_path), release)) == release.step
 
 
 def test_a_longer_run_clears_the_final_mark(tmp_path):
@@ -154,7 +154,7 @@ def test_a_longer_run_clears_the_final_mark(tmp_path):
     publish(tmp_path, 1, final=True)
     publish(tmp_path, 2)
     publish(tmp_path, 3, final=True)
-    marks = [release.final for release in releases.read_index(str(tmp_path))]
+    marks = [release.final for release in store.read_index(str(tmp_path))]
     assert marks == [False, False, True]
 
 
@@ -166,10 +166,10 @@ def test_lost_releases_are_named(tmp_path):
     for content in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-7], b""):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"{release.name} is corrupt: .*expected"):
-            releases.load(str(tmp_path), release)
+            store.load(str(tmp_path), release)
     path.unlink()
     with pytest.raises(ValueError, match=rf"{release.name} was deleted or is out"):
-        releases.load(str(tmp_path), release)
+        store.load(str(tmp_path), release)
 
 
 def make_index(*entries: tuple[int, bool]) -> str:
@@ -185,10 +185,10 @@ MIXED = [((2, False), (1, False)), ((1, False), (1, False)), ((1, True), (2, Fal
 @pytest.mark.parametrize("content", [*FOREIGN, *(make_index(*e) for e in MIXED)])
 def test_a_foreign_index_is_an_error_with_the_cure(tmp_path, content):
     """Also steps that do not rise; the writer leaves it as it is."""
-    path = tmp_path / releases.INDEX
+    path = tmp_path / store.INDEX
     path.write_text(content)
     with pytest.raises(ValueError, match=r"is no index of encoder releases .*folder"):
-        releases.read_index(str(tmp_path))
+        store.read_index(str(tmp_path))
     with pytest.raises(ValueError, match="is no index of encoder releases"):
         publish(tmp_path, 1)
     assert path.read_text() == content
@@ -204,10 +204,10 @@ def test_a_follower_may_be_there_first(tmp_path, log):
             publish(tmp_path / "later", 7)
             publish(tmp_path / "later", 8)
 
-    got = releases.wait_first(str(tmp_path / "later"), 100.0, 20.0, sleep)
+    got = store.wait_first(str(tmp_path / "later"), 100.0, 20.0, sleep)
     assert (got.step, pauses) == (7, [20.0] * 3)
     assert len(log) == 3 and log[2].endswith("later yet: waited 40 s")
-    assert releases.wait_first(str(tmp_path / "later"), 0.0, 20.0, sleep) == got
+    assert store.wait_first(str(tmp_path / "later"), 0.0, 20.0, sleep) == got
     assert len(pauses) == 3
 
 
@@ -215,10 +215,10 @@ def test_waiting_has_an_end(tmp_path):
     """The error names the folder, the time and the cure."""
     pauses = []
     with pytest.raises(TimeoutError, match=r"none after 50 s; start stage 1"):
-        releases.wait_first(str(tmp_path / "none"), 50.0, 20.0, pauses.append)
+        store.wait_first(str(tmp_path / "none"), 50.0, 20.0, pauses.append)
     assert pauses == [20.0, 20.0, 10.0]
     with pytest.raises(ValueError, match="more than 0 seconds"):
-        releases.wait_first(str(tmp_path), 50.0, 0.0, pauses.append)
+        store.wait_first(str(tmp_path), 50.0, 0.0, pauses.append)
 
 
 def test_the_end_of_stage1_is_waited_for(tmp_path, log):
@@ -232,13 +232,13 @@ def test_the_end_of_stage1_is_waited_for(tmp_path, log):
         if len(pauses) == 3:
             publish(tmp_path, 8, final=True)
 
-    index = tmp_path / releases.INDEX
+    index = tmp_path / store.INDEX
     index.write_text("{")
     with pytest.raises(TimeoutError, match=r"no final encoder release .* after 5 s"):
-        releases.wait_final(str(tmp_path), 5.0, 5.0, pauses.append)
+        store.wait_final(str(tmp_path), 5.0, 5.0, pauses.append)
     index.unlink()
     pauses.clear()
-    got = releases.wait_final(str(tmp_path), 100.0, 20.0, sleep)
+    got = store.wait_final(str(tmp_path), 100.0, 20.0, sleep)
     assert (got.step, pauses) == (8, [20.0] * 3)
     assert "is no index of encoder releases" in log[0]
     assert log[-1].endswith("yet: waited 40 s")
@@ -264,7 +264,7 @@ def drift(old: int, new: int) -> float:
 def test_releases_come_where_the_encoder_has_become_another(tmp_path):
     """Reference at 20; 30 is like it, 40 is not; 50 is like 40; 60 is the last."""
     run_stage1(tmp_path, drift)
-    listed = releases.read_index(str(tmp_path))
+    listed = store.read_index(str(tmp_path))
     facts = [(release.step, release.cka, release.final) for release in listed]
     assert facts == [(40, 0.9, False), (60, 0.99, True)]
 
@@ -276,14 +276,14 @@ def test_stage1_killed_and_resumed_publishes_the_same(tmp_path, saved):
     state = run_stage1(tmp_path / "parts", drift, stop=saved)
     for _ in range(2):
         run_stage1(tmp_path / "parts", drift, state, first=saved)
-    whole, parts = (tmp_path / name / releases.INDEX for name in ("whole", "parts"))
+    whole, parts = (tmp_path / name / store.INDEX for name in ("whole", "parts"))
     assert whole.read_bytes() == parts.read_bytes()
 
 
 def test_a_short_run_publishes_its_end(tmp_path):
     """Over before the first reference; what was decided is not decided again."""
     state = run_stage1(tmp_path, drift, steps=7, stop=7)
-    (only,) = releases.read_index(str(tmp_path))
+    (only,) = store.read_index(str(tmp_path))
     assert (only.step, only.cka, only.final) == (7, None, True)
     assert run_stage1(tmp_path, pytest.fail, state, 7, steps=7, stop=7) == state
 
@@ -294,7 +294,7 @@ def test_a_lost_reference_is_taken_anew(tmp_path, log):
     (tmp_path / state["reference"]["name"]).unlink()
     state = run_stage1(tmp_path, drift, state, first=36, stop=50)
     assert any("cannot be used" in line and "deleted" in line for line in log)
-    assert releases.read_index(str(tmp_path)) == ()
+    assert store.read_index(str(tmp_path)) == ()
     assert state["reference"]["step"] == 40
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from nim4_jax.launch import assembly
-from nim4_jax.models.qwen3 import LLMConfig
+from nim4_jax.model_files import loading
+from nim4_jax.models.llm_config import LLMConfig
 from nim4_jax.weights import conversion, hf, rules, tensor_file
 
-TOKENIZER = assembly.find_tokenizer("nano")
+TOKENIZER = loading.find_tokenizer("nano")
 SIZES = {
     "vocab_size": 2048,
     "width": 16,
@@ -96,7 +96,7 @@ def test_an_imported_model_can_be_started_from(tmp_path):
     """`init_from` takes the file; bf16 becomes float32 without a change."""
     tensors = write_folder(tmp_path / "hf")
     bring_in(tmp_path / "hf", tmp_path / "ours")
-    params, _ = assembly.load_model(str(tmp_path / "ours" / conversion.MODEL))
+    params, _ = loading.load_model(str(tmp_path / "ours" / conversion.MODEL))
     table = params["llm"]["embedding"]["table"]
     assert table.dtype == np.float32
     expected = tensors["model.embed_tokens.weight"].astype(np.float32)

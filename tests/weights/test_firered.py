@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nim4_jax.launch import assembly
 from nim4_jax.layers import Policy
+from nim4_jax.model_files import loading
 from nim4_jax.models import conformer
 from nim4_jax.ops import relative
 from nim4_jax.ops.relative import Chunking
@@ -195,7 +195,7 @@ def test_a_folder_is_imported(tmp_path, saved_by):
         shutil.copyfile(SAVED, tmp_path / "theirs" / "model.pth.tar")
     count = conversion.import_firered(str(tmp_path / "theirs"), str(tmp_path / "ours"))
     assert count == sum(array.size for array in WEIGHTS.values())
-    params, meta = assembly.load_model(str(tmp_path / "ours" / conversion.MODEL))
+    params, meta = loading.load_model(str(tmp_path / "ours" / conversion.MODEL))
     assert meta["model"]["encoder"]["width"] == 16
     flat, expected = optim.flatten(params["encoder"]), optim.flatten(load())
     assert flat.keys() == expected.keys()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nim4_jax.models.qwen3 import LLMConfig
+from nim4_jax.models.llm_config import LLMConfig
 from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.weights import conversion, gguf_file, hf, rules
 

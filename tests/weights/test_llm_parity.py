@@ -13,7 +13,7 @@ import pytest
 
 from nim4_jax.decode import offline
 from nim4_jax.layers import Policy
-from nim4_jax.models import qwen3
+from nim4_jax.models import llm_config, qwen3
 from nim4_jax.ops import rotary
 from nim4_jax.train import optim
 from nim4_jax.weights import conversion, hf, rules
@@ -28,9 +28,9 @@ SIZES = {
     "ffn": 48,
 }
 CONFIGS = {
-    "qwen3": qwen3.LLMConfig(**SIZES, head_dim=16),
-    "qwen2": qwen3.LLMConfig(**SIZES, head_dim=8, qk_norm=False, qkv_bias=True),
-    "llama": qwen3.LLMConfig(
+    "qwen3": llm_config.LLMConfig(**SIZES, head_dim=16),
+    "qwen2": llm_config.LLMConfig(**SIZES, head_dim=8, qk_norm=False, qkv_bias=True),
+    "llama": llm_config.LLMConfig(
         **SIZES,
         head_dim=8,
         qk_norm=False,

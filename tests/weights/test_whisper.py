@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from nim4_jax.configs import base
 from nim4_jax.features import WhisperFeatures
-from nim4_jax.launch import assembly
 from nim4_jax.layers import Policy
+from nim4_jax.model_files import loading
 from nim4_jax.models import whisper_encoder
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
 from nim4_jax.ops.relative import Chunking
@@ -181,13 +181,13 @@ def test_a_hugging_face_folder_is_imported(tmp_path, expected, prefix, shards, d
     count = conversion.import_whisper(str(tmp_path / "theirs"), str(tmp_path / "ours"))
     assert count == sum(array.size for array in expected.values())
     path = tmp_path / "ours" / conversion.MODEL
-    params, meta = assembly.load_model(str(path))
+    params, meta = loading.load_model(str(path))
     assert meta["model"] == {
         "features": dataclasses.asdict(WhisperFeatures(num_mels=8)),
         "encoder": dataclasses.asdict(CONFIG),
     }
     rest = base.get_config("nano").model.to_dict()
-    built = assembly.build_model_config(rest | meta["model"])
+    built = loading.build_model_config(rest | meta["model"])
     assert built.encoder == CONFIG and isinstance(built.features, WhisperFeatures)
     flat = optim.flatten(params)
     np.testing.assert_array_equal(flat.pop("cmvn/mean"), np.zeros(8, np.float32))
@@ -213,7 +213,7 @@ def test_what_ctranslate2_wrote_is_imported(tmp_path, expected, quantisation, bo
         preprocessor_config={"feature_size": 8},
     )
     conversion.import_whisper(str(tmp_path / "theirs"), str(tmp_path / "ours"))
-    params, meta = assembly.load_model(str(tmp_path / "ours" / conversion.MODEL))
+    params, meta = loading.load_model(str(tmp_path / "ours" / conversion.MODEL))
     assert WhisperEncoderConfig(**meta["model"]["encoder"]) == CONFIG
     flat = optim.flatten({"encoder": params["encoder"]})
     assert flat.keys() == expected.keys()

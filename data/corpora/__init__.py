@@ -1,0 +1,1 @@
+"""Data sets that the project makes: commands, prompts, names, keywords of manifests."""

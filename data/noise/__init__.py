@@ -1,0 +1,1 @@
+"""What happens to speech before it is heard: noise, rooms, levels, telephone, tempo."""

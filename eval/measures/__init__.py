@@ -1,0 +1,1 @@
+"""Figures of transcripts: error rates, names, latency, hallucinations, intervals."""

@@ -1,0 +1,1 @@
+"""Speed against peers, one module a benchmark of `nim4 bench`."""

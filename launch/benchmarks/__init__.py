@@ -1,1 +1,0 @@
-"""Measurements behind `launch/bench.py`, one module each."""

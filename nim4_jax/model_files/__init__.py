@@ -1,0 +1,1 @@
+"""Models as files: loaded from workdirs and snapshots, packed into one, averaged."""

@@ -1,0 +1,1 @@
+"""What a command does to its process: logs, errors, exit codes, caches, allocator."""

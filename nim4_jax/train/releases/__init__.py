@@ -1,0 +1,1 @@
+"""Encoder releases: stage 1 publishes when CKA says that it changed; others follow."""
