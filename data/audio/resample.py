@@ -65,7 +65,7 @@ class StreamResampler:
             )
         self._finished = False
 
-    def feed(self, samples: Packet) -> Float[np.ndarray, "S2"]:
+    def feed(self, samples: Packet) -> Float[np.ndarray, " S2"]:
         """Take a packet; hand out what is ready, which may be nothing.
 
         Args:
@@ -83,7 +83,7 @@ class StreamResampler:
             return mono.copy()
         return self._stream.resample_chunk(mono)
 
-    def finish(self) -> Float[np.ndarray, "S2"]:
+    def finish(self) -> Float[np.ndarray, " S2"]:
         """End the stream; hand out what the filter still holds.
 
         Raises:
@@ -104,7 +104,7 @@ class StreamResampler:
             )
 
 
-def _mix(samples: Packet) -> Float[np.ndarray, "S"]:
+def _mix(samples: Packet) -> Float[np.ndarray, " S"]:
     """A checked packet as mono float32."""
     if not isinstance(samples, np.ndarray) or samples.dtype not in (
         np.float32,

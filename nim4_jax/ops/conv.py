@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nim4_jax import sharding
+from nim4_jax.ops.cpu import by_taps, switch
 
 
 def depthwise(
@@ -85,16 +85,7 @@ def _multiply(term: Float[Array, "B U C"], factors: Float[Array, "#U C"]) -> Arr
 
 
 def _lay_out(kernel: Float[Array, "W C"]) -> Float[Array, "W C"]:
-    """The kernel, on CPU as the product with 1.
-
-    There XLA fuses the slice that a scan takes from its stack of kernels into the loop
-    that reads it, which then takes seven times as long; into products it fuses nothing.
-    """
-
-    def multiply(kernel: Array) -> Array:
-        return jnp.eye(kernel.shape[0], dtype=kernel.dtype) @ kernel
-
-    return jax.lax.platform_dependent(kernel, cpu=multiply, default=lambda x: x)
+    return switch.choose(kernel, cpu=by_taps.lay_out, default=lambda x: x)
 
 
 def _seen(values: Array, visible: Array, tap: int, right: int) -> Array:
@@ -140,9 +131,9 @@ def _kernel_gradient(padded, visible, gradient, right):
     319 MiB of memory traffic for W reductions, 0.06 M and 48 MiB for a convolution.
     """
     arguments = padded, visible, gradient
-    by_platform = {"cpu": sum_by_taps, "tpu": convolve, "default": sum_at_once}
-    by_platform = {k: partial(f, right=right) for k, f in by_platform.items()}
-    return jax.lax.platform_dependent(*arguments, **by_platform).astype(padded.dtype)
+    forms = {"cpu": by_taps.sum_by_taps, "tpu": convolve, "default": sum_at_once}
+    forms = {name: partial(form, right=right) for name, form in forms.items()}
+    return switch.choose(*arguments, **forms).astype(padded.dtype)
 
 
 def sum_at_once(padded, visible, gradient, right, first=0):
@@ -182,32 +173,6 @@ def convolve(padded, visible, gradient, right):
         lambda: sum_at_once(padded, visible, gradient, right, first),
     )
     return jnp.concatenate([sums[:first], ahead])
-
-
-def sum_by_taps(padded, visible, gradient, right):
-    """The same, tap by tap: products of frames summed over rows, then over frames.
-
-    XLA's CPU sums over leading axes slowly, and makes the gradient anew for each tap
-    that stands in one loop with it. Each device sums over its own rows.
-    """
-    del right
-    return sharding.sum_rows(_sum_by_rows, len(padded))(visible, padded, gradient)
-
-
-def _sum_by_rows(visible, padded, gradient):
-    gradient = gradient.astype(jnp.float32)
-
-    def sum_up(_, tap):
-        first, seen = tap
-        rows = jax.lax.dynamic_slice_in_dim(padded, first, seen.shape[0], axis=1)
-        total = jnp.zeros(gradient.shape[1:], jnp.float32)
-        for row, weights in zip(rows, gradient, strict=True):
-            total = total + row.astype(jnp.float32) * weights
-        return None, seen @ total
-
-    taps = jnp.arange(visible.shape[1], dtype=jnp.int32)
-    seen = visible.T.astype(jnp.float32)
-    return jax.lax.scan(sum_up, None, (taps, seen))[1]
 
 
 _shifted_sum.defvjp(_forward, _backward)

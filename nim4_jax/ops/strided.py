@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from nim4_jax.ops.cpu import by_taps, switch
 
 _STRIDE = 2
 
@@ -46,9 +49,10 @@ def _forward(inputs, kernel):
 def _backward(operands, gradient):
     inputs, kernel = operands
     (by_inputs,) = jax.linear_transpose(lambda x: _apply(x, kernel), inputs)(gradient)
-    by_kernel = jax.lax.platform_dependent(
-        inputs, kernel, gradient, cpu=multiply_taps, default=transpose
-    )
+    wide = kernel.shape[2] > 1
+    products = functools.partial(by_taps.multiply_taps, stride=_STRIDE)
+    form = products if wide else transpose
+    by_kernel = switch.choose(inputs, kernel, gradient, cpu=form, default=transpose)
     return by_inputs, by_kernel
 
 
@@ -56,26 +60,6 @@ def transpose(inputs, kernel, gradient):
     """The kernel's gradient as XLA has it."""
     (by_kernel,) = jax.linear_transpose(lambda k: _apply(inputs, k), kernel)(gradient)
     return by_kernel
-
-
-def multiply_taps(inputs, kernel, gradient):
-    """The same as a product for each tap: of what it saw and the gradient."""
-    height, width, channels, _ = kernel.shape
-    if channels == 1:  # too narrow for products
-        return transpose(inputs, kernel, gradient)
-    steps, bands = gradient.shape[1:3]
-    axes = (0, 1, 2)
-
-    def multiply(v: int, w: int) -> Array:
-        rows = slice(v, v + _STRIDE * steps, _STRIDE)
-        columns = slice(w, w + _STRIDE * bands, _STRIDE)
-        seen = inputs[:, rows, columns]
-        return jax.lax.dot_general(
-            seen, gradient, ((axes, axes), ((), ())), preferred_element_type=jnp.float32
-        )
-
-    rows = [jnp.stack([multiply(v, w) for w in range(width)]) for v in range(height)]
-    return jnp.stack(rows).astype(kernel.dtype)
 
 
 convolve.defvjp(_forward, _backward)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nim4_jax import sharding
 from nim4_jax.aot import collectives
 from nim4_jax.ops import conv
+from nim4_jax.ops.cpu import by_taps
 from nim4_jax.ops.relative import UNLIMITED
 
 TAPS, FRAMES, CHANNELS = 5, 12, 3
@@ -104,13 +105,13 @@ def test_the_forms_of_the_kernel_gradient_agree(right, hidden):
     visible = np.ones((FRAMES, TAPS), bool)
     if hidden:
         visible[:, TAPS - right :] = rng.random((FRAMES, right)) < 0.5
-    forms = (conv.sum_by_taps, conv.sum_at_once, conv.convolve)
+    forms = (by_taps.sum_by_taps, conv.sum_at_once, conv.convolve)
     sums = [jax.jit(f, static_argnums=3)(padded, visible, slope, right) for f in forms]
     for other in sums[1:]:
         np.testing.assert_allclose(sums[0], other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", [conv.sum_by_taps, conv.sum_at_once, conv.convolve])
+@pytest.mark.parametrize("form", [by_taps.sum_by_taps, conv.sum_at_once, conv.convolve])
 def test_each_device_sums_over_its_own_rows(form):
     """One sum of what they found, where the rows lie on eight devices."""
     rng = np.random.default_rng(0)
