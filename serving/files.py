@@ -83,7 +83,7 @@ class Files:
                     content = memoryview(
                         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                     )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter of impossible names
             raise BundleError(
                 f"{path} is missing or cannot be read ({error}); copy or export the "
                 "bundle again."

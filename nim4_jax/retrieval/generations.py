@@ -239,7 +239,7 @@ def _verify(place: Path, facts: Facts) -> Path:
     try:
         size = path.stat().st_size
         found = _sum(path) if size == facts["bytes"] else 0
-    except OSError:
+    except (OSError, ValueError):  # the latter of a name that no file can have
         size, found = -1, 0
     if size != facts["bytes"]:
         told = "missing" if size < 0 else f"{size} bytes long"

@@ -238,6 +238,10 @@ def test_another_format_or_inventory_is_refused(tmp_path, key, value, message):
         lambda files: files.pop("machine.symbol"),
         lambda files: files.update({"bigrams.x": files["machine.symbol"]}),
         lambda files: files.clear(),
+        # Names that no file system takes.
+        lambda files: files[next(iter(files))].update(file="1/\ud83d"),
+        lambda files: files[next(iter(files))].update(file="1/\0"),
+        lambda files: files[next(iter(files))].update(file="x" * 5_000),
     ],
 )
 def test_a_manifest_that_lacks_facts_is_named(tmp_path, harm):

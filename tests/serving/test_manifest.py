@@ -203,6 +203,19 @@ def test_what_cannot_be_exported(model_files, tmp_path, bundle_folder):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["\ud83d", "a\0b", "x" * 5_000])
+def test_names_that_no_file_can_have_are_missing(bundle_folder, tmp_path, name):
+    """A manifest may hold any string: half of a surrogate pair, a zero byte, …"""
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle_folder, folder)
+    path = folder / manifest.FILE
+    facts = json.loads(path.read_text(encoding="utf8"))
+    facts["files"][name] = facts["files"][manifest.TOKENIZER]
+    path.write_text(json.dumps(facts), encoding="utf8")
+    with pytest.raises(BundleError, match="is missing or cannot be read"):
+        bundle.load(str(folder))
+
+
 def test_a_full_disk_leaves_nothing_behind(model_files, tmp_path):
     code = """
         import resource, signal, sys
