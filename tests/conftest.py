@@ -55,6 +55,12 @@ jaxtyping.install_import_hook(
     "nim4_array_checks.check_arrays",
 )
 
+# Compiled programs are kept for other files, processes and runs: two thirds of the
+# time of many tests is XLA's. A program that changes has another key.
+COMPILED = str(Path(__file__).parents[1] / ".pytest_cache" / "xla")
+jax.config.update("jax_compilation_cache_dir", COMPILED)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -108,9 +114,9 @@ def room_for_programs():
 
 
 @pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory) -> str:
-    """A folder for compiled programs that processes of one test session may share."""
-    return str(tmp_path_factory.mktemp("compiled"))
+def compilation_cache() -> str:
+    """A folder for compiled programs that processes that tests start may share."""
+    return COMPILED
 
 
 def load_beside(name: str):
