@@ -33,8 +33,11 @@ def load(origin: str, *, chunk_ms: int = 0, left: int = 4) -> Loaded:
         return bundle.load(origin, chunk_ms=chunk_ms, left=left)
     params, meta = loading.load_model(origin)
     config = loading.build_model_config(meta["model"])
-    tokenizer = Tokenizer.from_file(loading.find_tokenizer(meta["tokenizer"]))
-    if "llm" in params:
+    # What only hears needs no tokenizer of its own, which may be elsewhere.
+    writes = "llm" in params
+    name = meta["tokenizer"] if writes else "nano"
+    tokenizer = Tokenizer.from_file(loading.find_tokenizer(name))
+    if writes:
         loading.check_vocabulary(tokenizer, config)
     chunk = config.rates.frames_of_chunk(chunk_ms) if chunk_ms else 0
     programs = ModelPrograms.create(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -148,9 +147,7 @@ def _name_utterance(path: str, offset: float | None) -> str:
 
 def _check_optional(row: dict, origin: str) -> None:
     duration = row.get("duration")
-    number = isinstance(duration, (int, float)) and not isinstance(duration, bool)
-    # False for NaN, infinity, and integers beyond any float.
-    if duration is not None and not (number and 0 <= duration <= sys.float_info.max):
+    if duration is not None and not timings.is_seconds(duration):
         raise ValueError(
             f"{origin}: 'duration' is {duration!r}, expected seconds (a number ≥ 0)"
         )

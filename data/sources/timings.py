@@ -12,8 +12,9 @@ the whole recording would be trained on and scored with one segment's text.
 
 from __future__ import annotations
 
-import math
 import re
+import sys
+from typing import Any
 
 BEGINS = ("offset", "begin", "start")
 ENDS = ("end", "stop")
@@ -25,6 +26,12 @@ _LOOKS = re.compile(
     r"(?:_?(?:time|at|pos|position|s|sec|secs|seconds?|ms|msec|milliseconds?|samples?|"
     r"frames?|ts|timestamp))?|(?:segment|time_?range|time_?span|interval|timestamps?)"
 )
+
+
+def is_seconds(value: Any) -> bool:
+    """Whether a value of JSON is a time: no NaN, no integer beyond any float."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value <= sys.float_info.max
 
 
 def find_segment(row: dict, origin: str) -> tuple[float | None, float | None]:
@@ -73,8 +80,7 @@ def _choose(row: dict, keys: tuple[str, ...], origin: str) -> tuple[float | None
         value = row.get(key)
         if value is None:
             continue
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not value >= 0 or not math.isfinite(value):
+        if not is_seconds(value):
             raise ValueError(
                 f"{origin}: {key!r} is {value!r}, expected seconds (a number ≥ 0)"
             )

@@ -9,7 +9,8 @@ import soundfile
 
 import nim4_jax
 from nim4_jax.decode.hotwords import HotwordList
-from nim4_jax.serving import api, transcription
+from nim4_jax.serving import api, recognisers, transcription
+from nim4_jax.weights import snapshot
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,19 @@ def test_a_model_that_only_hears_is_refused(model_files):
     """With what to train."""
     with pytest.raises(ValueError, match="train stages 2 and 4"):
         nim4_jax.load(model_files[1])
+
+
+def test_what_only_hears_needs_no_tokenizer(model_files, tmp_path):
+    """A stage-1 model is evaluated anywhere; one that writes names what it lacks."""
+    for origin, fails in zip(model_files, (True, False)):
+        params, meta = snapshot.read(origin)
+        path = str(tmp_path / "moved.safetensors")
+        snapshot.write(path, params, {**meta, "tokenizer": "gone/tokenizer.json"}, "")
+        if fails:
+            with pytest.raises((OSError, ValueError), match=r"gone/tokenizer\.json"):
+                recognisers.load(path)
+        else:
+            assert not recognisers.load(path).recogniser.writes
 
 
 def test_the_command_writes_the_same(recogniser, model_files, noise, tmp_path, capsys):
