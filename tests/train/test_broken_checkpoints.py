@@ -96,9 +96,9 @@ def lose(*parts: str):
     return lambda workdir: Path(workdir, "checkpoints", "3", *parts).unlink()
 
 
-def scribble(*parts: str):
-    """Cut a JSON file of the last checkpoint short."""
-    return lambda w: Path(w, "checkpoints", "3", *parts).write_text('{"of": ')
+def scribble(*parts: str, text: str = '{"of": '):
+    """Cut a JSON file of the last checkpoint short, or put other JSON there."""
+    return lambda w: Path(w, "checkpoints", "3", *parts).write_text(text)
 
 
 BREAKS = {
@@ -109,6 +109,19 @@ BREAKS = {
     "data": (lose("data", "metadata"), r"the file .*3/data/metadata cannot be read"),
     "meta": (scribble("meta", "metadata"), r"the file .*3/meta/metadata cannot"),
     "sums": (scribble("checksums", "metadata"), r"3/checksums/metadata cannot be read"),
+    "list": (scribble("meta", "metadata", text="[1]"), r"it holds list, expected an"),
+    "number": (
+        scribble("checksums", "metadata", text="1.5"),
+        r"it holds float, expect",
+    ),
+    "words": (
+        scribble("checksums", "metadata", text='{"params/a": "1"}'),
+        r"'params/a' is '1', expected int",
+    ),
+    "brackets": (
+        scribble("meta", "metadata", text="[" * 100_000),
+        r"3/meta/metadata cannot be read",
+    ),
 }
 
 

@@ -242,6 +242,18 @@ def test_a_damaged_piece_is_named_and_costs_no_step(tmp_path, kind):
     assert_equal(restore(tmp_path), make_state(2))
 
 
+@pytest.mark.parametrize("text", ["1.5", "[]", '{"encoder": 1}'])
+def test_a_link_of_other_json_is_named(tmp_path, text):
+    """It says of each part which piece is meant."""
+    save(tmp_path, [make_state(1)])
+    link = tmp_path / "checkpoints" / "1" / "frozen" / "metadata"
+    link.write_text(text)
+    with pytest.raises(
+        ValueError, match=r"1/frozen/metadata cannot be read .*expected"
+    ):
+        checkpoint.load_params(str(tmp_path))
+
+
 def test_a_lost_link_is_no_step_of_before(tmp_path):
     """Else what trains would be taken for the whole model."""
     save(tmp_path, [make_state(1)])

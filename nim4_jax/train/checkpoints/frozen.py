@@ -239,9 +239,11 @@ def read_link(step: epath.Path) -> Link:
         CorruptError: it cannot be read, or was lost.
     """
     described = step / _ITEMS
-    items = read_json(described, step)["item_handlers"] if described.exists() else {}
-    linked = FOLDER in items or (step / FOLDER).exists()
-    return read_json(step / LINK, step) if linked else {}
+    facts = read_json(described, step) if described.exists() else {}
+    items = facts.get("item_handlers")
+    named = isinstance(items, dict) and FOLDER in items
+    linked = named or (step / FOLDER).exists()
+    return read_json(step / LINK, step, str) if linked else {}
 
 
 def split(params: Params, rules: optim.Rules) -> tuple[Params, FlatParams]:

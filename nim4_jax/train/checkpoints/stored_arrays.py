@@ -24,19 +24,27 @@ def describe_error(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def read_json(path: epath.Path, owner: object) -> dict[str, Any]:
+def read_json(path: epath.Path, owner: object, kind: type = object) -> dict[str, Any]:
     """A JSON file of a checkpoint.
 
     Args:
         path: of the file.
         owner: what it belongs to, for the error.
+        kind: of all its values.
 
     Raises:
-        CorruptError: the file is missing or is no JSON.
+        CorruptError: the file is missing or holds no object of such values.
     """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds {type(value).__name__}, expected an object")
+        for key, inner in value.items():
+            if not isinstance(inner, kind):
+                raise ValueError(f"{key!r} is {inner!r}, expected {kind.__name__}")
+        return value
+    # Brackets in brackets, thousands deep, are a RecursionError.
+    except (OSError, ValueError, RecursionError) as error:
         reason = describe_error(error)
         raise CorruptError(
             f"{owner}: the file {path} cannot be read ({reason})"

@@ -150,7 +150,7 @@ class StoredStep:
         """Path → checksum of what lies in the step; None where none is kept."""
         if not (self._folder / "checksums").exists():
             return None
-        return read_json(self._folder / "checksums" / _JSON, self)
+        return read_json(self._folder / "checksums" / _JSON, self, int)
 
 
 def _place(leaf: Any) -> jax.ShapeDtypeStruct:
