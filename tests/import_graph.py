@@ -4,7 +4,7 @@ python tests/import_graph.py      the picture in Mermaid, as docs/architecture.m
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +74,41 @@ def read_graph() -> dict[str, set[str]]:
         name: set(find_imports(path, modules)) - {name, ""}
         for name, path in modules.items()
     }
+
+
+def find_names(path: Path) -> set[str]:
+    """What a module defines or imports at its top."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+    return names
+
+
+def find_unknown(paths: Iterable[Path]) -> list[str]:
+    """Names that files import from the product, wherever they do, and that are gone.
+
+    Imports of peers that few installations have are run by no test.
+    """
+    modules, unknown = find_modules(), []
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+            if not isinstance(node, ast.ImportFrom) or node.level or not node.module:
+                continue
+            package, _, inner = node.module.partition(".")
+            if package != "nim4_jax" or not inner:
+                continue
+            known = find_names(modules[inner]) if inner in modules else set()
+            unknown += [
+                f"{path.relative_to(ROOT)}: {node.module}.{alias.name}"
+                for alias in node.names
+                if alias.name not in known and f"{inner}.{alias.name}" not in modules
+            ]
+    return unknown
 
 
 def find_package(module: str) -> str:

@@ -71,6 +71,11 @@ def test_no_import_goes_up_and_none_in_a_circle(import_graph):
         assert not find_imports(path) & {"jax", "flax"}, path
 
 
+def test_what_is_imported_is_there(import_graph):
+    """Also inside functions, and of modules that need what is not installed."""
+    assert import_graph.find_unknown(FILES) == []
+
+
 def test_the_picture_of_imports_is_true(import_graph):
     """docs/imports.svg is what `python tests/import_graph.py` prints."""
     picture = (ROOT / "docs" / "imports.svg").read_text(encoding="utf8")

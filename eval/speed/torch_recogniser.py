@@ -15,7 +15,6 @@ from nim4_jax.eval.speed import torch_conformer
 from nim4_jax.models.asr import AsrConfig, Prompt
 from nim4_jax.models.llm_config import LLMConfig
 from nim4_jax.ops.spec_augment import SpecAugmentConfig
-from nim4_jax.rates import SPEECH_STRIDE
 
 _IGNORED = -100
 """Target behind the end of an answer."""
@@ -46,15 +45,18 @@ def make_llm(config: LLMConfig) -> nn.Module:
     )
 
 
-class BatchRecogniser(nn.Module):
+class Recogniser(nn.Module):
     """Front end, encoder, adaptor and LLM."""
 
     def __init__(self, config: AsrConfig):
         super().__init__()
         self.front_end = torch_conformer.FrontEnd(config.features)
         self.encoder = torch_conformer.Encoder(config.encoder)
+        self.stride = config.speech_stride
         self.adaptor = nn.Sequential(
-            nn.Linear(SPEECH_STRIDE * config.encoder.width, config.adaptor_width),
+            nn.Linear(
+                config.speech_stride * config.encoder.width, config.adaptor_width
+            ),
             nn.ReLU(),
             nn.Linear(config.adaptor_width, config.llm.width),
         )
@@ -64,7 +66,7 @@ class BatchRecogniser(nn.Module):
         """Features and encoder frames of each row → speech tokens, which are real."""
         invalid = torch.arange((x.shape[1] + 3) // 4) >= counts[:, None]
         frames = self.encoder(x, invalid).masked_fill(invalid[..., None], 0.0)
-        stride = SPEECH_STRIDE
+        stride = self.stride
         frames = functional.pad(frames, (0, 0, 0, -frames.shape[1] % stride))
         speech = self.adaptor(frames.unflatten(1, (-1, stride)).flatten(2))
         real = ~invalid[:, ::stride]
@@ -99,7 +101,7 @@ class TranscriptTrainer(torch_conformer.Trainer):
     def __init__(
         self, config: AsrConfig, augmentation: SpecAugmentConfig, prompt: Prompt
     ):
-        self.recogniser = BatchRecogniser(config)
+        self.recogniser = Recogniser(config)
         self.augmentation, self.prompt = augmentation, prompt
         super().__init__(self.recogniser)
 
