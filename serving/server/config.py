@@ -22,6 +22,7 @@ class ServerConfig(pydantic.BaseModel):
     Attributes:
         model: workdir, .safetensors file or bundle.
         model_name: what clients call it.
+        aliases: other names of models that clients may ask for and get this one.
         languages: that it writes, ISO 639-1.
         host: address to listen at.
         port: to listen at; 0 for any.
@@ -58,6 +59,12 @@ class ServerConfig(pydantic.BaseModel):
 
     model: str = ""
     model_name: str = "nim4-asr"
+    aliases: tuple[str, ...] = (
+        "whisper-1",
+        "gpt-4o-transcribe",
+        "gpt-4o-mini-transcribe",
+        "gpt-transcribe",
+    )
     languages: tuple[str, ...] = ("en", "zh")
     host: str = "127.0.0.1"
     port: int = pydantic.Field(8000, ge=0, lt=65536)

@@ -95,6 +95,7 @@ class Engine:
         metrics: what is counted.
         failure: why its thread has ended, None while it has not.
         loaded: the model, once it is there.
+        on_end: called, from its thread, when that ends by a failure.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Engine:
         self.config, self.metrics = config, metrics or Metrics()
         self.failure: BaseException | None = None
         self.loaded: Loaded | None = None
-        self._load, self._on_end = load, on_end
+        self._load, self.on_end = load, on_end
         self._listeners: dict[int, Listener] = {}
         self._streams: dict[Session, Stream] = {}
         self._calls: collections.deque[_Call] = collections.deque()
@@ -137,8 +138,9 @@ class Engine:
         return self._stopping or self.failure is not None
 
     def start(self) -> None:
-        """Begin to load the model."""
-        self._thread.start()
+        """Begin to load the model, unless that has been done."""
+        if not self._thread.ident:
+            self._thread.start()
 
     def wait_ready(self, seconds: float | None = None) -> None:
         """Wait until it is ready.
@@ -228,7 +230,12 @@ class Engine:
             self._changed.notify_all()
         return made.future.result()
 
-    def check_chunk(self, chunk_ms: int) -> bool:
+    @property
+    def prompt_tokens(self) -> int:
+        """Room for instruction and names in a file's prompt, once it is ready."""
+        return next(iter(self._listeners.values())).config.suffix_tokens
+
+    def has_chunk(self, chunk_ms: int) -> bool:
         """Whether streams may have chunks of that length."""
         return chunk_ms in self._listeners
 
@@ -249,8 +256,8 @@ class Engine:
         finally:
             self._ready.set()
             self._tell_end()
-        if self.failure is not None and self._on_end:
-            self._on_end()
+        if self.failure is not None and self.on_end:
+            self.on_end()
 
     def _prepare(self) -> None:
         """Load, and compile every program that may be needed."""
@@ -267,7 +274,7 @@ class Engine:
             listener.warm_up()
             self._listeners[size.chunk_ms] = listener
         own = loaded.recogniser
-        width = sizes[0].suffix_tokens
+        width = self.prompt_tokens
         # Names that are found come behind those that are given.
         widths = (width, width + FOUND_TOKENS) if config.finds else (width,)
         shared = SharedPrograms(own.programs, own.tokenizer, widths, self.call)

@@ -10,6 +10,10 @@ SERVER = "server_error"
 RETRY_SECONDS = 5
 
 
+class ClientGone(Exception):
+    """A client that has not read what it was sent for too long."""
+
+
 class ServeError(Exception):
     """An error that a client is told, in OpenAI's shape.
 
