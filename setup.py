@@ -69,15 +69,26 @@ EVAL = [  # texts normalised as others do it, eval/measures/normalisers.py
     "wetext>=0.1.8,<0.2",
     "whisper-normalizer>=0.1.12,<0.2",
 ]
+SERVE = [  # nim4 serve
+    "fastapi>=0.115,<1",
+    "prometheus-client>=0.20,<1",
+    "pydantic>=2.7,<3",
+    "python-multipart>=0.0.18,<1",
+    "uvicorn[standard]>=0.40,<1",
+    "websockets>=13",
+]
 TEST = [
     *EVAL,
+    *SERVE,
     "build>=1.2",
     "gguf>=0.10",
+    "httpx>=0.27",
     "hypothesis>=6.100",
     "jiwer>=4.0,<5",
     "jsonschema>=4.20",
     "kaldi-native-fbank>=1.20",
     "kubernetes-validate>=1.30",
+    "openai[realtime]>=2.0",
     "pytest>=8.0",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.5",
@@ -111,6 +122,7 @@ setup(
         "corpus": CORPUS,
         "test": TEST,
         "eval": EVAL,
+        "serve": SERVE,
         "gguf": ["gguf>=0.10"],
         "scann": [SCANN],
         # To compile for devices that are not here: nim4 train --compile_only.

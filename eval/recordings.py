@@ -160,6 +160,7 @@ def join(pieces: Sequence[Transcript], seconds: float) -> Transcript:
         "words": (),
         "phonemes": tuple(unit for piece in pieces for unit in piece.phonemes),
         "duration": seconds,
+        "token_log_probs": tuple(p for piece in pieces for p in piece.token_log_probs),
     }
     found = [piece.hints for piece in pieces if isinstance(piece, Prompted)]
     if not found:

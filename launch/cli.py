@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": "two evaluations: which is better, and is it luck",
     "curves": "metrics of runs over their steps, as a picture",
     "transcribe": "recordings to text, JSON or subtitles",
+    "serve": "streams over WebSockets and files over OpenAI's API",
     "transcribe_corpus": "millions of recordings to text, on a Ray cluster or here",
     "demo": "train, evaluate and try the nano model",
     "average": "the mean of several models, as one",

@@ -16,7 +16,7 @@ from nim4_jax.decode.hotwords import FindingRecogniser, HotwordList
 from nim4_jax.decode.recogniser import BatchRecogniser, Loaded
 from nim4_jax.decode.segments import AudioBatch, Batcher, Segment
 from nim4_jax.decode.silero import Silero
-from nim4_jax.decode.transcripts import Recording
+from nim4_jax.decode.transcripts import Passage, Recording
 
 VADS = ("silero", "none")
 
@@ -82,6 +82,55 @@ def transcribe_recordings(
     Raises:
         ValueError: an unknown vad.
     """
+    options = {"batch": batch, "vad": vad, "timings": timings, "hints": hints}
+    emitted = 0
+    done = _transcribe_batches(
+        loaded, recordings, names=names, show_progress=show_progress, **options
+    )
+    for _ in done:
+        while emitted < len(recordings) and _is_complete(recordings[emitted]):
+            yield recordings[emitted]
+            emitted += 1
+    yield from recordings[emitted:]
+
+
+def follow(loaded: Loaded, recording: Recording, **options: Any) -> Iterator[Passage]:
+    """Transcribe one recording while it is read.
+
+    Args:
+        loaded: the model and its shapes.
+        recording: nothing of which is read yet; it gets its passages as they are done.
+        **options: of `transcribe_recordings`.
+
+    Yields:
+        Its passages in the order of time, each as soon as none before it is missing.
+
+    Raises:
+        AudioError, OSError: nothing of it can be read.
+        ValueError: an unknown vad.
+    """
+    told = 0
+    for _ in _transcribe_batches(loaded, [recording], **options):
+        missing = min(recording.waiting, default=float("inf"))
+        settled = [p for p in recording.passages if p.start < missing]
+        yield from settled[told:]
+        told = len(settled)
+    if recording.cause:
+        raise recording.cause
+
+
+def _transcribe_batches(
+    loaded: Loaded,
+    recordings: list[Recording],
+    *,
+    batch: int = 8,
+    vad: str = "silero",
+    timings: bool = True,
+    hints: Sequence[str] = (),
+    names: HotwordList | None = None,
+    show_progress: bool = False,
+) -> Iterator[None]:
+    """`transcribe_recordings`, batch by batch: what is done stands in them."""
     if vad not in VADS:
         raise ValueError(f"vad {vad!r} is unknown; use one of {VADS}.")
     recogniser = loaded.recogniser
@@ -95,16 +144,12 @@ def transcribe_recordings(
         rows *= 2
     rows = min(rows, batch)
     batcher = Batcher(loaded.bucket_seconds, (rows,) * len(loaded.bucket_seconds))
-    emitted = 0
     bar = tqdm(total=round(total), unit="s", disable=None if show_progress else True)
     with bar:
         for ready in _iterate_batches(recordings, batcher, limit, detector):
             _finish(recogniser, ready, recordings, timings, hints)
             bar.update(round(sum(each.progress for each in recordings)) - bar.n)
-            while emitted < len(recordings) and _is_complete(recordings[emitted]):
-                yield recordings[emitted]
-                emitted += 1
-    yield from recordings[emitted:]
+            yield
 
 
 def _is_complete(recording: Recording) -> bool:

@@ -28,6 +28,7 @@ class Transcript:
         words: with times and confidences; () when they were not asked for.
         phonemes: greedy CTC hypothesis.
         duration: seconds of audio.
+        token_log_probs: nats, of each of the tokens.
     """
 
     text: str
@@ -37,6 +38,7 @@ class Transcript:
     words: tuple[timing.Word, ...]
     phonemes: tuple[int, ...]
     duration: float
+    token_log_probs: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,6 +161,7 @@ class BatchRecogniser:
         end_id = self.tokenizer.end_id
         kept = [int(token) for token in tokens[mask]]
         answer = tuple(token for token in kept if token != end_id)
+        scored = zip(kept, log_probs[mask].tolist())
         return Transcript(
             text=self.tokenizer.decode(answer).strip(),
             tokens=answer,
@@ -167,6 +170,7 @@ class BatchRecogniser:
             words=(),
             phonemes=spoken,
             duration=float(seconds),
+            token_log_probs=tuple(own for token, own in scored if token != end_id),
         )
 
 

@@ -25,6 +25,8 @@ class Passage:
         text: transcript.
         log_prob: of the answer, nats.
         words: with times and confidences.
+        tokens: ids that the LLM wrote, without the end token.
+        token_log_probs: nats, of each of them.
     """
 
     start: float
@@ -32,6 +34,8 @@ class Passage:
     text: str
     log_prob: float
     words: tuple[Word, ...]
+    tokens: tuple[int, ...] = ()
+    token_log_probs: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass
@@ -98,6 +102,8 @@ class Recording:
                 transcript.text,
                 transcript.log_prob,
                 words,
+                transcript.tokens,
+                transcript.token_log_probs,
             )
         )
         del self.waiting[start]

@@ -141,6 +141,7 @@ class Listener:
         hints: Sequence[str] = (),
         retriever: HotwordRetriever | None = None,
         limits: Limits | None = None,
+        boundaries: EndpointConfig | None = None,
     ) -> Session:
         """A new stream.
 
@@ -148,13 +149,14 @@ class Listener:
             hints: names for every prompt of the stream.
             retriever: finds further names in what is heard.
             limits: what the stream may ask for; None for the defaults.
+            boundaries: when its speech begins and ends; None for the listener's.
 
         Raises:
             StreamError: all places are taken, or hints beyond the limits.
         """
         session = Session(
             self.config,
-            self._boundaries,
+            boundaries or self._boundaries,
             self._detector,
             hints=hints,
             retriever=retriever,
@@ -175,6 +177,10 @@ class Listener:
         for index, slot in self._occupied():
             if slot.session is session:
                 self._leave(index, slot)
+
+    def holds(self, session: Session) -> bool:
+        """Whether a stream has a place, that is, has more to say."""
+        return any(slot.session is session for _, slot in self._occupied())
 
     def advance(self) -> list[StreamEvent]:
         """Take the next chunk of every stream that has one.

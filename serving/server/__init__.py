@@ -1,0 +1,1 @@
+"""The server: one process, one device, many clients; `nim4 serve` runs it."""

@@ -1,0 +1,1 @@
+"""What clients speak: each dialect an adapter over the same engine."""

@@ -1,0 +1,179 @@
+"""The process: from settings to a server, until a signal ends it in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+import time
+
+import uvicorn
+
+from nim4_jax.serving import recognisers
+from nim4_jax.serving.server import app, auth, door
+from nim4_jax.serving.server.auth import Admission, Keys
+from nim4_jax.serving.server.config import ServerConfig
+from nim4_jax.serving.server.engine import Engine, EngineConfig
+from nim4_jax.serving.server.hotword_lists import HotwordLists
+from nim4_jax.serving.server.metrics import Metrics
+from nim4_jax.serving.server.state import ServerState
+from nim4_jax.serving.server.transcription_jobs import Jobs
+
+_PING_SECONDS = 20.0
+_PONG_SECONDS = 120.0  # behind what a client that sends fast has sent already
+_LAST_SECONDS = 5.0  # for connections that are closed already to end
+
+
+def make_state(config: ServerConfig, keys: Keys) -> ServerState:
+    """A server that has not started.
+
+    Raises:
+        ValueError: no model, or lists of names that cannot be read.
+    """
+    if not config.model:
+        raise ValueError(
+            "which model? No whole one comes with the package yet: give "
+            "--model=WORKDIR or FILE.safetensors (make demo trains one in minutes), or "
+            "--bundle=DIR."
+        )
+    lists, metrics = HotwordLists.open(config.hotwords), Metrics()
+    engine = Engine(
+        lambda: recognisers.load(config.model, left=config.left),
+        EngineConfig(
+            streams=config.streams,
+            chunk_ms=config.chunk_ms,
+            left=config.left,
+            window=config.window_ms / 1000,
+            waiting=config.waiting_seconds,
+            unsent=config.unsent_events,
+            file_rows=config.file_rows,
+            file_share=config.file_share,
+            finds=bool(lists),
+        ),
+        metrics=metrics,
+    )
+    return ServerState(
+        config=config,
+        keys=keys,
+        engine=engine,
+        jobs=Jobs(engine, config),
+        lists=lists,
+        metrics=metrics,
+        admission=Admission(config.streams),
+    )
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which lets streams end before it does.
+
+    Attributes:
+        state: what its routes share.
+    """
+
+    def __init__(self, state: ServerState):
+        """A server that has not started."""
+        config = state.config
+        super().__init__(
+            uvicorn.Config(
+                app.create(state),
+                host=config.host,
+                port=config.port,
+                # Its lines of info have addresses with their queries, keys among them.
+                log_level="warning",
+                access_log=False,
+                ws="websockets-sansio",
+                ws_max_size=config.message_kib << 10,
+                ws_per_message_deflate=False,
+                ws_ping_interval=_PING_SECONDS,
+                ws_ping_timeout=_PONG_SECONDS,
+                timeout_graceful_shutdown=int(_LAST_SECONDS),
+                server_header=False,
+            )
+        )
+        self.state = state
+        self._draining: asyncio.Task | None = None
+        state.engine.on_end = self._end_failed
+
+    def bind(self) -> socket.socket:
+        """The socket to listen at; a client that never reads loses its connection."""
+        config = self.state.config
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        listening = socket.socket(family)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            milliseconds = round(2_000 * config.send_seconds)
+            listening.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds
+            )
+        listening.bind((config.host, config.port))
+        return listening
+
+    def handle_exit(self, sig: int, frame) -> None:
+        """A signal: in good order; a second one: at once."""
+        if self._draining is not None:
+            self.should_exit = self.force_exit = True
+            return
+        loop = self._loop
+        loop.call_soon_threadsafe(self._begin_drain)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Until a signal, or the engine's end."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def _begin_drain(self) -> None:
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        """No new work; streams and files that are open end, within the grace time."""
+        state = self.state
+        state.draining.set()
+        until = time.monotonic() + state.config.grace_seconds
+        while (state.admission.streams or len(state.jobs)) and (
+            time.monotonic() < until
+        ):
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)  # for the last bytes
+        self.should_exit = True
+
+    def _end_failed(self) -> None:
+        """From the engine's thread: it has failed, its clients are being told."""
+        self._loop.call_soon_threadsafe(self._begin_drain)
+
+
+def run(config: ServerConfig) -> None:
+    """Serve until a signal.
+
+    Raises:
+        ValueError: settings or a model that cannot be served.
+        RuntimeError: the engine failed.
+    """
+    keys = auth.read_keys(config.keys_file)
+    if not keys and not config.local:
+        raise ValueError(
+            f"host={config.host} can be reached by others, and there are no API keys: "
+            "give keys_file or NIM4_SERVE_KEYS=TENANT:KEY, or serve 127.0.0.1 only."
+        )
+    _log_to_stdout()
+    server = Server(make_state(config, keys))
+    listening = server.bind()
+    host, port = listening.getsockname()[:2]
+    print(f"settings:\n{config.describe()}", file=sys.stderr)
+    told = "with API keys" if keys else "for this machine only: there are no API keys"
+    print(f"listening at {host} port {port} {told}", file=sys.stderr, flush=True)
+    server.run(sockets=[listening])
+    failure = server.state.engine.failure
+    if isinstance(failure, ValueError | OSError):
+        raise failure
+    if failure is not None:
+        raise RuntimeError(f"the engine failed: {failure!r}") from failure
+
+
+def _log_to_stdout() -> None:
+    """A JSON line a request."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    door.LOG.handlers, door.LOG.propagate = [handler], False
+    door.LOG.setLevel(logging.INFO)
