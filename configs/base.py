@@ -92,9 +92,9 @@ _LLMS = {
         "norm_epsilon": 1e-5,
         "qk_norm": False,
     },
-    # Qwen3's shape, 21 M parameters
+    # Qwen3's shape, 21 M parameters; ids of the packaged tokenizer
     "base": {
-        "vocab_size": 8192,
+        "vocab_size": 9216,
         "width": 384,
         "num_layers": 10,
         "num_heads": 6,
@@ -152,10 +152,9 @@ _LAPTOP_BATCHES = ((16, 10, 6), (2.5, 5.0, 9.0))
 _POD_BATCHES = ((), (2.5, 4.0, 6.5, 15.0, 30.0))
 _DEVICE_SECONDS = 60.0
 
-# base: the packaged one, until its LLM brings its own.
 _TOKENIZERS = {
     "nano": "nano",
-    "base": "nano",
+    "base": "base",
     "smollm2": "weights/smollm2/tokenizer.json",
 }
 
@@ -315,7 +314,7 @@ def get_config(size: str = "") -> ConfigDict:
     tiny = on_laptop(size)
     config = ConfigDict()
     config.model = _make_model(size)
-    # A path to a tokenizer.json; "nano" is the one in the package.
+    # A path to a tokenizer.json; "nano" and "base" come with the package.
     config.tokenizer = _TOKENIZERS.get(check_size(size), "tokenizer.json")
     # JSON from `nim4 cmvn`; empty: from so many hours of the training data, drawn at
     # random (0: all), when not inherited.

@@ -1,7 +1,12 @@
-"""Trains a small tokenizer from manifests, from the command grammar, or from both.
+"""Trains a small tokenizer from text files, manifests, or the command grammar.
 
 python launch/train_tokenizer.py --grammar=100000 --out=tokenizer.json
 python launch/train_tokenizer.py --manifest=train.jsonl --out=tokenizer.json
+python launch/train_tokenizer.py --text=en.txt --text='zh.tsv.xz?tag=news' \
+    --vocab_size=8192 --least=20 --common_chinese --out=tokenizer.json
+
+Its figures are of the texts that it was trained on; of a text file's held-out ones,
+where there is one.
 """
 
 from __future__ import annotations
@@ -12,6 +17,8 @@ from collections.abc import Iterator
 
 from nim4_jax import line_file
 from nim4_jax.data.corpora import grammar
+from nim4_jax.data.sources import text_files
+from nim4_jax.eval.measures import error_rates
 from nim4_jax.text import prompt, tokenizer
 
 
@@ -40,23 +47,51 @@ def collect_texts(
     return texts + [command.text for command in drawn]
 
 
+def measure_held_out(
+    trained: tokenizer.Tokenizer, specs: list[str]
+) -> dict[str, dict[str, float]]:
+    """How it spells the held-out texts of the files, by language."""
+    held_out = [f"{spec}{'&' if '?' in spec else '?'}split=dev" for spec in specs]
+    found: dict[str, list[str]] = {}
+    for lines in text_files.open_texts(held_out):
+        for text in lines.choose(0):
+            found.setdefault(error_rates.find_language(text, "auto"), []).append(text)
+    return {lang: trained.measure(texts) for lang, texts in sorted(found.items())}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Trains and writes a tokenizer; prints its figures as JSON."""
     parser = argparse.ArgumentParser(description="Train a small tokenizer.")
     parser.add_argument("--out", required=True, help="tokenizer.json to write")
     parser.add_argument("--manifest", action="append", default=[], help="JSON lines")
+    parser.add_argument(
+        "--text", action="append", default=[], help="text files: FILE[?tag=a|b]"
+    )
+    parser.add_argument("--most", type=int, default=0, help="texts of each --text")
     parser.add_argument("--domain", help="take only manifest lines of this domain")
     parser.add_argument("--grammar", type=int, default=0, help="commands to draw")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn commands")
     parser.add_argument("--vocab_size", type=int, default=2048, help="most ids")
+    parser.add_argument(
+        "--least", type=int, default=1, help="times that a character must occur"
+    )
+    parser.add_argument(
+        "--common_chinese", action="store_true", help="all 3,755 of GB 2312's level 1"
+    )
     options = parser.parse_args(arguments)
     texts = collect_texts(
         options.manifest, options.domain, options.grammar, options.seed
     )
+    for lines in text_files.open_texts(options.text):
+        texts += lines.choose(options.most)
     if not texts:
-        parser.error("no texts: give --manifest=FILE or --grammar=COUNT, or both")
-    trained = tokenizer.train(texts, options.vocab_size)
-    trained.save(options.out)
+        parser.error("no texts: give --manifest=FILE or --grammar=COUNT, or --text")
+    listed = tokenizer.list_common_chinese() if options.common_chinese else ""
+    trained = tokenizer.train(
+        texts, options.vocab_size, least=options.least, listed=listed
+    )
+    trained.save(options.out, compact=bool(options.text))
+    trained = tokenizer.Tokenizer.from_file(options.out)
     lengths = [len(trained.encode(text)) for text in texts]
     frame = prompt.encode_prefix(trained) + prompt.encode_suffix(trained)
     figures = {
@@ -67,6 +102,8 @@ def main(arguments: list[str] | None = None) -> None:
         "prompt_tokens": len(frame),
         "sha256": trained.sha256,
     }
+    if options.text:
+        figures["held_out"] = measure_held_out(trained, options.text)
     print(json.dumps(figures))
 
 

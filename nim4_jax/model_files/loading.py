@@ -17,12 +17,15 @@ from nim4_jax.train.checkpoints import checkpoint
 from nim4_jax.types import Params
 from nim4_jax.weights import snapshot
 
+PACKAGED = ("nano", "base")
+"""Tokenizers that come with the package."""
+
 
 def find_tokenizer(name: str) -> str:
-    """Path of a tokenizer.json: "nano" is the packaged one, anything else a path."""
-    if name == "nano":
+    """Path of a tokenizer.json: that of a name of PACKAGED, anything else is a path."""
+    if name in PACKAGED:
         folder = resources.files(nim4_jax) / "text" / "resources"
-        return str(folder / "nano_tokenizer.json")
+        return str(folder / f"{name}_tokenizer.json")
     return name
 
 

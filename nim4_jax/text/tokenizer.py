@@ -7,7 +7,9 @@ that decode(encode(x)) == x for every text.
 
 from __future__ import annotations
 
+import collections
 import hashlib
+import itertools
 import json
 import string
 from collections.abc import Iterable, Sequence
@@ -73,6 +75,8 @@ class Tokenizer:
         self.pad_id: int = self._specials[END_OF_TEXT]
         self.sha256: str = hashlib.sha256(content.encode("utf8")).hexdigest()
         self._special_ids = frozenset(self._specials.values())
+        numbers = map(self._plain.token_to_id, _BYTES)
+        self._byte_ids = frozenset(number for number in numbers if number is not None)
 
     def __getstate__(self) -> str:
         return self._content
@@ -92,9 +96,14 @@ class Tokenizer:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
-    def save(self, path: str | Path) -> None:
-        """Writes the tokenizer.json that `from_file` reads."""
-        Path(path).write_text(self._content, encoding="utf8")
+    def save(self, path: str | Path, compact: bool = False) -> None:
+        """Writes the tokenizer.json that `from_file` reads; compact: on one line."""
+        content = self._content
+        if compact:
+            separators = (",", ":")
+            spec = json.loads(content)
+            content = json.dumps(spec, ensure_ascii=False, separators=separators)
+        Path(path).write_text(content, encoding="utf8")
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, never a special token; lone surrogates become "?"."""
@@ -110,6 +119,17 @@ class Tokenizer:
         ]
         return self._plain.decode(plain, skip_special_tokens=False)
 
+    def measure(self, texts: Sequence[str]) -> dict[str, float]:
+        """Characters a token, and the share of tokens that are bytes of a character."""
+        ids = [self.encode(text) for text in texts]
+        tokens = max(sum(map(len, ids)), 1)
+        spelled = sum(i in self._byte_ids for row in ids for i in row)
+        return {
+            "texts": len(texts),
+            "characters_per_token": round(sum(map(len, texts)) / tokens, 3),
+            "byte_share": round(spelled / tokens, 6),
+        }
+
     def special_id(self, name: str) -> int:
         """The id of a special token such as `<|im_start|>`.
 
@@ -123,27 +143,41 @@ class Tokenizer:
         return self._specials[name]
 
 
-def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def list_common_chinese() -> str:
+    """The 3,755 characters of everyday Mandarin: GB 2312's first level."""
+    rows, cells = range(0xB0, 0xD8), range(0xA1, 0xFF)
+    pairs = (bytes([row, cell]) for row in rows for cell in cells)
+    return "".join(pair.decode("gb2312", "ignore") for pair in pairs)
+
+
+def train(
+    texts: Iterable[str], vocab_size: int, *, least: int = 1, listed: str = ""
+) -> Tokenizer:
     """A small tokenizer from texts.
 
-    Rule: ids 0–2 are SPECIALS, 3–258 the bytes, then the characters (ASCII and those of
-    the texts), then merges of Latin letters until `vocab_size`. The prompt's words are
-    learned before all others, for every prompt repeats them.
+    Rule: ids 0–2 are SPECIALS, 3–258 the bytes, then the characters (ASCII, those
+    listed and those of the texts), then merges of Latin letters until `vocab_size`. The
+    prompt's words are learned before all others, for every prompt repeats them.
 
     Args:
         texts: transcripts, any language.
         vocab_size: greatest number of ids, at least specials + bytes + characters.
+        least: times that a character must stand in the texts; rarer ones are spelled in
+            bytes.
+        listed: characters that are tokens however rare they are.
 
     Raises:
         ValueError: vocab_size leaves no room for every character.
     """
     collected = list(texts)
-    characters = sorted(set(_ALPHABET).union(*collected))
-    least = len(SPECIALS) + len(_BYTES) + len(characters)
-    if vocab_size < least:
+    counts = collections.Counter(itertools.chain.from_iterable(collected))
+    rare = {c for c, count in counts.items() if count < least} - {*_ALPHABET, *listed}
+    characters = sorted({*_ALPHABET, *listed, *counts} - rare)
+    needed = len(SPECIALS) + len(_BYTES) + len(characters)
+    if vocab_size < needed:
         raise ValueError(
             f"vocab_size {vocab_size} is too small: 3 special tokens, 256 bytes and "
-            f"the texts' {len(characters)} characters need {least}"
+            f"the texts' {len(characters)} characters need {needed}"
         )
     engine = tokenizers.Tokenizer(models.BPE(byte_fallback=True))
     engine.pre_tokenizer = pre_tokenizers.Split(_PIECES, "isolated")
@@ -155,8 +189,13 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=characters,
         show_progress=False,
     )
-    repeated = template.TEXTS * (len(collected) + 2)
-    engine.train_from_iterator([*repeated, *collected], trainer)
+    # What is not trained on becomes no token.
+    left_out = str.maketrans(dict.fromkeys(rare, ""))
+    spelled = (text.translate(left_out) for text in collected) if rare else collected
+    repeated = itertools.chain.from_iterable(
+        itertools.repeat(template.TEXTS, len(collected) + 2)
+    )
+    engine.train_from_iterator(itertools.chain(repeated, spelled), trainer)
     spec = json.loads(engine.to_str())
     spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] in SPECIALS]
     return Tokenizer(json.dumps(spec, ensure_ascii=False, indent=1))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from nim4_jax.context.choose import HintConfig
-from nim4_jax.data.corpora import grammar, open_names
+from nim4_jax.data.corpora import grammar, inserted_names, open_names
 from nim4_jax.data.pipeline import text_pipeline
+from nim4_jax.data.pipeline.iterators import OtherDataError
 from nim4_jax.data.pipeline.text_pipeline import TextConfig
 from nim4_jax.model_files.loading import find_tokenizer
 from nim4_jax.text.tokenizer import Tokenizer
@@ -36,9 +37,26 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(array, other[name], err_msg=name)
 
 
+@pytest.fixture(params=["grammar", "files"])
+def config(request, tmp_path):
+    """The grammar alone; or weighted files beside it, with names put in and hints."""
+    if request.param == "grammar":
+        return make_config()
+    english = [f"b\tShe told {n} of them what Marta Quill said." for n in range(60)]
+    path = tmp_path / "lines.tsv"
+    path.write_text("\n".join([*english, *["a\t他说你好"] * 20, "broken"]))
+    return make_config(
+        sources=(("grammar:commands", 0.5), (f"{path}?tag=b", 2.0), f"{path}?tag=a"),
+        max_phonemes=(14, 28, 60),
+        max_tokens=(12, 30, 50),
+        open_names=0.5,
+        hints=HintConfig(),
+        style="written",
+    )
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_divide_the_same_global_batches(hosts):
-    config = make_config()
+def test_hosts_divide_the_same_global_batches(hosts, config):
     whole = take(5, config)
     parts = [take(5, config, rank=rank, hosts=hosts) for rank in range(hosts)]
     for step, batch in enumerate(whole):
@@ -47,8 +65,7 @@ def test_hosts_divide_the_same_global_batches(hosts):
         assert_equal(batch, joined)
 
 
-def test_a_restored_iterator_goes_on_as_if_undisturbed():
-    config = make_config()
+def test_a_restored_iterator_goes_on_as_if_undisturbed(config):
     whole = take(7, config)
     first = text_pipeline.make_text_iterator(config)
     for _ in range(4):
@@ -127,3 +144,53 @@ def test_held_out_names_are_apart(lang):
     for held_out, names in zip((False, True), drawn):
         words = {word for name in names for word in name.split()}
         assert {open_names.is_held_out(word) for word in words} == {held_out}
+
+
+def make_lines(tmp_path, lines, name="lines.txt"):
+    path = tmp_path / name
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def test_sources_are_drawn_as_their_weights_say(tmp_path):
+    paths = [make_lines(tmp_path, [word] * 9, f"{word}.txt") for word in "ab"]
+    sources = ((paths[0], 3.0), (paths[1], 1.0))
+    tokenizer = Tokenizer.from_file(TOKENIZER)
+    texts = [
+        tokenizer.decode(row[mask][:-1])
+        for batch in take(25, make_config(sources=sources))
+        for row, mask in zip(batch["tokens"], batch["tokens_mask"])
+    ]
+    assert set(texts) == {"A.", "B."}
+    assert 0.65 < texts.count("A.") / len(texts) < 0.85
+
+
+def test_held_out_texts_are_never_trained_on(tmp_path):
+    path = make_lines(tmp_path, [f"sentence {number}" for number in range(900)])
+    with pytest.raises(ValueError, match=r"split=dev.*held-out"):
+        text_pipeline.make_text_iterator(make_config(sources=(f"{path}?split=dev",)))
+    with pytest.raises(ValueError, match="every weight must be above 0"):
+        text_pipeline.make_text_iterator(make_config(sources=((path, 0.0),)))
+
+
+def test_other_lines_are_no_resumed_run(tmp_path):
+    path = make_lines(tmp_path, ["one", "two"])
+    config = make_config(sources=(path,))
+    state = text_pipeline.make_text_iterator(config).get_state()
+    make_lines(tmp_path, ["one", "three"])
+    other = text_pipeline.make_text_iterator(config)
+    with pytest.raises(OtherDataError, match="text files"):
+        other.set_state(state)
+
+
+def test_inserted_names_are_hinted_at_and_spelled_in_the_text(tmp_path):
+    lines = ["She smiled at him.", "我觉得他会来。", "We met Anna in Paris."]
+    rng = np.random.default_rng(0)
+    for text in lines * 30:
+        changed, names = inserted_names.insert_names(
+            text, rng, lambda rng, lang: open_names.sample(rng, lang).title()
+        )
+        assert names and all(name in changed for name in names)
+        assert "她" not in changed and "She" not in changed
+    assert inserted_names.find_names(lines[2]) == ("Anna", "Paris")
+    assert inserted_names.insert_names("其他人都来了。", rng, lambda *_: "x")[1] == ()

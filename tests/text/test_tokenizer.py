@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from nim4_jax.configs import base
 from nim4_jax.data.corpora import grammar
 from nim4_jax.launch import train_tokenizer
-from nim4_jax.text.tokenizer import SPECIALS, Tokenizer, train
+from nim4_jax.model_files.loading import find_tokenizer
+from nim4_jax.text.tokenizer import SPECIALS, Tokenizer, list_common_chinese, train
 
 PACKAGED = resources.files("nim4_jax.text") / "resources" / "nano_tokenizer.json"
 TEXTS = ["navigate to paris", "导航去故宫", "play yellow by coldplay", "播放 hello"] * 5
@@ -144,6 +146,45 @@ def test_packaged_tokenizer_covers_the_grammar():
         ids = tokenizer.encode(command.text)
         assert tokenizer.decode(ids) == command.text
         assert min(ids) >= 259, f"bytes are needed for {command.text!r}"
+
+
+def test_rare_characters_are_spelled_and_listed_ones_are_not():
+    made = train([*TEXTS, "龘", "打开"], 600, least=2, listed="鑫")
+    assert [len(made.encode(text)) for text in ("导航", "鑫", "龘", "开")] == [
+        2,
+        1,
+        3,
+        3,
+    ]
+    figures = made.measure(["导航", "龘"])
+    assert figures == {"texts": 2, "characters_per_token": 0.6, "byte_share": 0.6}
+
+
+def test_packaged_bilingual_tokenizer():
+    """Case and marks in few tokens, every common character in one; fits its LLM."""
+    made = Tokenizer.from_file(find_tokenizer("base"))
+    assert made.vocab_size == base.get_config("base").model.llm.vocab_size
+    common = list_common_chinese()
+    assert len(common) == 3755 and len(made.encode(common)) == 3755
+    text = "The weather's fine today, isn't it? I'd like 25% off."
+    assert made.decode(made.encode(text)) == text
+    assert len(made.encode(text)) <= 24
+    assert made.measure(["Éclair, 龘, 北京。"])["byte_share"] > 0
+    assert len(made.encode("\nTranscribe the speech into text.")) == 7
+
+
+def test_command_trains_from_text_files(tmp_path, capsys):
+    lines, out = tmp_path / "lines.txt", tmp_path / "tokenizer.json"
+    rows = [f"Number {n} is fine. 好" for n in range(600)]
+    lines.write_text("\n".join(rows), encoding="utf8")
+    train_tokenizer.main(
+        f"--text={lines} --vocab_size=500 --most=99 --least=2 --out={out}".split()
+    )
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["texts"] == 99
+    assert figures["held_out"]["mixed"]["texts"] > 0
+    assert out.read_text(encoding="utf8").count("\n") == 0
+    assert Tokenizer.from_file(out).sha256 == figures["sha256"]
 
 
 def test_command_trains_from_manifest_and_grammar(tmp_path, capsys):
