@@ -51,6 +51,14 @@ def test_imports_are_namespaced():
     assert not wrong
 
 
+def test_only_the_server_needs_what_it_is_made_of():
+    """The extra `serve`: nothing else imports it, so that all else runs without."""
+    extra = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client"}
+    allowed = (ROOT / "serving" / "server", ROOT / "tests")
+    others = (path for path in FILES if not any(map(path.is_relative_to, allowed)))
+    assert [str(path) for path in others if find_imports(path) & extra] == []
+
+
 def test_files_are_small_and_named():
     """At most 500 lines; a file is one noun, not a drawer."""
     long = {

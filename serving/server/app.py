@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocket
 
 from nim4_jax.serving.server import metrics as metrics_module
-from nim4_jax.serving.server.dialects import stream, transcriptions
+from nim4_jax.serving.server.dialects import realtime, stream, transcriptions
 from nim4_jax.serving.server.door import App, Door
 from nim4_jax.serving.server.errors import ServeError
 from nim4_jax.serving.server.state import ServerState
@@ -98,6 +98,10 @@ def _add_dialects(app: FastAPI, state: ServerState) -> None:
     @app.websocket("/v1/stream")
     async def listen(websocket: WebSocket) -> None:
         await stream.serve(websocket, state)
+
+    @app.websocket("/v1/realtime")
+    async def converse(websocket: WebSocket) -> None:
+        await realtime.serve(websocket, state)
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:

@@ -79,7 +79,7 @@ class ServerConfig(pydantic.BaseModel):
     send_seconds: float = pydantic.Field(20.0, gt=0)
     idle_seconds: float = pydantic.Field(300.0, gt=0)
     stream_seconds: float = pydantic.Field(24 * 3600.0, gt=0)
-    message_kib: int = pydantic.Field(1024, ge=1)
+    message_kib: int = pydantic.Field(20 * 1024, ge=1)
     files: int = pydantic.Field(2, ge=1)
     waiting_files: int = pydantic.Field(32, ge=0)
     file_rows: int = pydantic.Field(1, ge=1)

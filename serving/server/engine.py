@@ -31,7 +31,7 @@ _RESETS = 3  # of the device that may follow each other within …
 _RESET_SECONDS = 60.0
 FOUND_TOKENS = 64
 """Of a prompt, that names which were found in a file may take."""
-_LONGEST_MESSAGE = 150.0  # seconds of audio in one message, at 4 kHz
+_LONGEST_PACKET = 60.0  # seconds of audio that are fed at once
 
 
 class EngineStopped(RuntimeError):
@@ -104,6 +104,7 @@ class Engine:
         config: EngineConfig,
         *,
         metrics: Metrics | None = None,
+        on_ready: Callable[[], None] | None = None,
         on_end: Callable[[], None] | None = None,
     ):
         """An engine that has not started.
@@ -112,12 +113,13 @@ class Engine:
             load: makes the model.
             config: sizes.
             metrics: to count in; None for some of its own.
+            on_ready: called, from its thread, just before it is ready.
             on_end: called, from its thread, when that ends by a failure.
         """
         self.config, self.metrics = config, metrics or Metrics()
         self.failure: BaseException | None = None
         self.loaded: Loaded | None = None
-        self._load, self.on_end = load, on_end
+        self._load, self._on_ready, self.on_end = load, on_ready, on_end
         self._listeners: dict[int, Listener] = {}
         self._streams: dict[Session, Stream] = {}
         self._calls: collections.deque[_Call] = collections.deque()
@@ -175,7 +177,7 @@ class Engine:
             listener.streams
         ):
             raise errors.refuse("no_free_stream", "all streams are taken.")
-        waiting = self.config.waiting + _LONGEST_MESSAGE
+        waiting = self.config.waiting + _LONGEST_PACKET
         session = listener.open(
             hints=options.hints,
             retriever=options.retriever,
@@ -247,6 +249,8 @@ class Engine:
         """The thread."""
         try:
             self._prepare()
+            if self._on_ready:
+                self._on_ready()
             self._ready.set()
             while not self._stopping:
                 self._wait()

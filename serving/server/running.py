@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 import sys
@@ -52,6 +53,7 @@ def make_state(config: ServerConfig, keys: Keys) -> ServerState:
             finds=bool(lists),
         ),
         metrics=metrics,
+        on_ready=_settle,
     )
     return ServerState(
         config=config,
@@ -62,6 +64,16 @@ def make_state(config: ServerConfig, keys: Keys) -> ServerState:
         metrics=metrics,
         admission=Admission(config.streams),
     )
+
+
+def _settle() -> None:
+    """What is there by now stays: the collector need not look at it again and again.
+
+    A look at all that JAX and a model consist of takes some tenths of a second.
+    """
+    gc.collect()
+    gc.freeze()
+    print("ready", file=sys.stderr, flush=True)
 
 
 class Server(uvicorn.Server):

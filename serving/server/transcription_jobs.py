@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -98,31 +99,35 @@ class Jobs:
             config.files, config.decode_mib, config.decode_seconds
         )
         self._open: set[Job] = set()
+        self._coming = 0  # uploads
 
     def __len__(self) -> int:
         """Files that wait or are in work."""
         return len(self._open)
 
-    def check_room(self) -> None:
-        """Refuse a file for which there is no room.
+    @contextlib.contextmanager
+    def take_room(self) -> Iterator[None]:
+        """Room for a file that is about to come, on the disk too.
 
         Raises:
-            ServeError: 503.
+            ServeError: 503, there is none.
         """
-        if len(self._open) >= self._config.files + self._config.waiting_files:
+        most = self._config.files + self._config.waiting_files
+        if len(self._open) + self._coming >= most:
             raise errors.refuse("too_many_files", "too many files wait already.")
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
 
     def start(self, upload: BinaryIO, request: Request) -> Job:
-        """Begin with a file.
+        """Begin with a file, for which room was taken.
 
         Args:
             upload: its bytes; to be kept open until the job has ended.
             request: what is asked for.
-
-        Raises:
-            ServeError: 503, there is no room.
         """
-        self.check_room()
         job = Job()
         self._open.add(job)
         self._engine.metrics.files.set(len(self._open))

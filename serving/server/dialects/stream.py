@@ -16,13 +16,12 @@ A message that is wrong is answered with {"event": "error", …} and changes not
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Annotated, Any
 
 import numpy as np
 import pydantic
 from starlette.datastructures import QueryParams
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from nim4_jax.data.audio.audio_error import HIGHEST_RATE, LOWEST_RATE
 from nim4_jax.data.audio.resample import StreamResampler
@@ -30,17 +29,21 @@ from nim4_jax.decode.endpoint import EndpointConfig
 from nim4_jax.decode.live import display
 from nim4_jax.decode.live.session import StreamError
 from nim4_jax.retrieval import names
-from nim4_jax.serving.server import auth, errors
+from nim4_jax.serving.server import auth
+from nim4_jax.serving.server.dialects.conversation import (
+    GOING_AWAY,
+    NORMAL,
+    SLICE,
+    STALL_SECONDS,
+    Conversation,
+    parse,
+)
 from nim4_jax.serving.server.engine import Options
 from nim4_jax.serving.server.errors import ServeError
 from nim4_jax.serving.server.languages import check_languages
 from nim4_jax.serving.server.state import ServerState
-from nim4_jax.serving.server.streams import BrokenOff, Stream
+from nim4_jax.serving.server.streams import Stream
 
-NORMAL, GOING_AWAY, VIOLATION, INTERNAL, TRY_LATER = 1000, 1001, 1008, 1011, 1013
-_CODES = {"slow_reader": VIOLATION, "overloaded": TRY_LATER}
-_MOST_ERRORS = 50
-_STALL_SECONDS = 30.0
 _NEVER = 1e6  # s
 _SUBPROTOCOL = "nim4"
 _IGNORED = (*auth.QUERY, "model")
@@ -170,117 +173,47 @@ async def serve(websocket: WebSocket, state: ServerState) -> None:
     settings.make(state)
     offered = websocket.scope.get("subprotocols", ())
     await websocket.accept(_SUBPROTOCOL if _SUBPROTOCOL in offered else None)
-    conversation = _Conversation(websocket, state, settings)
-    try:
-        await conversation.run()
-    finally:
-        conversation.close()
+    await _Conversation(websocket, state, settings).run()
 
 
-class _Conversation:
+class _Conversation(Conversation):
     """A client's messages, and what they are answered with."""
 
     def __init__(self, websocket: WebSocket, state: ServerState, settings: Settings):
-        self._websocket, self._state, self._settings = websocket, state, settings
+        super().__init__(websocket, state)
+        self._settings = settings
         self._stream: Stream | None = None
         self._opened: asyncio.Future[Stream | None] = asyncio.Future()
         self._resampler: StreamResampler | None = None
         self._half = b""  # of a sample whose other byte has not come
-        self._ended = False
-        self._errors = 0
 
-    async def run(self) -> None:
-        """Until one of the two sides is done."""
-        await self._send({"event": "ready", "id": self._id, **self._describe()})
-        tasks = [asyncio.create_task(work()) for work in (self._read, self._write)]
-        draining = asyncio.create_task(self._drain())
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                await self._settle(task)
-        finally:
-            for task in (*tasks, draining):
-                task.cancel()
-            await asyncio.gather(*tasks, draining, return_exceptions=True)
+    async def greet(self) -> None:
+        await self.send({"event": "ready", "id": self.id, **self._describe()})
 
     def close(self) -> None:
-        """Give back what it had."""
         if self._stream is None:
             return
-        self._state.engine.drop(self._stream)
-        self._state.metrics.stream_audio.inc(self._stream.seconds)
+        self.state.engine.drop(self._stream)
+        self.state.metrics.stream_audio.inc(self._stream.seconds)
         facts: dict[str, Any] = {"audio_seconds": round(self._stream.seconds, 2)}
         if self._stream.final_seconds is not None:
             facts["longest_final"] = round(self._stream.final_seconds, 3)
-        self._websocket.scope["state"]["facts"] = facts
+        self.websocket.scope["state"]["facts"] = facts
 
-    @property
-    def _id(self) -> str:
-        return self._websocket.scope["state"]["request_id"]
-
-    async def _settle(self, task: asyncio.Task) -> None:
-        """What a side that is done has come to."""
-        try:
-            await task
-        except BrokenOff as error:
-            fatal = ServeError(500, error.code, error.message, kind=errors.SERVER)
-            await self._leave(fatal, _CODES.get(error.code, INTERNAL))
-        except ServeError as error:
-            await self._leave(error, VIOLATION)
-        except WebSocketDisconnect:
+    async def take(self, message: dict[str, Any]) -> None:
+        if (text := message.get("text")) is not None:
+            before = self._settings
+            self._take_message(text)
+            if self._settings is not before:
+                await self.send({"event": "configured", **self._describe()})
             return
-
-    async def _leave(self, error: ServeError, code: int) -> None:
-        try:
-            await self._tell(error)
-            await self._websocket.close(code, error.code)
-        except (WebSocketDisconnect, RuntimeError, TimeoutError):
-            return  # nobody hears it
-
-    async def _read(self) -> None:
-        """What the client sends, until it goes.
-
-        Raises:
-            ServeError, BrokenOff, WebSocketDisconnect: the stream is over.
-        """
-        while True:
-            message = await self._receive()
-            try:
-                if (text := message.get("text")) is not None:
-                    self._take_message(text)
-                elif data := message.get("bytes"):
-                    await self._take_audio(data)
-            except ServeError as error:
-                self._errors += 1
-                if self._errors > _MOST_ERRORS or error.status >= 500:
-                    raise
-                await self._tell(error)
-            else:
-                if self._changed():
-                    told = {"event": "configured", **self._describe()}
-                    await self._send(told)
-
-    async def _receive(self) -> dict[str, Any]:
-        seconds = None if self._ended else self._state.config.idle_seconds
-        try:
-            async with asyncio.timeout(seconds):
-                message = await self._websocket.receive()
-        except TimeoutError:
-            raise ServeError(
-                408, "idle", f"no message came for {seconds:.0f} s."
-            ) from None
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", 1005))
-        return dict(message)
+        data = message.get("bytes") or b""
+        for begin in range(0, len(data), SLICE):
+            await self._take_audio(data[begin : begin + SLICE])
 
     def _take_message(self, text: str) -> None:
         """Settings, or the end."""
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError):
-            raise ServeError(400, "invalid_json", "the message is no JSON.") from None
-        if not isinstance(values, dict):
-            raise ServeError(400, "invalid_json", "expected a JSON object.")
+        values = parse(text)
         kind = values.pop("type", "start")
         if kind == "end":
             self._end()
@@ -304,9 +237,8 @@ class _Conversation:
                 'settings come before the audio; {"type": "update"} changes hints.',
             )
         settings = read_settings(values, self._settings)
-        settings.make(self._state)
+        settings.make(self.state)
         self._settings = settings
-        self._told = False
 
     def _update(self, values: dict[str, Any]) -> None:
         """Hints and lists, from the next chunk on."""
@@ -318,30 +250,22 @@ class _Conversation:
                 param=wrong,
             )
         settings = read_settings(values, self._settings)
-        options = settings.make(self._state)
+        options = settings.make(self.state)
         if self._stream is not None:
             session = self._stream.session
             session.hints, session.retriever = options.hints, options.retriever
         self._settings = settings
-        self._told = False
-
-    _told = True
-
-    def _changed(self) -> bool:
-        """Whether the client has to be told of its settings."""
-        changed, self._told = not self._told, True
-        return changed
 
     def _open(self) -> Stream:
         """The stream, from the first audio on."""
         if self._stream is None:
-            self._stream = self._state.engine.open(self._settings.make(self._state))
+            self._stream = self.state.engine.open(self._settings.make(self.state))
             self._resampler = StreamResampler(self._settings.rate)
             self._opened.set_result(self._stream)
         return self._stream
 
     async def _take_audio(self, data: bytes) -> None:
-        if self._ended:
+        if self.ended:
             raise ServeError(400, "stream_has_ended", "audio came behind the end.")
         stream = self._open()
         assert self._resampler is not None
@@ -350,10 +274,10 @@ class _Conversation:
         self._half = joined[whole:]
         samples = np.frombuffer(joined[:whole], "<i2").astype(np.int16)
         self._feed(stream, self._resampler.feed(samples))
-        if stream.seconds > self._state.config.stream_seconds:
+        if stream.seconds > self.state.config.stream_seconds:
             self._end()
             raise ServeError(400, "stream_too_long", "the stream was ended.")
-        await stream.wait_room(_STALL_SECONDS)
+        await stream.wait_room(STALL_SECONDS)
 
     def _feed(self, stream: Stream, samples: np.ndarray) -> None:
         try:
@@ -363,46 +287,36 @@ class _Conversation:
 
     def _end(self) -> None:
         """No more audio."""
-        if self._ended:
-            return
-        self._ended = True
-        if self._opened.done() and self._stream is None:
+        if self.ended:
             return
         stream = self._open()
+        self.ended = True
         assert self._resampler is not None
         self._feed(stream, self._resampler.finish())
         stream.end()
 
-    async def _drain(self) -> None:
-        """The server shall stop: what was said gets its finals."""
-        await self._state.draining.wait()
-        if self._stream is None:
-            if not self._opened.done():
-                self._opened.set_result(None)
-        else:
+    def stop(self) -> None:
+        if self._stream is not None:
             self._end()
+        elif not self._opened.done():
+            self.ended = True
+            self._opened.set_result(None)
 
-    async def _write(self) -> None:
-        """Events, until the last."""
+    async def write(self) -> None:
         stream = await self._opened
         while stream is not None and (event := await stream.outbox.get()) is not None:
-            await self._send(display.describe(event))
+            await self.send(display.describe(event))
         seconds = round(stream.seconds, 3) if stream else 0.0
-        await self._send({"event": "done", "seconds": seconds})
-        going = self._state.draining.is_set()
-        await self._websocket.close(GOING_AWAY if going else NORMAL)
+        await self.send({"event": "done", "seconds": seconds})
+        going = self.state.draining.is_set()
+        await self.websocket.close(GOING_AWAY if going else NORMAL)
 
-    async def _tell(self, error: ServeError) -> None:
-        self._state.metrics.refusals.labels(error.code).inc()
-        await self._send({"event": "error", "error": error.describe()})
-
-    async def _send(self, message: dict[str, Any]) -> None:
-        text = json.dumps(message, ensure_ascii=False, allow_nan=False)
-        await self._websocket.send_text(text)
+    async def tell(self, error: ServeError) -> None:
+        await self.send({"event": "error", "error": error.describe()})
 
     def _describe(self) -> dict[str, Any]:
         """The settings as they are now."""
-        config = self._state.config
+        config = self.state.config
         chunk_ms = self._settings.chunk_ms or config.chunk_ms[0]
         own = self._settings.model_dump(mode="json")
         return {"model": config.model_name, **own, "chunk_ms": chunk_ms}

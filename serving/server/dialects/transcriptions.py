@@ -10,6 +10,7 @@ import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import (
@@ -41,33 +42,35 @@ async def serve(request: HttpRequest, state: ServerState) -> Response:
     Raises:
         ServeError: it cannot be transcribed.
     """
-    state.jobs.check_room()
+    with state.jobs.take_room():
+        form = await _receive(request)
+        try:
+            upload, fields = transcription_form.read(form)
+            fields.check(state.config)
+            job = state.jobs.start(upload.file, make_request(fields, state))
+        except BaseException:
+            await form.close()
+            raise
+    if fields.stream:
+        return StreamingResponse(
+            _stream(request, state, job, fields, form),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        )
     try:
-        form = await request.form(max_files=1, max_fields=_MOST_FIELDS)
+        await _finish(request, job)
+    finally:
+        job.cancel()
+        await form.close()
+        request.scope["state"]["facts"] = describe_job(job)
+    return _answer(job.recording, fields, state)
+
+
+async def _receive(request: HttpRequest) -> FormData:
+    try:
+        return await request.form(max_files=1, max_fields=_MOST_FIELDS)
     except MultiPartException as error:
         raise ServeError(400, "invalid_form", error.message) from None
-    answered = False
-    try:
-        upload, fields = transcription_form.read(form)
-        fields.check(state.config)
-        asked = make_request(fields, state)
-        job = state.jobs.start(upload.file, asked)
-        if fields.stream:
-            answered = True
-            return StreamingResponse(
-                _stream(request, state, job, fields, form),
-                media_type="text/event-stream",
-                headers={"cache-control": "no-store", "x-accel-buffering": "no"},
-            )
-        try:
-            await _finish(request, job)
-        finally:
-            job.cancel()
-            request.scope["state"]["facts"] = describe_job(job)
-        return _answer(job.recording, fields, state)
-    finally:
-        if not answered:
-            await form.close()
 
 
 def make_request(fields: Fields, state: ServerState) -> Request:
@@ -113,7 +116,7 @@ async def _finish(request: HttpRequest, job: Job) -> None:
 
 
 async def _stream(
-    request: HttpRequest, state: ServerState, job: Job, fields: Fields, form: Any
+    request: HttpRequest, state: ServerState, job: Job, fields: Fields, form: FormData
 ) -> AsyncIterator[str]:
     """Server-sent events: the text as it is written."""
     told, passages = "", []

@@ -1,11 +1,17 @@
 """Settings, keys and limits."""
 
+import numpy as np
 import pytest
 
+from nim4_jax.model_files import loading
 from nim4_jax.serving.server import auth, config, running
 from nim4_jax.serving.server.auth import Admission, Keys, Tenant
 from nim4_jax.serving.server.config import ServerConfig
 from nim4_jax.serving.server.errors import ServeError
+from nim4_jax.serving.server.shared_programs import SharedPrograms
+from nim4_jax.text import prompt
+from nim4_jax.text.tokenizer import Tokenizer
+from nim4_jax.types import Frames, Labels
 
 KEY = "k" * 24
 
@@ -103,3 +109,37 @@ def test_requests_come_back_with_time(monkeypatch):
         admission.count_request(tenant)
     now[0] += told.value.retry_after
     admission.count_request(tenant)
+
+
+def test_a_model_that_is_not_there_ends_the_server_with_its_reason():
+    """It listens already while it loads; what went wrong is raised where it was run."""
+    with pytest.raises(ValueError, match="nowhere"):
+        running.run(ServerConfig(model="/nowhere", port=0))
+
+
+def test_prompts_of_files_have_few_widths():
+    """So that all programs are compiled beforehand; what fits in none is refused."""
+    seen = []
+
+    class Programs:
+        def transcribe(self, audio, suffix):
+            seen.append((suffix.ids.shape, suffix.mask.sum(axis=1).tolist()))
+
+    tokenizer = Tokenizer.from_file(loading.find_tokenizer("nano"))
+    shared = SharedPrograms(Programs(), tokenizer, (32, 96), lambda work: work())
+    audio = Frames(np.zeros((2, 8), np.float32), np.ones((2, 8), bool))
+    bare = len(prompt.encode_suffix(tokenizer))
+    shared.transcribe(audio, None)
+    for width in (32, 64, 128):
+        mask = np.arange(width) < np.array([[5], [width - 20]])
+        shared_mask = Labels(np.ones((2, width), np.int32) * mask, mask)
+        if width - 20 > 96:
+            with pytest.raises(ValueError, match="room for 96"):
+                shared.transcribe(audio, shared_mask)
+        else:
+            shared.transcribe(audio, shared_mask)
+    assert seen == [
+        ((2, 32), [bare, bare]),
+        ((2, 32), [5, 12]),
+        ((2, 96), [5, 44]),
+    ]

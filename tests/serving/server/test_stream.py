@@ -14,10 +14,15 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from nim4_jax.data.audio import reading, resample
+from nim4_jax.decode.hotwords import HotwordList
 from nim4_jax.decode.live import display
 from nim4_jax.decode.live.listener import Listener
+from nim4_jax.retrieval.hotwords import HotwordRetriever
+from nim4_jax.retrieval.layer import Layer
+from nim4_jax.retrieval.names import Name
 from nim4_jax.serving import recognisers
-from nim4_jax.serving.server.dialects import stream
+from nim4_jax.serving.server.dialects import conversation
+from nim4_jax.serving.server.hotword_lists import HotwordLists
 
 RATE = 16_000
 KEY = "k" * 24
@@ -98,6 +103,22 @@ def test_settings_come_in_the_first_message(clients, server, talk, alone):
     finals = clients.strip(clients.pick(told, "final"))
     assert [final["hotwords"] for final in finals] == [["perth"]] * len(finals)
     assert len(finals) == len(alone(samples, hints=("perth",)))
+
+
+def test_a_list_of_the_server_is_looked_for(clients, serve, alone, talk):
+    """The stream that names it hears as a listener does that has it."""
+    layer = Layer()
+    layer.add([Name("perth"), Name("turn on"), Name("anna")])
+    retriever = HotwordRetriever([layer])
+    samples = talk(0, 1)
+    expected = alone(reading.to_float32(samples), retriever=retriever)
+    with serve() as own:
+        own.state.lists = HotwordLists({"places": HotwordList(None, retriever)})
+        told, _ = clients.talk_to(own, samples.tobytes(), "?hotwords=places")
+        assert clients.strip(clients.pick(told, "final")) == expected
+        with pytest.raises(InvalidStatus) as refusal:
+            clients.open_stream(own, "?hotwords=nobody")
+        assert refusal.value.response.status_code == 404
 
 
 WRONG = [
@@ -198,7 +219,7 @@ def test_a_client_that_breaks_off_leaves_nothing_behind(clients, server, talk, a
 
 def test_a_client_that_never_reads_is_dropped(clients, serve, talk, alone, monkeypatch):
     """Its events are bounded; its place comes back; the others go on."""
-    monkeypatch.setattr(stream, "_MOST_ERRORS", 10**9)
+    monkeypatch.setattr(conversation, "MOST_ERRORS", 10**9)
     with serve(send_seconds=0.5) as own:
         raw = socket.create_connection(own.address.split(":"))
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
