@@ -12,6 +12,7 @@ COMMANDS = {
     "pipeline": "train a list of stages, each from the last; skips what is finished",
     "job": "write the job description of a stage for Kubernetes, XPK or SLURM",
     "evaluate": "error rates of a model on test sets",
+    "evaluate_text": "perplexity and errors of an LLM on held-out text",
     "compare": "two evaluations: which is better, and is it luck",
     "curves": "metrics of runs over their steps, as a picture",
     "transcribe": "recordings to text, JSON or subtitles",
@@ -31,6 +32,7 @@ COMMANDS = {
     "fetch_prompts": "fetch the human recordings",
     "fetch_names": "fetch a million names, to benchmark hotwords",
     "train_tokenizer": "train a small tokenizer",
+    "confusions": "measure what a phoneme head hears for what is said",
     "train_g2p": "train the letter-to-sound model",
     "bench": "measure speed against peers",
 }

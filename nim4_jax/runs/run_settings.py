@@ -15,7 +15,7 @@ from nim4_jax.models.asr import AsrConfig
 from nim4_jax.rl.judge import Judge
 from nim4_jax.rl.objective import Grpo
 from nim4_jax.rl.rewards import RewardConfig
-from nim4_jax.text import articulation, phonemes
+from nim4_jax.text import articulation, confusions, phonemes
 from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.train.drift_probe import DriftConfig
 from nim4_jax.train.losses import CrCtc, ReadPhonemes, Transcribe
@@ -106,7 +106,10 @@ def _build_loss(
     if "steps" in names:
         values["steps"] = steps
     if "confusions" in names:
+        measured = values.pop("confusions", "")
         values["confusions"] = articulation.confusions()
+        if measured:
+            values["errors"] = confusions.read(measured).estimate()
     return settings.build(cls, values, "config.loss")
 
 

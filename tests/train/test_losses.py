@@ -12,6 +12,7 @@ import pytest
 from nim4_jax.models.asr import Asr
 from nim4_jax.ops import ctc
 from nim4_jax.ops.relative import UNLIMITED, Chunking
+from nim4_jax.text.confusions import Confusions
 from nim4_jax.train.losses import CrCtc, DynamicChunks, ReadPhonemes
 from nim4_jax.types import Labels
 
@@ -230,6 +231,63 @@ def test_imitated_phonemes_read_as_they_are(tiny):
     for row in range(16):
         heard = np.asarray(ids)[row][np.asarray(starts)[row]]
         assert heard.tolist() == phonemes.ids[row][mask[row]].tolist()
+
+
+def make_errors(tiny, **changes):
+    """A head that hears class 1 for everything and loses nothing."""
+    count = tiny.CONFIG.num_phonemes
+    first = np.eye(count, dtype=np.float32)[1]
+    ones = np.ones(count, np.float32)
+    return Confusions(
+        **{
+            "substitutes": np.broadcast_to(first, (count, count)),
+            "proneness": ones,
+            "dropped": 0.0 * ones,
+            "inserted": first,
+            "insertions": 0.0,
+            **changes,
+        }
+    )
+
+
+def hear(loss, phonemes):
+    """What a greedy reader makes of the imitation, row by row."""
+    classes = jax.jit(loss.imitate)(jax.random.key(1), phonemes)
+    np.testing.assert_allclose(np.sum(classes.values, axis=-1), 1.0, rtol=1e-5)
+    ids, starts = jax.jit(ctc.greedy)(classes.values, classes.mask)
+    return [np.asarray(i)[np.asarray(s)].tolist() for i, s in zip(ids, starts)]
+
+
+def test_rows_are_misheard_at_rates_of_their_own(tiny):
+    """Between the two shares, as the measured head errs; insertions with them."""
+    rows, count = 64, 12
+    said = Labels(jnp.full((rows, count), 3, jnp.int32), jnp.ones((rows, count), bool))
+    base = {"prompt": tiny.PROMPT, "confusions": make_confusions(tiny), "hesitate": 0.0}
+    loss = ReadPhonemes(
+        **base, corrupt=(0.0, 0.8), errors=make_errors(tiny), pace=(2.0, 2.5)
+    )
+    heard = hear(loss, said)
+    wrong = np.array([row.count(1) / count for row in heard])
+    assert {unit for row in heard for unit in row} == {1, 3}
+    assert 0.25 < wrong.mean() < 0.55 and wrong.std() > 0.15
+    lost = dataclasses.replace(
+        loss, errors=make_errors(tiny, dropped=loss.errors.proneness)
+    )
+    assert {unit for row in hear(lost, said) for unit in row} == {3}
+    inserting = dataclasses.replace(
+        loss,
+        corrupt=0.5,
+        errors=make_errors(tiny, proneness=0.0 * loss.errors.proneness, insertions=1.0),
+    )
+    heard = hear(inserting, said)
+    extra = sum(row.count(1) for row in heard) / (rows * count)
+    assert 0.3 < extra < 0.6
+
+
+@pytest.mark.parametrize("change", [{"corrupt": (0.4, 0.1)}, {"pace": (0.0, 1.0)}])
+def test_shares_that_cannot_be_are_refused(tiny, change):
+    with pytest.raises(ValueError, match=r"loss\.corrupt=.* and loss\.pace="):
+        ReadPhonemes(tiny.PROMPT, make_confusions(tiny), **change)
 
 
 def test_reading_is_learnt_from_text_alone(tiny):

@@ -44,6 +44,15 @@ def test_rules_train_what_the_stage_is_for(stage, size):
     assert not trained & {path.split("/")[0] for path in frozen}
 
 
+def test_the_warm_up_of_base_reads_sentences_and_nano_is_left_as_it_was():
+    """Written texts, misheard at rates of their own; their texts fit their LLM."""
+    made = run_settings.build_settings(warmup.get_config("base"))
+    assert made.data.style == "written" and made.recipe.loss.corrupt == (0.0, 0.4)
+    assert made.model.llm.vocab_size == 9216
+    nano = run_settings.build_settings(warmup.get_config("nano"))
+    assert nano.data.style == "plain" and nano.recipe.loss.errors is None
+
+
 def test_a_size_with_a_pretrained_llm_needs_no_warm_up():
     """The error says what to do instead."""
     with pytest.raises(ValueError, match="'2b3' needs no warm-up: start stage 2"):
