@@ -1,8 +1,8 @@
 """An LLM that reads phonemes, measured on held-out text: perplexity and error rates.
 
-Before any speech there is a warm-up on text: phonemes, misheard as a recogniser does, to
-sentences. Here the same is done with sentences that were held out, by language and by
-share of wrong phonemes: how surprising the text is to the LLM, and what it writes.
+Before any speech there is a warm-up on text: phonemes, misheard as a recogniser does,
+to sentences. Here the same is done with sentences that were held out, by language and
+by share of wrong phonemes: how surprising the text is to the LLM, and what it writes.
 """
 
 from __future__ import annotations
