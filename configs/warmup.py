@@ -85,7 +85,8 @@ def _set_base(config: ConfigDict) -> None:
             "kind": "read_phonemes",
             # The head hears 10 to 30 % of people's phonemes wrong, in noise 40 %.
             "corrupt": (0.0, 0.4),
-            "confusions": "",
+            # Of the packaged encoder's head; "" for what sounds alike.
+            "confusions": "base",
             "frames_per_phoneme": 3,
             "pace": (1.3, 2.8),
         }

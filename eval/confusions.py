@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,8 +71,8 @@ def measure(
 
 
 def name_set(spec: str) -> str:
-    """A specification without folders, which say nothing elsewhere."""
-    return "/".join(spec.split("/")[-2:]) if "/" in spec else spec
+    """A specification with the last folder alone of each path: others say nothing."""
+    return re.sub(r"/?(?:[^/:@]+/)*([^/:@]+/[^/:@]+)", r"\1", spec)
 
 
 def _listen(loaded: Loaded, spec: str, limit: int) -> tuple[confusions.Counts, int]:

@@ -16,7 +16,10 @@ DrawName = Callable[[np.random.Generator, str], str]
 """Draws a name of a language, "en" or "zh"."""
 
 _HAN = re.compile("[\u4e00-\u9fff]")
-_ENGLISH_NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]{2,}(?: [A-Z][a-z]{2,})*")
+_ENGLISH_NAME = re.compile(
+    r"(?:(?<=[a-z,;] )|(?<=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff] ))"
+    r"[A-Z][a-z]{2,}(?: [A-Z][a-z]{2,})*"
+)
 _PRONOUN = re.compile(
     r"\b(?:[Hh]e|[Ss]he)\b(?!['’-])"
     r"|(?<![其吉])[他她](?![们人日乡国妈])"

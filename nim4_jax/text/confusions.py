@@ -18,14 +18,15 @@ from etils import epath
 from jaxtyping import Float
 
 import nim4_jax
-from nim4_jax.text import articulation
+from nim4_jax.text import articulation, g2p
 from nim4_jax.text.phonemes import INVENTORY, INVENTORY_HASH, PHONEME_IDS
 
 PACKAGED = ("base",)
 """Statistics that come with the package."""
 
 _PRIOR = 8.0  # errors of a phoneme that what sounds alike is worth
-_MOST_PRONE = 4.0  # times the mean rate of errors
+_SAID = 20.0  # times that the language's mean rate counts for each phoneme
+_MOST_PRONE = 2.5  # times the mean rate of errors
 _DROPPED = 0.25  # share of deletions, where too little is known
 
 
@@ -35,7 +36,8 @@ class Confusions:
 
     Attributes:
         substitutes: p(b | a is heard wrongly), rows sum to 1 but for the blank's.
-        proneness: how often a phoneme is dropped or heard wrongly, 1 on average.
+        proneness: how often a phoneme is dropped or heard wrongly, 1 on average of its
+            language.
         dropped: share of these errors that are deletions.
         inserted: p(b | a phoneme is heard where none is said).
         insertions: for each of those errors.
@@ -77,8 +79,14 @@ class Counts:
         substitutes[1:] /= substitutes[1:].sum(axis=1, keepdims=True)
         lost, said = self.pairs[1:, 0], self.pairs[1:].sum(axis=1)
         errors = wrong.sum(axis=1) + lost
-        mean = max(float(errors.sum() / max(said.sum(), 1.0)), 1e-6)
-        rates = (errors + _PRIOR * mean) / (said + _PRIOR) / mean
+        # Tones count, so Mandarin has more errors; a rate means the same in both.
+        english = np.array([name in g2p.ARPABET for name in INVENTORY[1:]])
+        mean = np.where(
+            english,
+            _average(errors[english], said[english]),
+            _average(errors[~english], said[~english]),
+        )
+        rates = (errors + _SAID * mean) / (said + _SAID) / mean
         dropped = (lost + _PRIOR * _DROPPED) / (errors + _PRIOR)
         inserted = self.pairs[0] + 1e-3 * (np.arange(len(INVENTORY)) > 0)
         return Confusions(
@@ -103,6 +111,10 @@ class Counts:
         epath.Path(path).write_text(
             text.replace('},"', '},\n"') + "\n", encoding="utf8"
         )
+
+
+def _average(errors: np.ndarray, said: np.ndarray) -> float:
+    return max(float(errors.sum() / max(said.sum(), 1.0)), 1e-6)
 
 
 def _pad(values: np.ndarray) -> np.ndarray:

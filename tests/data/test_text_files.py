@@ -118,6 +118,7 @@ def test_a_missing_file_and_a_damaged_archive_are_named(tmp_path):
         ("第二点,我们确实要保持“中立”，", "第二点，我们确实要保持中立。"),
         ("i think i'm fine", "I think I'm fine."),
         ("Hosty used, quote,", "Hosty used, quote."),
+        ("那个是不可以…", "那个是不可以。"),
         ("see https://a.b/c", ""),
         ("привет", ""),
         ("?!", ""),

@@ -193,4 +193,8 @@ def test_inserted_names_are_hinted_at_and_spelled_in_the_text(tmp_path):
         assert names and all(name in changed for name in names)
         assert "她" not in changed and "She" not in changed
     assert inserted_names.find_names(lines[2]) == ("Anna", "Paris")
+    assert inserted_names.find_names("我叫Anna，用 Facebook 的。") == (
+        "Anna",
+        "Facebook",
+    )
     assert inserted_names.insert_names("其他人都来了。", rng, lambda *_: "x")[1] == ()

@@ -77,3 +77,25 @@ def test_counts_survive_their_file(tmp_path):
             confusions.read(str(path))
     with pytest.raises(ValueError, match="one of base"):
         confusions.read("none.json")
+
+
+def test_the_packaged_head_errs_as_measured():
+    """Rates of errors are 1 on average of each language, by what was said."""
+    counts = confusions.read("base")
+    made = counts.estimate()
+    assert 0.1 < counts.rate < 0.25 and 0.05 < made.insertions < 0.5
+    said = counts.pairs.sum(axis=1)
+    english = np.array([name.isupper() for name in INVENTORY])
+    for own in (english, ~english):
+        own = own & (np.arange(len(INVENTORY)) > 0)
+        average = (made.proneness * said)[own].sum() / said[own].sum()
+        assert 0.9 < average < 1.1
+    worst = made.substitutes[PHONEME_IDS["IH"]].argmax()
+    assert INVENTORY[worst] == "AH"
+
+
+def test_a_specification_is_named_without_folders():
+    spec = "noisy:10@/a/b/noise/m.jsonl?split=train:/c/d/libri/m.jsonl?split=train"
+    short = "noisy:10@noise/m.jsonl?split=train:libri/m.jsonl?split=train"
+    assert listening.name_set(spec) == short
+    assert listening.name_set("bundled:commands:train") == "bundled:commands:train"

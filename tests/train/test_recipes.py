@@ -49,6 +49,7 @@ def test_the_warm_up_of_base_reads_sentences_and_nano_is_left_as_it_was():
     made = run_settings.build_settings(warmup.get_config("base"))
     assert made.data.style == "written" and made.recipe.loss.corrupt == (0.0, 0.4)
     assert made.model.llm.vocab_size == 9216
+    assert made.recipe.loss.errors is not None
     nano = run_settings.build_settings(warmup.get_config("nano"))
     assert nano.data.style == "plain" and nano.recipe.loss.errors is None
 
