@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nim4_jax.data.noise import channel, mixing
+from nim4_jax.data.noise import channel, noise_draws
 from nim4_jax.rates import Rates
 
 # Streams of random numbers.
@@ -84,7 +84,7 @@ class Batch:
     indices: np.ndarray
     speeds: np.ndarray
     repeated: int = 0
-    draws: mixing.Draws | None = None
+    draws: noise_draws.Draws | None = None
     channels: channel.Draws | None = None
 
 
@@ -94,7 +94,7 @@ class _Rows:
 
     indices: np.ndarray
     speeds: np.ndarray
-    draws: mixing.Draws | None
+    draws: noise_draws.Draws | None
     channels: channel.Draws | None
 
     def take(self, places: np.ndarray) -> _Rows:
@@ -170,7 +170,7 @@ class TrainPlan:
         *,
         speeds: tuple[float, ...] = (1.0,),
         seed: int = 0,
-        distribution: mixing.Distribution | None = None,
+        distribution: noise_draws.Distribution | None = None,
         channels: channel.Distribution | None = None,
         num_speech: int | None = None,
     ):
@@ -288,13 +288,15 @@ class TrainPlan:
 
     def _draw_noise(
         self, epoch: int, drawn: np.ndarray, speeds: np.ndarray
-    ) -> tuple[mixing.Draws, np.ndarray]:
+    ) -> tuple[noise_draws.Draws, np.ndarray]:
         """Noise of the drawn examples, and their buckets with its silences."""
         lengths = self.lengths.take(drawn)
         seconds = lengths.seconds / speeds
         largest = self.buckets[-1].seconds
         random, allowed = self._random(_NOISE, epoch), drawn < self.num_speech
-        draws = mixing.draw(random, allowed, self.distribution).fit(largest - seconds)
+        draws = noise_draws.draw(random, allowed, self.distribution).fit(
+            largest - seconds
+        )
         # The minimum takes away what rounding may have put on top.
         seconds = np.minimum(seconds + draws.lead + draws.tail, largest)
         longer = replace(lengths, seconds=seconds)
