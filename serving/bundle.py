@@ -192,9 +192,13 @@ class BundlePrograms:
 
     @functools.cached_property
     def streams(self) -> tuple[StreamConfig, ...]:
-        """Sizes of streams that there are programs for."""
+        """Sizes of streams that there are programs for.
+
+        Raises:
+            BundleError: sizes that this version does not know, or that do not fit.
+        """
         return tuple(
-            StreamConfig(**{**sizes, "rates": self.rates})
+            manifest.read_stream(self.folder, sizes, self.rates)
             for sizes in self.facts.streams
         )
 
@@ -320,7 +324,7 @@ class BundlePrograms:
         raise BundleError(
             f"streams with chunks of {1000 * config.seconds:g} ms and {config}: "
             f"{self.folder} has programs for chunks of {_list(chunks)} ms, with "
-            f"{self.facts.streams}; export with --stream_ms={1000 * config.seconds:g}."
+            f"{self.streams}; export with --stream_ms={1000 * config.seconds:g}."
         )
 
 
