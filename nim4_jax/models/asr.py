@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
 from nim4_jax import features as front_end
-from nim4_jax import struct
+from nim4_jax import settings, struct
 from nim4_jax.layers import Policy
 from nim4_jax.models.adaptor import Adaptor
 from nim4_jax.models.conformer import ConformerConfig
@@ -59,7 +59,9 @@ class AsrConfig:
         speech_stride: encoder frames per speech token.
     """
 
-    features: front_end.FeatureConfig | front_end.WhisperFeatures
+    features: front_end.FeatureConfig | front_end.WhisperFeatures = dataclasses.field(
+        metadata={settings.USUAL: front_end.FeatureConfig}
+    )
     encoder: ConformerConfig | WhisperEncoderConfig
     adaptor_width: int
     num_phonemes: int
