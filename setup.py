@@ -155,7 +155,9 @@ setup(
             "torch>=2.4",
             "transformers>=5.0",
         ],
-        "check": ["pyright>=1.1.390", "ruff>=0.8"],
+        # pyright runs on Node, which comes as a wheel.
+        "check": ["pyright[nodejs]>=1.1.390", "ruff>=0.8"],
+        "docs": ["mkdocs-material>=9.5,<10"],
     },
     entry_points={"console_scripts": ["nim4=nim4_jax.launch.cli:main"]},
 )

@@ -132,7 +132,7 @@ def draw(rng: np.random.Generator, kinds: Sequence[str]) -> tuple[str, float]:
         Kind, and level in dB below full scale (root mean square): −∞ for a quarter of
         silence, the rest of it −90 to −50, everything else −50 to −15.
     """
-    kind = kinds[rng.integers(len(kinds))]
+    kind = kinds[int(rng.integers(len(kinds)))]
     mute, height = rng.random(2)
     low, high = _HUSH if kind == "silence" else _LOUD
     level = low + (high - low) * height
