@@ -115,6 +115,7 @@ setup(
     package_data={
         "nim4_jax": ["text/resources/*", "pretrained/*", "runs/cluster/*"],
         "nim4_jax.eval.reports": ["page.css"],
+        "nim4_jax.serving.server": ["page/*"],
         "nim4_jax.data": ["wordlists/*", "bundled/*", "bundled/**/*"],
     },
     install_requires=REQUIRES,

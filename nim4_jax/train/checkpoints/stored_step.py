@@ -15,6 +15,7 @@ Checkpoints of earlier versions have all arrays in `state`, and no `frozen`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -104,7 +105,8 @@ class StoredStep:
             raise ValueError(f"{self._folder} holds a state of another model: {wrong}.")
         wanted = jax.tree.map(_place, wanted)
         how = ocp.checkpoint_utils.construct_restore_args
-        params, rest = self._read(wanted.params, how, wanted.replace)
+        whole = functools.partial(dataclasses.replace, wanted)
+        params, rest = self._read(wanted.params, how, whole)
         return dataclasses.replace(rest, params=params)
 
     def read_params(self) -> Params:
