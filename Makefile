@@ -2,7 +2,8 @@
 # minutes; make test-fast: a minute of them, while writing; make test-long: those that
 # take longer (more meshes, kills, processes).
 # make test-large: real weights against their reference. make fuzz: COUNT damaged files
-# of every format. make check: lint.
+# of every format. make check: ruff, its formatter and pyright. make docs: the site, with
+# every link checked.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ WORKDIR ?= runs/demo
 JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast test-long test-large fuzz check clean
+.PHONY: demo test test-fast test-long test-large fuzz check docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/nim4 demo --workdir=$(WORKDIR) $(if $(FROM_SCRATCH),--from_scratch)
@@ -36,7 +37,10 @@ fuzz: $(VENV)/.installed-test
 check: $(VENV)/.installed-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/python tests/check_types.py
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 clean:
 	rm -rf build dist *.egg-info runs/demo
@@ -59,4 +63,8 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-check: $(VENV)/.installed
 	$(PIP) -e '.[check]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) -e '.[docs]'
 	@touch $@

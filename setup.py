@@ -115,6 +115,7 @@ setup(
     package_data={
         "nim4_jax": ["text/resources/*", "pretrained/*", "runs/cluster/*"],
         "nim4_jax.eval.reports": ["page.css"],
+        "nim4_jax.serving.server": ["page/*"],
         "nim4_jax.data": ["wordlists/*", "bundled/*", "bundled/**/*"],
     },
     install_requires=REQUIRES,
@@ -155,7 +156,9 @@ setup(
             "torch>=2.4",
             "transformers>=5.0",
         ],
-        "check": ["pyright>=1.1.390", "ruff>=0.8"],
+        # pyright runs on Node, which comes as a wheel.
+        "check": ["pyright[nodejs]>=1.1.390", "ruff>=0.8"],
+        "docs": ["mkdocs-material>=9.5,<10"],
     },
     entry_points={"console_scripts": ["nim4=nim4_jax.launch.cli:main"]},
 )

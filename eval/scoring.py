@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from absl import logging
@@ -18,18 +19,38 @@ from nim4_jax.eval.sweep.runner import Outcome, SweepConfig
 from nim4_jax.serving import recognisers
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is measured, and how the model hears.
+
+    Attributes:
+        phonemes: whether the phoneme head is scored too.
+        shuffle_audio: whether the control with other audio is scored too.
+        limit: utterances per set, 0 for all.
+        chunk_ms: length of chunks, 0 for the full pass.
+        left: chunks seen to the left.
+        stream: whether every recording is heard as a stream.
+        names: which names the prompts hold, and which count; None for no hints.
+    """
+
+    phonemes: bool = False
+    shuffle_audio: bool = False
+    limit: int = 0
+    chunk_ms: int = 0
+    left: int = 4
+    stream: bool = False
+    names: HintConfig | None = None
+
+
+DEFAULT = Options()
+
+
 def run(
     model: str,
     sets: Sequence[str],
     out: str | None = None,
+    options: Options = DEFAULT,
     *,
-    phonemes: bool = False,
-    shuffle_audio: bool = False,
-    limit: int = 0,
-    chunk_ms: int = 0,
-    left: int = 4,
-    stream: bool = False,
-    names: HintConfig | None = None,
     show_progress: bool = True,
 ) -> report.Report:
     """Evaluate a model on sets.
@@ -38,13 +59,7 @@ def run(
         model: workdir or .safetensors file. Without an LLM only phonemes are scored.
         sets: source specifications.
         out: folder for the files; None writes none.
-        phonemes: whether the phoneme head is scored too.
-        shuffle_audio: whether the control with other audio is scored too.
-        limit: utterances per set, 0 for all.
-        chunk_ms: length of chunks, 0 for the full pass.
-        left: chunks seen to the left.
-        stream: whether every recording is heard as a stream.
-        names: which names the prompts hold, and which count; None for no hints.
+        options: what is measured.
         show_progress: whether a bar is drawn on stderr.
 
     Returns:
@@ -53,26 +68,26 @@ def run(
     Raises:
         ValueError: no model, no LLM to write with, a set of no use, or no hints for it.
     """
-    if stream:
+    chunk_ms = options.chunk_ms
+    if options.stream:
         chunk_ms = chunk_ms or StreamConfig.of().chunk_ms
-    loaded = recognisers.load(model, chunk_ms=chunk_ms, left=left)
-    rates = loaded.recogniser.programs.rates
-    sizes = StreamConfig.of(chunk_ms, left, rates) if stream else None
+    loaded = recognisers.load(model, chunk_ms=chunk_ms, left=options.left)
     recogniser = loaded.recogniser
-    if sizes:
+    if options.stream:
+        sizes = StreamConfig.of(chunk_ms, options.left, recogniser.programs.rates)
         listener = Listener(recogniser, streams=max(loaded.rows), config=sizes)
         listener.warm_up()
         recogniser = StreamedRecogniser(recogniser, listener)
-    if not phonemes:
+    if not options.phonemes:
         recogniser.check_writes()
     config = evaluation.EvalConfig(
         bucket_seconds=loaded.bucket_seconds,
         rows=loaded.rows,
         text=recogniser.writes,
-        phonemes=phonemes,
-        shuffle_audio=shuffle_audio,
-        hints=names or HintConfig(),
-        limit=limit,
+        phonemes=options.phonemes,
+        shuffle_audio=options.shuffle_audio,
+        hints=options.names or HintConfig(),
+        limit=options.limit,
     )
     results = []
     for spec in sets:

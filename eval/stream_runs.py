@@ -62,7 +62,7 @@ def join_speech(
     random = np.random.default_rng(seed)
     wanted, pieces, length = round(seconds * SAMPLE_RATE), [], 0
     while length < wanted:
-        recording = recordings[random.integers(len(recordings))]
+        recording = recordings[int(random.integers(len(recordings)))]
         pause = np.zeros(round(random.uniform(*pauses) * SAMPLE_RATE), np.float32)
         pieces += [recording, pause]
         length += len(recording) + len(pause)

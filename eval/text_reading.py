@@ -228,9 +228,7 @@ def _read_batch(
     written = offline.generate(
         Qwen3(config.llm, config.policy),
         params["llm"],
-        sequence.embeddings,
-        sequence.mask,
-        max_new_tokens=answer.ids.shape[1],
-        end_id=end_id,
+        sequence.frames(),
+        offline.Stop(answer.ids.shape[1], end_id),
     )
     return nats, written.tokens, written.lengths()

@@ -93,9 +93,8 @@ def run(workdir: str, from_scratch: bool) -> None:
     stages = [entry.name for entry in config.stages]
     model = os.path.join(workdir, stages[-1])
     logging.info("evaluating %s", model)
-    report = scoring.run(
-        model, SETS, os.path.join(workdir, "evaluation"), shuffle_audio=True
-    )
+    options = scoring.Options(shuffle_audio=True)
+    report = scoring.run(model, SETS, os.path.join(workdir, "evaluation"), options)
     params, _ = loading.load_model(model)
     used = {name: part for name, part in params.items() if name != "phoneme_reader"}
     picture = curves.plot_losses(workdir, stages, os.path.join(workdir, "losses.png"))

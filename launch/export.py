@@ -66,13 +66,15 @@ def main(_) -> None:
     made = exporting.run(
         given.model,
         given.out,
-        dtype=given.dtype,
-        compute=given.compute,
-        platforms=given.platforms,
-        seconds=_read_numbers("seconds", given.seconds, float),
-        stream_ms=_read_numbers("stream_ms", given.stream_ms, int),
-        left=given.left,
-        licence=given.licence,
+        exporting.Options(
+            dtype=given.dtype,
+            compute=given.compute,
+            platforms=given.platforms,
+            seconds=_read_numbers("seconds", given.seconds, float),
+            stream_ms=_read_numbers("stream_ms", given.stream_ms, int),
+            left=given.left,
+            licence=given.licence,
+        ),
         show_progress=True,
     )
     size = sum(facts["bytes"] for facts in made.files.values())

@@ -76,15 +76,17 @@ def main(model: str, recordings: Sequence[str], given: Any) -> None:
     outcome = live_transcription.run(
         model,
         recordings[0],
-        form=given.format,
-        pace=given.pace,
-        packet_ms=given.packet_ms,
-        chunk_ms=given.chunk_ms,
-        left=given.left,
-        detector=given.detector,
-        hotwords=hotword_flags.read(given),
-        rate=given.rate,
-        channels=str(given.channels),
+        live_transcription.Options(
+            form=given.format,
+            pace=given.pace,
+            packet_ms=given.packet_ms,
+            chunk_ms=given.chunk_ms,
+            left=given.left,
+            detector=given.detector,
+            rate=given.rate,
+            channels=str(given.channels),
+        ),
+        hotword_flags.read(given),
     )
     if outcome.failed:
         sys.exit(1)

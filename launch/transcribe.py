@@ -61,14 +61,16 @@ def main(argv: Sequence[str]) -> None:
     done = transcription.run(
         model,
         paths,
-        form=given.format,
-        out=given.out,
-        batch=given.batch,
-        vad=given.vad,
-        chunk_ms=given.chunk_ms,
-        left=given.left,
-        channel=str(given.channels),
-        names=hotword_flags.read(given).found,
+        transcription.Options(
+            form=given.format,
+            out=given.out,
+            batch=given.batch,
+            vad=given.vad,
+            chunk_ms=given.chunk_ms,
+            left=given.left,
+            channel=str(given.channels),
+            names=hotword_flags.read(given).found,
+        ),
     )
     if any(recording.error or recording.warning for recording in done):
         sys.exit(1)

@@ -279,22 +279,20 @@ def linear(
     policy: Policy,
     *,
     bias: bool = True,
-    gain: float = 1.0,
-    lora: LoraConfig = NO_LORA,
-    float32: bool = False,
-    name: str | None = None,
+    **options: Any,
 ) -> Projection:
-    """A `Projection` of the last axis: [..., in] → [..., out]."""
+    """A `Projection` of the last axis: [..., in] → [..., out].
+
+    Args:
+        features_in: size of the last axis.
+        features_out: its new size.
+        axes: logical names of the kernel's two axes.
+        policy: dtypes.
+        bias: whether a vector is added.
+        options: further fields of `Projection` (gain, lora, float32), and its name.
+    """
     return Projection(
-        (features_in,),
-        (features_out,),
-        axes,
-        policy,
-        bias=bias,
-        gain=gain,
-        lora=lora,
-        float32=float32,
-        name=name,
+        (features_in,), (features_out,), axes, policy, bias=bias, **options
     )
 
 
@@ -352,7 +350,7 @@ class Embed(nn.Module):
     policy: Policy
 
     def setup(self):
-        def init(name, initialiser, width, dtype):
+        def init(name, initialiser, width, dtype) -> Any:
             axes = ("vocab", "embed" if width > 1 else None)
             placed = nn.with_logical_partitioning(initialiser, axes)
             return self.param(name, placed, (self.vocab_size, width), dtype)

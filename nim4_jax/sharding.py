@@ -12,7 +12,7 @@ memory falls with data × fsdp × tensor while the arithmetic stays that of one 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -407,7 +407,8 @@ def gather(tree: Any) -> Any:
     def fetch(leaf: Any) -> np.ndarray:
         spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
         if spread and not leaf.is_fully_replicated:
-            whole = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+            mesh = cast(NamedSharding, leaf.sharding).mesh
+            whole = NamedSharding(mesh, PartitionSpec())
             leaf = jax.jit(lambda array: array, out_shardings=whole)(leaf)
         return np.asarray(leaf)
 

@@ -20,16 +20,12 @@ def static(**options: Any) -> Any:
     return dataclasses.field(metadata={"static": True}, **options)
 
 
-def _replace(self: Any, **changes: Any) -> Any:
-    """The same struct with other values in some fields."""
-    return dataclasses.replace(self, **changes)
-
-
 @typing.dataclass_transform(
     frozen_default=True, field_specifiers=(dataclasses.field, static)
 )
 def dataclass(cls: type[T]) -> type[T]:
-    """Decorator: a frozen dataclass, registered as a pytree, with `replace`."""
-    made: Any = dataclasses.dataclass(frozen=True)(cls)
-    made.replace = _replace
-    return jax.tree_util.register_dataclass(made)
+    """Decorator: a frozen dataclass, registered as a pytree.
+
+    `dataclasses.replace` makes one with other values in some fields.
+    """
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))

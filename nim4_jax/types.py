@@ -11,6 +11,7 @@ Axis letters, used in every annotation, einsum and docstring of this project:
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ class Frames:
         """The same frames with zeros behind the mask, whatever stood there."""
         mask = self.mask.reshape(self.mask.shape + (1,) * (self.values.ndim - 2))
         zero = jnp.zeros((), self.values.dtype)
-        return self.replace(values=jnp.where(mask, self.values, zero))
+        return dataclasses.replace(self, values=jnp.where(mask, self.values, zero))
 
     def lengths(self) -> Int[Array, " B"]:
         """Number of real positions of each row."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -89,19 +90,20 @@ def run(
         return total
     try:
         import ray.data
+        import ray.exceptions
     except ImportError as error:
         raise ValueError(
             f"a corpus is transcribed by Ray Data, which is not installed ({error}): "
             "pip install 'nim4-jax[ray]'"
         ) from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    here = {
+    here: dict[str, Any] = {
         "address": "local",
         "num_cpus": max(math.ceil(workers * worker_cpus), 1),
         "object_store_memory": _STORE_BYTES,
         "include_dashboard": False,
     }
-    asked = {"address": address} if address else here
+    asked: dict[str, Any] = {"address": address} if address else here
     ray.init(log_to_driver=False, logging_level="warning", **asked)
     try:
         with tqdm(total=len(shards), unit="shard", disable=None) as bar:

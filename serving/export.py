@@ -161,7 +161,7 @@ def _fill(
     licence = Path(nim4_jax.__file__).parents[1] / "LICENSE"
     if licence.is_file():
         shutil.copyfile(licence, folder / manifest.LICENCE)
-    flat = traverse_util.flatten_dict(params, sep="/")
+    flat: Any = traverse_util.flatten_dict(params, sep="/")
     narrow = source.weights == policy.compute == "bfloat16"
     shapes = {path: _shape(path, leaf, narrow) for path, leaf in flat.items()}
     programs = {}
@@ -319,14 +319,7 @@ def _plan_whole(
 
     def transcribe(params, audio, chunking, suffix=None):
         heard, written = model_programs.transcribe(
-            programs.model,
-            programs.prompt,
-            programs.end_id,
-            programs.budget,
-            params,
-            audio,
-            chunking,
-            suffix,
+            programs.model, programs.answer, params, audio, chunking, suffix
         )
         return {"heard": heard, "written": written}
 
@@ -342,7 +335,6 @@ def _plan_stream(
     programs: ModelPrograms, name: str, config: StreamConfig, sizes: Sequence[Any]
 ) -> Iterator[_Planned]:
     rows, streams = sizes[:2]
-    prefix = len(programs.prompt.prefix)
     numbers = _array((rows,), jnp.int32)
 
     def start(params, slots):
@@ -365,21 +357,16 @@ def _plan_stream(
     for width in config.widths():
 
         def tick(params, state, arrival, width=width):
+            settings = programs.settings(config, width)
             following, heard, written = stream.tick(
-                programs.model,
-                config,
-                prefix,
-                programs.end_id,
-                width,
-                params,
-                state,
-                arrival,
+                programs.model, settings, params, state, arrival
             )
             return {"heard": heard, "state": following, "written": written}
 
         def finish(params, state, request, width=width):
+            settings = programs.settings(config, width)
             following, written = stream.finish(
-                programs.model, config, programs.end_id, width, params, state, request
+                programs.model, settings, params, state, request
             )
             return {"state": following, "written": written}
 

@@ -168,62 +168,81 @@ def load_listener(
     return listener
 
 
-def run(
-    model: str,
-    recording: str,
-    *,
-    form: str = "text",
-    pace: str = "fast",
-    packet_ms: int = 100,
-    chunk_ms: int = 0,
-    left: int = 4,
-    detector: str = "silero",
-    hotwords: Hotwords = NONE_GIVEN,
-    rate: int = reading.SAMPLE_RATE,
-    channels: str = "mix",
-) -> Outcome:
-    """Transcribe a recording to stdout while it is heard.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a recording is heard, and what is shown.
 
-    Args:
-        model: workdir, .safetensors file or bundle.
-        recording: a path, STDIN or MICROPHONE.
+    Attributes:
         form: one of FORMATS.
         pace: of a file, one of PACES.
         packet_ms: audio fed at once.
         chunk_ms: length of chunks, 0 for the default.
         left: chunks seen to the left.
         detector: one of DETECTORS.
-        hotwords: names for every prompt, and those that are looked for.
         rate: of stdin, Hz.
         channels: one of `channels.CHOICES`, or how many alternate in stdin.
+    """
+
+    form: str = "text"
+    pace: str = "fast"
+    packet_ms: int = 100
+    chunk_ms: int = 0
+    left: int = 4
+    detector: str = "silero"
+    rate: int = reading.SAMPLE_RATE
+    channels: str = "mix"
+
+    def check(self) -> None:
+        """Refuse an unknown choice.
+
+        Raises:
+            ValueError: there is one.
+        """
+        for name, given, choices in (
+            ("format", self.form, FORMATS),
+            ("pace", self.pace, PACES),
+            ("detector", self.detector, DETECTORS),
+        ):
+            if given not in choices:
+                raise ValueError(
+                    f"--{name}={given} is not for streams; use one of {choices}."
+                )
+        stdin_source.parse_channels(self.channels)
+
+
+def run(
+    model: str, recording: str, options: Options, hotwords: Hotwords = NONE_GIVEN
+) -> Outcome:
+    """Transcribe a recording to stdout while it is heard.
+
+    Args:
+        model: workdir, .safetensors file or bundle.
+        recording: a path, STDIN or MICROPHONE.
+        options: how it is heard, and what is shown.
+        hotwords: names for every prompt, and those that are looked for.
 
     Raises:
         ValueError: nothing to hear, no usable model, or an unknown choice.
     """
-    for name, given, choices in (
-        ("format", form, FORMATS),
-        ("pace", pace, PACES),
-        ("detector", detector, DETECTORS),
-    ):
-        if given not in choices:
-            raise ValueError(
-                f"--{name}={given} is not for streams; use one of {choices}."
-            )
-    stdin_source.parse_channels(channels)
+    options.check()
     audio_sources.check_source(recording)
     _report("loading…")
-    listener = load_listener(model, chunk_ms, left, detector, hotwords.names, _warn)
+    sizes = options.chunk_ms, options.left, options.detector
+    listener = load_listener(model, *sizes, hotwords.names, _warn)
     live = recording in (STDIN, MICROPHONE)
-    if live or pace == "real":
+    if live or options.pace == "real":
         listener.warm_up()
-    options = {"packet_ms": packet_ms, "pace": pace, "rate": rate, "channels": channels}
+    source = {
+        name: getattr(options, name)
+        for name in ("packet_ms", "pace", "rate", "channels")
+    }
     with (
-        audio_sources.open_source(recording, warn=_warn, **options) as inbox,
+        audio_sources.open_source(recording, warn=_warn, **source) as inbox,
         _ending(inbox),
     ):
         _report("listening… (Ctrl-C ends)" if live else "listening…")
         packets = audio_sources.convert(inbox, inbox.rate, _warn)
-        show = display.make_show(form, sys.stdout)
+        show = display.make_show(options.form, sys.stdout)
         outcome = run_stream(listener, packets, show, hotwords=hotwords)
     if not outcome.texts:
         _warn(f"no speech in {round(outcome.seconds, 1):g} s")

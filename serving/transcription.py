@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,24 +74,11 @@ def plan_outputs(
     return list(targets)
 
 
-def run(
-    model: str,
-    paths: Sequence[str],
-    *,
-    form: str = "text",
-    out: str | None = None,
-    batch: int = 8,
-    vad: str = "silero",
-    chunk_ms: int = 0,
-    left: int = 4,
-    channel: str = "mix",
-    names: HotwordList | None = None,
-) -> list[Recording]:
-    """Transcribe files and print or write what `form` asks for.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How files are transcribed, and into what.
 
-    Args:
-        model: workdir, .safetensors file or bundle.
-        paths: audio files.
+    Attributes:
         form: one of FORMATS.
         out: folder; None prints.
         batch: most segments at once.
@@ -99,6 +87,30 @@ def run(
         left: chunks seen to the left.
         channel: one of CHANNELS.
         names: to be looked for in what is heard.
+    """
+
+    form: str = "text"
+    out: str | None = None
+    batch: int = 8
+    vad: str = "silero"
+    chunk_ms: int = 0
+    left: int = 4
+    channel: str = "mix"
+    names: HotwordList | None = None
+
+
+DEFAULT = Options()
+
+
+def run(
+    model: str, paths: Sequence[str], options: Options = DEFAULT
+) -> list[Recording]:
+    """Transcribe files and print or write what is asked for.
+
+    Args:
+        model: workdir, .safetensors file or bundle.
+        paths: audio files.
+        options: how, and into what.
 
     Returns:
         All recordings, those that could not be read with `error` set, those that broke
@@ -107,22 +119,23 @@ def run(
     Raises:
         ValueError: no usable model, an unknown format or vad, or outputs that collide.
     """
+    form = options.form
     if form not in FORMATS:
         raise ValueError(f"format {form!r} is unknown; use one of {FORMATS}.")
-    planned = plan_channels(paths, channel)
-    targets = plan_outputs(planned, form, out)
-    loaded = recognisers.load(model, chunk_ms=chunk_ms, left=left)
+    planned = plan_channels(paths, options.channel)
+    targets = plan_outputs(planned, form, options.out)
+    loaded = recognisers.load(model, chunk_ms=options.chunk_ms, left=options.left)
     loaded.recogniser.check_writes()
-    if out:
-        Path(out).mkdir(parents=True, exist_ok=True)
+    if options.out:
+        Path(options.out).mkdir(parents=True, exist_ok=True)
     done = []
     stream = longform.transcribe_files(
         loaded,
         planned,
-        batch=batch,
-        vad=vad,
+        batch=options.batch,
+        vad=options.vad,
         timings=form != "text",
-        names=names,
+        names=options.names,
         show_progress=True,
     )
     for target, recording in zip(targets, stream, strict=True):

@@ -1,5 +1,7 @@
 """Features: Kaldi's and Whisper's numbers on real speech, whole and in pieces."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import kaldi_native_fbank
@@ -98,7 +100,7 @@ def test_padding_never_matters(kind, seed, length):
     """NaN behind the mask gives the features of zeros there."""
     config = KINDS[kind]
     dirty = make_audio(seed, [length, length // 2])
-    clean = dirty.replace(values=np.nan_to_num(dirty.values))
+    clean = dataclasses.replace(dirty, values=np.nan_to_num(dirty.values))
     got, want = whole(dirty, config), whole(clean, config)
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
@@ -181,7 +183,7 @@ def test_whispers_own_floor_is_of_each_clip_alone():
     """Padding and other clips of the batch do not move it."""
     config = WhisperFeatures(floor=None)
     loud = make_audio(0, [HOPS * HOP, 10 * HOP])
-    quiet = loud.replace(values=loud.values * np.float32(1e-3))
+    quiet = dataclasses.replace(loud, values=loud.values * np.float32(1e-3))
     got, alone = whole(quiet, config), whole(loud, config)
     # 60 dB less are 6 decades: 6 / 4 less everywhere, the floor with it.
     np.testing.assert_allclose(

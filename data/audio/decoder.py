@@ -10,7 +10,7 @@ import contextlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -102,7 +102,7 @@ class Decoder:
     def __exit__(self, *_error) -> None:
         self._stack.close()
 
-    def read_parts(self) -> Iterator[Part]:
+    def read_parts(self) -> Generator[Part]:
         """Its streams, one behind the other; each is closed when the next is asked for.
 
         Raises:
@@ -204,12 +204,12 @@ class SoundPart:
             headerless = decoder.suffix in _HEADERLESS
             # By its suffix soundfile takes some files for raw samples.
             known = decoder.suffix[1:].upper() != "RAW"
-            source = os.fsencode(source) if known else decoder._view
+            opened = os.fsencode(source) if known else decoder._view
         else:
-            headerless = False
-        if isinstance(source, View):
-            source.seek(0)
-        self._file = _SoundFile(source)
+            headerless, opened = False, source
+        if isinstance(opened, View):
+            opened.seek(0)
+        self._file = _SoundFile(opened)
         if self._file.format == "RAW" and not headerless:
             self._file.close()
             raise TypeError("format unknown: it has no header")

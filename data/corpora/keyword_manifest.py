@@ -195,13 +195,14 @@ def _annotate_piece(search: Search, name: str, lines: Lines) -> str:
         texts.append(record["text"])
         own.append(None if search.replace else record.get("keywords"))
     counts: collections.Counter[str] = collections.Counter(records=len(rows))
-    extractor = StatisticalExtractor.fit(texts, names=search.names)
+    statistical = StatisticalExtractor.fit(texts, names=search.names)
     if search.server:
-        extractor = llm.LlmExtractor(search.server.ask, extractor)
-    found = keywords.collect(texts, extractor, own=own, names=search.names)
-    if search.server:
-        counts += extractor.counts
-        _check_answers(extractor.counts, search.server)
+        asked = llm.LlmExtractor(search.server.ask, statistical)
+        found = keywords.collect(texts, asked, own=own, names=search.names)
+        counts += asked.counts
+        _check_answers(asked.counts, search.server)
+    else:
+        found = keywords.collect(texts, statistical, own=own, names=search.names)
     for row, given, said in zip(rows, own, found.utterances):
         _rebase(row, search)
         if given is None:

@@ -89,6 +89,21 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Perturbations:
+    """What is drawn for each example of an epoch.
+
+    Attributes:
+        speeds: factors, all equally likely.
+        noise: its distribution; None for none.
+        channels: distribution of tempo, rooms, gains, telephone lines; None for none.
+    """
+
+    speeds: tuple[float, ...] = (1.0,)
+    noise: mixing.Distribution | None = None
+    channels: channel.Distribution | None = None
+
+
+@dataclass(frozen=True)
 class _Rows:
     """Drawn examples of an epoch and what was drawn for each, as in `Batch`."""
 
@@ -167,11 +182,9 @@ class TrainPlan:
         weights: list[float],
         lengths: Lengths,
         buckets: tuple[Bucket, ...],
+        perturbations: Perturbations = Perturbations(),
         *,
-        speeds: tuple[float, ...] = (1.0,),
         seed: int = 0,
-        distribution: noise_draws.Distribution | None = None,
-        channels: channel.Distribution | None = None,
         num_speech: int | None = None,
     ):
         """Prepare the plan.
@@ -181,11 +194,8 @@ class TrainPlan:
             weights: passes over each source an epoch.
             lengths: of all examples (usable or not) at speed 1.
             buckets: in growing order; every usable example fits one at speed 1.
-            speeds: factors to draw from, all equally likely.
+            perturbations: what is drawn for each example.
             seed: of everything random.
-            distribution: of noise; None for none.
-            channels: distribution of tempo, rooms, gains and telephone lines; None for
-                none.
             num_speech: examples from this index on hold no speech, and get no noise;
                 None: all do.
 
@@ -203,10 +213,10 @@ class TrainPlan:
         self.weights = weights
         self.lengths = lengths
         self.buckets = buckets
-        self.speeds = np.asarray(speeds, np.float64)
+        self.speeds = np.asarray(perturbations.speeds, np.float64)
         self.seed = seed
-        self.distribution = distribution
-        self.channels = channels
+        self.distribution = perturbations.noise
+        self.channels = perturbations.channels
         self.num_speech = len(lengths.seconds) if num_speech is None else num_speech
         self._starts = [0]  # step at which each epoch starts, as far as known
         self._epochs: dict[int, list[Batch]] = {}

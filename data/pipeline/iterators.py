@@ -119,10 +119,10 @@ class TrainIterator(grain.DatasetIterator):
             weights,
             examples.lengths,
             shapes,
-            speeds=config.speed_perturb,
+            buckets.Perturbations(
+                config.speed_perturb, distribution, make_channels(config)
+            ),
             seed=config.seed,
-            distribution=distribution,
-            channels=make_channels(config),
             num_speech=examples.num_speech,
         )
         self.stop = sys.maxsize

@@ -149,7 +149,7 @@ class Recordings:
         self._open()
 
     def _open(self) -> None:
-        builder = tfds.builder_from_directory(self.folder)
+        builder: Any = tfds.builder_from_directory(self.folder)
         self._source = builder.as_data_source(split=self.split)
 
     def __getstate__(self) -> dict[str, Any]:

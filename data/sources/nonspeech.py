@@ -132,7 +132,7 @@ def draw(rng: np.random.Generator, kinds: Sequence[str]) -> tuple[str, float]:
         Kind, and level in dB below full scale (root mean square): −∞ for the kind's
         share of digital silence, drawn evenly from its levels otherwise.
     """
-    name = kinds[rng.integers(len(kinds))]
+    name = kinds[int(rng.integers(len(kinds)))]
     mute, height = rng.random(2)
     kind = noise_kinds.find(name)
     low, high = kind.level

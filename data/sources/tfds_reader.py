@@ -55,7 +55,7 @@ class TfdsSource:
         self.has_keywords = None if "keywords" in features else False
         rate = features[self._audio].get("audio", {}).get("sampleRate")
         self._rate = int(rate) if rate else None
-        builder = _AudioReader(folder, features)
+        builder: Any = _AudioReader(folder, features)
         known = sorted(builder.info.splits)
         if re.split(r"[\[+]", split)[0] not in known:
             raise ValueError(

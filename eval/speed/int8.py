@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def _score(params: Params, config: LLMConfig, policy: Policy, tokens: np.ndarray
     """Log-probability of every next token, [B, L − 1]."""
     model = Qwen3(config, policy)
     mask = jnp.ones(tokens.shape, bool)
-    logits = model.apply({"params": params}, tokens, mask, method="logits")
+    logits: Any = model.apply({"params": params}, tokens, mask, method="logits")
     scores = jax.nn.log_softmax(logits[:, :-1])
     return jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1)[..., 0]
 

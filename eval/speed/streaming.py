@@ -332,14 +332,13 @@ class Repetition:
             scores = jax.nn.log_softmax(asr.score_phonemes(frames))
             return scores, asr.assemble(asr.adapt(frames), prompt)
 
-        scores, sequence = model.apply({"params": params}, method=hear)
+        made: Any = model.apply({"params": params}, method=hear)
+        scores, sequence = made
         written = offline.generate(
             Qwen3(model.config.llm, model.config.policy, packed=model.packed),
             params["llm"],
-            sequence.embeddings,
-            sequence.mask,
-            max_new_tokens=tokens,
-            end_id=-1,
+            sequence.frames(),
+            offline.Stop(tokens, end_id=-1),
         )
         return scores, written
 

@@ -6,6 +6,8 @@ sizes of our model; the layout [prefix | speech | suffix | answer] is ours.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch  # pyright: ignore[reportMissingImports]
 import transformers  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
@@ -81,7 +83,8 @@ class Recogniser(nn.Module):
         prefix, suffix = (
             torch.tensor(ids).expand(rows, -1) for ids in (prompt.prefix, prompt.suffix)
         )
-        embed = self.llm.get_input_embeddings()
+        llm: Any = self.llm
+        embed = llm.get_input_embeddings()
         parts = (embed(prefix), speech, embed(suffix), embed(answer))
         around = (prefix, suffix)
         before, behind = (torch.ones_like(ids, dtype=torch.bool) for ids in around)

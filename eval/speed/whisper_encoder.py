@@ -7,6 +7,7 @@ keys and values of the chunks before it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -52,7 +53,7 @@ def _make_chunk(module, params, chunk_ms: int) -> measure.Work:
     audio = np.random.default_rng(0).normal(0, 0.1, (1, samples)).astype(np.float32)
     piece = Frames(jnp.asarray(audio), jnp.ones((1, samples), bool))
     state = module.init_state(1, left * size)
-    state = state.replace(mask=jnp.ones_like(state.mask))
+    state = dataclasses.replace(state, mask=jnp.ones_like(state.mask))
 
     @jax.jit
     def advance(params, piece, state):

@@ -67,7 +67,8 @@ def _find_tfds(spec: str) -> Path | None:
     from nim4_jax.data.sources import tfds_reader
 
     target, _, query = spec.removeprefix("tfds:").partition("?")
-    options = dict(pair.partition("=")[::2] for pair in query.split("&"))
+    pairs = (pair.partition("=") for pair in query.split("&"))
+    options = {key: value for key, _, value in pairs}
     try:
         name = target.rpartition(":")[0]
         return tfds_reader.find_folder(name, options.get("data_dir"))

@@ -67,8 +67,10 @@ def align(reference: str, hypothesis: str, lang: str) -> list[Pair]:
     """
     said, written = (_split(text, lang) for text in (reference, hypothesis))
     pairs = []
-    for tag, a, b, c, d in Levenshtein.opcodes(said, written):
-        ones, others = said[a:b], written[c:d]
+    for step in Levenshtein.opcodes(said, written):
+        tag = step.tag
+        ones = said[step.src_start : step.src_end]
+        others = written[step.dest_start : step.dest_end]
         if tag in ("equal", "replace"):
             pairs += zip(ones, others, strict=True)
         pairs += [(unit, "") for unit in ones] if tag == "delete" else []

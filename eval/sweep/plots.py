@@ -205,7 +205,8 @@ def _draw_lines(
                     and (rate.key.model, _way(rate.key)) == (model, way)
                 ]
                 if mine:
-                    _draw_points(axis, *zip(*mine), number, model, line="-")
+                    places, values = zip(*mine)
+                    _draw_points(axis, places, values, number, model, line="-")
             axis.set_xticks(*zip(*ticks))
             axis.margins(x=0.1)
         _start_at_zero(row[0], "y")

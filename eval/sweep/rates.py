@@ -129,7 +129,7 @@ def contrast(cells: Sequence[Cell], base: str) -> tuple[list[Contrast], list[str
                 f"{lacking} utterances that only one of the two has are left out"
             )
     corrected = correct([line.difference.p for _, _, line in found])
-    made = [Contrast(*each, p) for each, p in zip(found, corrected)]
+    made = [Contrast(a, b, c, p) for (a, b, c), p in zip(found, corrected)]
     return made, reasons
 
 

@@ -51,11 +51,11 @@ def compile_tick(
         )
         arrival = jax.eval_shape(lambda: _arrive(sizes, streams))
         state, arrival = jax.tree.map(annotate, (state, arrival))
-        width = sizes.widths()[-1]
+        settings = stream.PassSettings(
+            sizes, len(prompt.prefix), end_id=0, width=sizes.widths()[-1]
+        )
         return compilation.compile_program(
-            lambda: stream.lower_tick(
-                model, sizes, len(prompt.prefix), width, params, state, arrival
-            ),
+            lambda: stream.lower_tick(model, settings, params, state, arrival),
             {"parameters": params, "batch": (state, arrival)},
             topology,
             {

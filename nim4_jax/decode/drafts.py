@@ -13,6 +13,7 @@ Source: verification as in speculative decoding (arXiv 2211.17192), greedily.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, cast
 
 import jax
@@ -187,10 +188,12 @@ def _write_on(llm: Qwen3, variables, loop: _Loop, end_id: int, limits) -> _Loop:
             loop.active[:, None],
             loop.cache,
         )
-        logits = llm.apply(variables, hidden, method="unembed")[:, 0]
-        written = loop.written.replace(passes=loop.written.passes + 1)
-        loop = loop.replace(written=written, cache=cache, position=loop.position + 1)
-        return _record(loop, *sampling.sample(logits), end_id, limits)
+        logits: Any = llm.apply(variables, hidden, method="unembed")
+        written = dataclasses.replace(loop.written, passes=loop.written.passes + 1)
+        loop = dataclasses.replace(
+            loop, written=written, cache=cache, position=loop.position + 1
+        )
+        return _record(loop, *sampling.sample(logits[:, 0]), end_id, limits)
 
     return jax.lax.while_loop(lambda loop: jnp.any(loop.active), advance, loop)
 
@@ -202,13 +205,16 @@ def _record(loop: _Loop, tokens, scores, end_id: int, limits) -> _Loop:
     slots = jnp.arange(written.tokens.shape[1], dtype=jnp.int32)[None]
     here = adds[:, None] & (slots == written.length[:, None])
     length = written.length + adds.astype(jnp.int32)
-    written = written.replace(
+    written = dataclasses.replace(
+        written,
         tokens=jnp.where(here, tokens[:, None], written.tokens),
         length=length,
         log_prob=written.log_prob + jnp.where(loop.active, scores, 0.0),
         finished=written.finished | (loop.active & ended),
     )
-    return loop.replace(written=written, last=tokens, active=adds & (length < limits))
+    return dataclasses.replace(
+        loop, written=written, last=tokens, active=adds & (length < limits)
+    )
 
 
 def _predict(
@@ -217,7 +223,7 @@ def _predict(
     """Best next token and its log-probability; few positions' logits at a time."""
 
     def best(piece):
-        logits = llm.apply(variables, piece, method="unembed")
+        logits: Any = llm.apply(variables, piece, method="unembed")
         batch, length, vocabulary = logits.shape
         tokens, scores = sampling.sample(logits.reshape(-1, vocabulary))
         return tokens.reshape(batch, length), scores.reshape(batch, length)

@@ -23,7 +23,7 @@ from nim4_jax.decode.programs import (
     Request,
     Written,
 )
-from nim4_jax.decode.stream import StreamState
+from nim4_jax.decode.stream import PassSettings, StreamState
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.models import lora, qwen3
 from nim4_jax.models.asr import Asr, AsrConfig, Prompt
@@ -48,7 +48,7 @@ def _listen(
     # Compilers may order NaN either way in a maximum: it is asked for by itself.
     finite = jnp.all(jnp.isfinite(samples), axis=1)
     loud = finite & (jnp.max(jnp.abs(samples), axis=1) > SILENCE_PEAK)
-    audio = audio.replace(mask=audio.mask & loud[:, None])
+    audio = dataclasses.replace(audio, mask=audio.mask & loud[:, None])
     frames = asr.encode(asr.extract(audio), chunking)
     logits = asr.score_phonemes(frames)
     ids, starts = ctc.greedy(logits, frames.mask)
@@ -64,12 +64,25 @@ def hear(model: Asr, params: Params, audio: Frames, chunking: Chunking) -> Heard
     return cast(Any, made)[1]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@dataclasses.dataclass(frozen=True)
+class AnswerSettings:
+    """What the answer to a whole recording is compiled for.
+
+    Attributes:
+        prompt: token ids around the speech.
+        end_id: token that ends a text.
+        budget: longest answers.
+    """
+
+    prompt: Prompt
+    end_id: int
+    budget: Budget
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def transcribe(
     model: Asr,
-    prompt: Prompt,
-    end_id: int,
-    budget: Budget,
+    settings: AnswerSettings,
     params: Params,
     audio: Frames,
     chunking: Chunking,
@@ -79,22 +92,22 @@ def transcribe(
 
     def prepare(asr: Asr):
         frames, heard, seconds = _listen(asr, audio, chunking)
-        return heard, seconds, asr.assemble(asr.adapt(frames), prompt, suffix=suffix)
+        speech = asr.adapt(frames)
+        return heard, seconds, asr.assemble(speech, settings.prompt, suffix=suffix)
 
     made = model.apply({"params": params}, method=prepare)
     heard, seconds, sequence = cast(Any, made)
-    config = model.config
+    config, budget = model.config, settings.budget
     most = budget.count(audio.values.shape[1] / SAMPLE_RATE)
     allowed = budget.first + jnp.ceil(budget.per_second * seconds)
     spoken = jnp.any(heard.mask, axis=1)
     generation = offline.generate(
         Qwen3(config.llm, config.policy, packed=model.packed),
         params["llm"],
-        sequence.embeddings,
-        sequence.mask,
-        max_new_tokens=most,
-        end_id=end_id,
-        limits=jnp.where(spoken, allowed, 0.0).astype(jnp.int32),
+        sequence.frames(),
+        offline.Stop(
+            most, settings.end_id, jnp.where(spoken, allowed, 0.0).astype(jnp.int32)
+        ),
     )
     return heard, generation
 
@@ -186,6 +199,11 @@ class ModelPrograms:
         """How samples, frames and tokens follow each other."""
         return self.model.config.rates
 
+    @property
+    def answer(self) -> AnswerSettings:
+        """What whole recordings are answered with."""
+        return AnswerSettings(self.prompt, self.end_id, self.budget)
+
     def hear(self, audio: Frames) -> Heard:
         """See `Programs.hear`."""
         return hear(self.model, self.params, audio, self.chunking)
@@ -195,15 +213,12 @@ class ModelPrograms:
     ) -> tuple[Heard, Generation]:
         """See `Programs.transcribe`."""
         return transcribe(
-            self.model,
-            self.prompt,
-            self.end_id,
-            self.budget,
-            self.params,
-            audio,
-            self.chunking,
-            suffix,
+            self.model, self.answer, self.params, audio, self.chunking, suffix
         )
+
+    def settings(self, config: StreamConfig, width: int) -> PassSettings:
+        """What the programs of a stream are compiled for."""
+        return PassSettings(config, len(self.prompt.prefix), self.end_id, width)
 
     def start(self, config: StreamConfig, streams: int) -> StreamState:
         """See `Programs.start`."""
@@ -213,16 +228,8 @@ class ModelPrograms:
         self, config: StreamConfig, width: int, state: StreamState, arrival: Arrival
     ) -> tuple[StreamState, Heard, Written]:
         """See `Programs.tick`."""
-        return stream.tick(
-            self.model,
-            config,
-            len(self.prompt.prefix),
-            self.end_id,
-            width,
-            self.params,
-            state,
-            arrival,
-        )
+        settings = self.settings(config, width)
+        return stream.tick(self.model, settings, self.params, state, arrival)
 
     def finish(
         self,
@@ -232,6 +239,5 @@ class ModelPrograms:
         request: Request,
     ) -> tuple[StreamState, Written]:
         """See `Programs.finish`."""
-        return stream.finish(
-            self.model, config, self.end_id, width, self.params, state, request
-        )
+        settings = self.settings(config, width)
+        return stream.finish(self.model, settings, self.params, state, request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import numbers
 
@@ -55,78 +56,117 @@ class _Loop:
     active: Bool[Array, " B"]
 
 
-def generate(
-    model: qwen3.Qwen3,
-    params: types.Params,
-    prompt_embeddings: Float[Array, "B L D"],
-    prompt_mask: Bool[Array, "B L"],
-    *,
-    max_new_tokens: int,
-    end_id: int,
-    temperature: float | Float[Array, ""] = 0.0,
-    rng: Key[Array, "*B"] | None = None,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    limits: Int[Array, " B"] | None = None,
-    samples: int = 1,
-) -> Generation:
-    """Continue each prompt until its end token or its limit.
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """When a row ends.
 
-    A row is the same whatever rows stand beside it and wherever its padding lies; drawn
-    rows too, if `rng` holds a key per row. Repeated calls with the same shapes compile
-    once, also when temperature, top_p, end_id, limits or rng change.
-
-    Args:
-        model: the LLM, unbound.
-        params: its parameters.
-        prompt_embeddings: tokens and speech, as the LLM reads them.
-        prompt_mask: True where the prompt is real; gaps and padding may be anywhere. A
-            row without any real position writes nothing.
+    Attributes:
         max_new_tokens: size of the result, ≥ 1; the cache holds L + max_new_tokens.
         end_id: token that ends a row.
+        limits: Int [B], tokens that each row may write, cut at max_new_tokens; None for
+            all.
+    """
+
+    max_new_tokens: int
+    end_id: int | Int[Array, ""]
+    limits: Int[Array, " B"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
         temperature: the number 0 is greedy; an array must be positive.
         rng: one key or a key per row of the result; needed when temperature > 0.
         top_p: nucleus mass, see `sampling.restrict`.
         top_k: number of candidates, see `sampling.restrict`.
-        limits: tokens that each row may write, cut at max_new_tokens; None for all.
         samples: K, how often each prompt is continued; it is read once.
+    """
+
+    temperature: float | Float[Array, ""] = 0.0
+    rng: Key[Array, "*B"] | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    samples: int = 1
+
+    def check(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            ValueError: see `sampling.check_settings`; or less than one sample.
+        """
+        if self.samples < 1:
+            raise ValueError(f"samples={self.samples} must be ≥ 1.")
+        sampling.check_settings(self.temperature, self.rng, self.top_p, self.top_k)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the best token is taken, known before anything is traced."""
+        known = isinstance(self.temperature, numbers.Real)
+        return known and bool(self.temperature == 0.0)
+
+
+GREEDY = Sampling()
+
+
+def generate(
+    model: qwen3.Qwen3,
+    params: types.Params,
+    prompt: types.Frames,
+    stop: Stop,
+    how: Sampling = GREEDY,
+) -> Generation:
+    """Continue each prompt until its end token or its limit.
+
+    A row is the same whatever rows stand beside it and wherever its padding lies; drawn
+    rows too, if `how.rng` holds a key per row. Repeated calls with the same shapes
+    compile once, also when temperature, top_p, end_id, limits or rng change.
+
+    Args:
+        model: the LLM, unbound.
+        params: its parameters.
+        prompt: Frames of Float [B, L, D], tokens and speech as the LLM reads them; gaps
+            and padding may be anywhere. A row without any real position writes nothing.
+        stop: when rows end.
+        how: tokens are chosen.
 
     Returns:
         Generation of shape [B · K, max_new_tokens]; the K of a prompt stand together.
 
     Raises:
-        ValueError: sizes that do not fit, or settings that `sampling.sample` refuses.
+        ValueError: sizes that do not fit, or settings that `Sampling.check` refuses.
     """
-    batch = prompt_embeddings.shape[0]
+    batch, limits = prompt.values.shape[0], stop.limits
     if limits is None:
-        limits = jnp.full((batch,), max_new_tokens, jnp.int32)
-    _check_shapes(model, prompt_embeddings, prompt_mask, max_new_tokens, limits)
-    if samples < 1:
-        raise ValueError(f"samples={samples} must be ≥ 1.")
-    limits = jnp.repeat(limits, samples)
-    sampling.check_settings(temperature, rng, top_p, top_k)
-    options = _Options(jnp.asarray(end_id, jnp.int32))
+        limits = jnp.full((batch,), stop.max_new_tokens, jnp.int32)
+    _check_shapes(model, prompt, stop.max_new_tokens, limits)
+    how.check()
+    limits = jnp.repeat(limits, how.samples)
+    options = _Options(jnp.asarray(stop.end_id, jnp.int32))
     rows = _Rows(jnp.asarray(limits, jnp.int32))
-    greedy = isinstance(temperature, numbers.Real) and temperature == 0.0
-    if not greedy:
-        options = options.replace(
-            temperature=jnp.asarray(temperature, jnp.float32),
-            top_p=None if top_p is None else jnp.asarray(top_p, jnp.float32),
+    if not how.greedy:
+        assert how.rng is not None  # `check` has seen to it
+        options = dataclasses.replace(
+            options,
+            temperature=jnp.asarray(how.temperature, jnp.float32),
+            top_p=None if how.top_p is None else jnp.asarray(how.top_p, jnp.float32),
         )
-        rows = rows.replace(rngs=sampling.row_keys(rng, batch * samples))
-    settings = (model, max_new_tokens, None if greedy else top_k, samples)
-    prompts = (prompt_embeddings, prompt_mask)
-    return _generate(settings, (params, options), prompts, rows)
+        keys = sampling.row_keys(how.rng, batch * how.samples)
+        rows = dataclasses.replace(rows, rngs=keys)
+    top_k = None if how.greedy else how.top_k
+    settings = (model, stop.max_new_tokens, top_k, how.samples)
+    return _generate(settings, (params, options), (prompt.values, prompt.mask), rows)
 
 
-def _check_shapes(model, embeddings, mask, max_new_tokens, limits) -> None:
-    batch, length, width = embeddings.shape
+def _check_shapes(model, prompt, max_new_tokens, limits) -> None:
+    batch, length, width = prompt.values.shape
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be ≥ 1.")
-    if mask.shape != (batch, length):
+    if prompt.mask.shape != (batch, length):
         raise ValueError(
-            f"prompt_mask has shape {mask.shape}, but the prompt embeddings "
-            f"{embeddings.shape} need {(batch, length)}."
+            f"the prompt's mask has shape {prompt.mask.shape}, but its embeddings "
+            f"{prompt.values.shape} need {(batch, length)}."
         )
     if width != model.config.width:
         raise ValueError(
@@ -181,7 +221,9 @@ def _write(settings, shared, prompts, rows: _Rows) -> Generation:
             loop.active[:, None],
             loop.cache,
         )
-        return draw(loop.replace(cache=cache, position=loop.position + 1), hidden)
+        return draw(
+            dataclasses.replace(loop, cache=cache, position=loop.position + 1), hidden
+        )
 
     def unfinished(loop: _Loop) -> Bool[Array, ""]:
         return (loop.step < max_new_tokens) & jnp.any(loop.active)
@@ -245,4 +287,6 @@ def _record(loop: _Loop, end_id, limits, tokens, log_probs) -> _Loop:
     )
     step = loop.step + 1
     active = active & (tokens != end_id) & (step < limits)
-    return loop.replace(step=step, output=output, last=tokens, active=active)
+    return dataclasses.replace(
+        loop, step=step, output=output, last=tokens, active=active
+    )

@@ -110,7 +110,7 @@ class Arrival:
             return self
         rows = self.fresh.shape[0]
         own = jnp.arange(rows, dtype=jnp.int32)
-        return self.replace(slots=jnp.where(self.active, own, rows))
+        return dataclasses.replace(self, slots=jnp.where(self.active, own, rows))
 
 
 @struct.dataclass

@@ -18,6 +18,7 @@ Source: NIM4-ASR §2.4.1; verification as in speculative decoding (arXiv 2211.17
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, cast
 
@@ -105,12 +106,27 @@ def _init(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class PassSettings:
+    """What a tick or a second pass is compiled for.
+
+    Attributes:
+        config: sizes.
+        prefix: tokens of the prompt's start.
+        end_id: token that ends a text.
+        width: one of `config.widths()`, at least the longest suffix and text of the
+            streams.
+    """
+
+    config: StreamConfig
+    prefix: int
+    end_id: int
+    width: int
+
+
 def tick(
     model: Asr,
-    config: StreamConfig,
-    prefix: int,
-    end_id: int,
-    width: int,
+    settings: PassSettings,
     params: Params,
     state: StreamState,
     arrival: Arrival,
@@ -119,33 +135,28 @@ def tick(
 
     Args:
         model: the whole recogniser.
-        config: sizes.
-        prefix: tokens of the prompt's start.
-        end_id: token that ends a text.
-        width: one of `config.widths()`, at least the longest suffix and text of these
-            streams.
+        settings: sizes and tokens.
         params: parameters.
         state: donated.
         arrival: chunks, and what they are to be read with.
     """
-    return _tick(model, config, prefix, end_id, width, params, state, arrival)
+    return _tick(model, settings, params, state, arrival)
 
 
 def lower_tick(
     model: Asr,
-    config: StreamConfig,
-    prefix: int,
-    width: int,
+    settings: PassSettings,
     params: Params,
     state: StreamState,
     arrival: Arrival,
 ) -> jax.stages.Lowered:
     """A tick for arrays of given shapes and places, to be compiled ahead of time."""
-    return _tick.lower(model, config, prefix, 0, width, params, state, arrival)
+    return _tick.lower(model, settings, params, state, arrival)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(6,))
-def _tick(model, config, prefix, end_id, width, params, state, arrival):
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3,))
+def _tick(model, settings, params, state, arrival):
+    config, prefix = settings.config, settings.prefix
     streams = state if arrival.slots is None else _take(state, arrival.slots)
     streams = _restart(streams, arrival.fresh, prefix)
     heard, speech, encoder, last_id = _listen(
@@ -156,14 +167,14 @@ def _tick(model, config, prefix, end_id, width, params, state, arrival):
     text = Labels(streams.tokens, drafts.up_to(streams.length, config.text_tokens))
     written, cache = drafts.write(
         model,
-        end_id,
-        (width, config.draft_tokens, config.new_tokens),
+        settings.end_id,
+        (settings.width, config.draft_tokens, config.new_tokens),
         params,
         streams.cache,
         drafts.Page(speech, arrival.suffix, text, kept, arrival.limits),
     )
     stable = _find_stable(config, kept, written.length, chunks)
-    written = written.replace(stable=stable)
+    written = dataclasses.replace(written, stable=stable)
     streams = StreamState(
         encoder=encoder,
         last_id=last_id,
@@ -203,9 +214,7 @@ def _find_stable(
 
 def finish(
     model: Asr,
-    config: StreamConfig,
-    end_id: int,
-    width: int,
+    settings: PassSettings,
     params: Params,
     state: StreamState,
     request: Request,
@@ -217,18 +226,17 @@ def finish(
 
     Args:
         model: the whole recogniser.
-        config: sizes.
-        end_id: token that ends a text.
-        width: as for `tick`.
+        settings: as for `tick`.
         params: parameters.
         state: donated; only texts change.
         request: streams whose utterance is over, and what is asked for.
     """
-    return _finish(model, config, end_id, width, params, state, request)
+    return _finish(model, settings, params, state, request)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5,))
-def _finish(model, config, end_id, width, params, state, request):
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3,))
+def _finish(model, settings, params, state, request):
+    config = settings.config
     slots = request.slots
     streams = _take(state, slots)
     text = Labels(streams.tokens, drafts.up_to(streams.length, config.text_tokens))
@@ -239,9 +247,12 @@ def _finish(model, config, end_id, width, params, state, request):
         jnp.zeros((slots.shape[0], 0), bool),
     )
     page = drafts.Page(nothing, request.suffix, text, request.kept, request.limits)
-    sizes = width, width, config.new_tokens
-    written, _ = drafts.write(model, end_id, sizes, params, streams.cache, page)
-    state = state.replace(
+    sizes = settings.width, settings.width, config.new_tokens
+    written, _ = drafts.write(
+        model, settings.end_id, sizes, params, streams.cache, page
+    )
+    state = dataclasses.replace(
+        state,
         tokens=state.tokens.at[slots].set(written.tokens, mode="drop"),
         length=state.length.at[slots].set(written.length, mode="drop"),
     )
@@ -253,9 +264,10 @@ def _find_axes(state: StreamState) -> StreamState:
     axes = jax.tree.map(lambda _: 0, state)
     blocks = jax.tree.map(lambda _: 1, state.encoder.blocks)
     heads = jax.tree.map(lambda leaf: leaf.ndim - 4, state.cache.keys)
-    return axes.replace(
-        encoder=axes.encoder.replace(blocks=blocks),
-        cache=axes.cache.replace(keys=heads, values=heads),
+    return dataclasses.replace(
+        axes,
+        encoder=dataclasses.replace(axes.encoder, blocks=blocks),
+        cache=dataclasses.replace(axes.cache, keys=heads, values=heads),
     )
 
 
@@ -287,11 +299,15 @@ def _keep_others(
         return jnp.where(rows, new, old)
 
     def strip(state):
-        return state.replace(cache=state.cache.replace(keys=(), values=()))
+        return dataclasses.replace(
+            state, cache=dataclasses.replace(state.cache, keys=(), values=())
+        )
 
     small = jax.tree.map(choose, strip(new), strip(old), strip(_find_axes(old)))
     keys, values = new.cache.keys, new.cache.values
-    return small.replace(cache=small.cache.replace(keys=keys, values=values))
+    return dataclasses.replace(
+        small, cache=dataclasses.replace(small.cache, keys=keys, values=values)
+    )
 
 
 def _restart(state: StreamState, fresh: Bool[Array, " B"], prefix: int) -> StreamState:
@@ -313,12 +329,13 @@ def _restart(state: StreamState, fresh: Bool[Array, " B"], prefix: int) -> Strea
 
     cache = state.cache
     cache = kv_cache.rewind(cache, jnp.where(fresh, prefix, cache.length))
-    cache = cache.replace(
+    cache = dataclasses.replace(
+        cache,
         keys=jax.tree.map(clear_slots, cache.keys),
         values=jax.tree.map(clear_slots, cache.values),
     )
     cleared = jax.tree.map(clear, state, _find_axes(state))
-    return cleared.replace(cache=cache)
+    return dataclasses.replace(cleared, cache=cache)
 
 
 def _listen(

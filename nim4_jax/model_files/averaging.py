@@ -68,4 +68,5 @@ def average(models: Sequence[Params], weights: Sequence[float]) -> Params:
 
 def _mean(path: str, flats: Sequence[Params], shares: Sequence[float]) -> np.ndarray:
     leaves = [np.asarray(flat[path], np.float64) for flat in flats]
-    return sum(x * share for x, share in zip(leaves, shares)).astype(np.float32)
+    total = np.sum([x * share for x, share in zip(leaves, shares)], axis=0)
+    return total.astype(np.float32)

@@ -8,6 +8,7 @@ never reaches the LLM makes none for it.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -105,6 +106,10 @@ class Sequence:
     positions: Int[Array, "B L"]
     mask: Bool[Array, "B L"]
 
+    def frames(self) -> Frames:
+        """The embeddings with their mask."""
+        return Frames(self.embeddings, self.mask)
+
 
 class Cmvn(nn.Module):
     """Global mean and variance normalisation; parameters that no recipe trains."""
@@ -115,10 +120,11 @@ class Cmvn(nn.Module):
     def __call__(self, features: Frames) -> Frames:
         shape = (self.num_mels,)
         partition = nn.with_logical_partitioning
-        mean = self.param("mean", partition(nn.initializers.zeros, (None,)), shape)
-        scale = self.param("scale", partition(nn.initializers.ones, (None,)), shape)
+        zeros, ones = nn.initializers.zeros, nn.initializers.ones
+        mean: Any = self.param("mean", partition(zeros, (None,)), shape)
+        scale: Any = self.param("scale", partition(ones, (None,)), shape)
         values = (features.values - mean[None, None]) * scale[None, None]
-        return features.replace(values=values).masked()
+        return dataclasses.replace(features, values=values).masked()
 
 
 class Asr(nn.Module):
@@ -247,7 +253,9 @@ class Asr(nn.Module):
         audio = Frames(jnp.zeros((1, 16_000)), jnp.ones((1, 16_000), bool))
         tokens = Labels(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
         frames = self.encode(self.extract(audio), Chunking.full())
-        self.read_phonemes(frames.replace(values=self.score_phonemes(frames)))
+        self.read_phonemes(
+            dataclasses.replace(frames, values=self.score_phonemes(frames))
+        )
         states = self.answer_states(self.adapt(frames), Prompt((0,), (0,)), tokens)
         self.unembed(states)
 
@@ -260,5 +268,5 @@ def abstract_params(config: AsrConfig) -> Params:
 
 def param_shapes(config: AsrConfig) -> dict[str, tuple[int, ...]]:
     """Path → shape of every parameter that a model of that config can have."""
-    flat = flatten_dict(nn.unbox(abstract_params(config)), sep="/")
+    flat: Any = flatten_dict(nn.unbox(abstract_params(config)), sep="/")
     return {path: tuple(leaf.shape) for path, leaf in flat.items()}

@@ -105,7 +105,9 @@ class EncoderConfig(Protocol):
     @property
     def max_frames(self) -> int | None: ...
 
-    def build(self, policy: Policy, remat: str, deterministic: bool) -> Encoder:
+    def build(
+        self, policy: Policy, remat: str = "none", deterministic: bool = True
+    ) -> Encoder:
         """The module.
 
         Args:

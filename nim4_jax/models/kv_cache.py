@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -109,7 +110,8 @@ def extend(cache: KVCache, mask: Bool[Array, "B L"]) -> KVCache:
             "cache larger (init_cache(slots=...))."
         )
     places = _places(cache.length, *mask.shape)
-    return cache.replace(
+    return dataclasses.replace(
+        cache,
         mask=cache.mask.at[places].set(mask, mode="drop", unique_indices=True),
         length=cache.length + tokens,
     )
@@ -205,7 +207,8 @@ def grow(cache: KVCache, slots: int) -> KVCache:
         return jnp.pad(array, width)
 
     longer = functools.partial(pad, axis=-2)
-    return cache.replace(
+    return dataclasses.replace(
+        cache,
         keys=jax.tree.map(longer, cache.keys),
         values=jax.tree.map(longer, cache.values),
         mask=pad(cache.mask, axis=1),
@@ -224,4 +227,4 @@ def rewind(cache: KVCache, length: Int[Array, " B"]) -> KVCache:
     """
     length = jnp.minimum(cache.length, length.astype(jnp.int32))
     kept = jnp.arange(cache.slots, dtype=jnp.int32)[None, :] < length[:, None]
-    return cache.replace(mask=cache.mask & kept, length=length)
+    return dataclasses.replace(cache, mask=cache.mask & kept, length=length)

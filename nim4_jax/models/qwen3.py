@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import operator
@@ -344,7 +345,7 @@ class Qwen3(nn.Module):
         numbers = jnp.arange(self.config.num_layers, dtype=jnp.int32)
         (hidden, cached), _ = self.layers((hidden, cached), numbers, context)
         if cache is not None and cached is not None:
-            cache = cache.replace(keys=cached[0], values=cached[1])
+            cache = dataclasses.replace(cache, keys=cached[0], values=cached[1])
         return hidden, cache
 
     def _run_packed(
@@ -358,7 +359,7 @@ class Qwen3(nn.Module):
             (hidden, kept[number]), _ = block((hidden, kept[number]), None, context)
         if cache is not None:
             keys, values = zip(*kept)
-            cache = cache.replace(keys=keys, values=values)
+            cache = dataclasses.replace(cache, keys=keys, values=values)
         return hidden, cache
 
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:

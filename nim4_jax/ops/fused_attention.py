@@ -9,6 +9,7 @@ nothing.
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +125,7 @@ def cudnn(
     lengths: Int[Array, " B"],
     scale: float,
     *,
-    implementation: str = "cudnn",
+    implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> Float[Array, "B L N H"]:
     """cuDNN's flash attention over rows whose real tokens come first.
 
@@ -151,7 +152,9 @@ def cudnn(
     # this `where` and its transpose stop it. A row without tokens counts one of zeros.
     lengths = jnp.maximum(lengths, 1)
     outputs = jax.nn.dot_product_attention(
-        *map(keep, (queries, keys, values)),
+        keep(queries),
+        keep(keys),
+        keep(values),
         scale=scale,
         is_causal=True,
         query_seq_lengths=lengths,

@@ -74,7 +74,9 @@ def warp_time(rng: Key[Array, "*B"], features: Frames, window: int) -> Frames:
     def take(index: Array) -> Array:
         return jnp.take_along_axis(values, index[..., None], axis=1)
 
-    return features.replace(values=take(low) * (1.0 - weight) + take(high) * weight)
+    return dataclasses.replace(
+        features, values=take(low) * (1.0 - weight) + take(high) * weight
+    )
 
 
 def _cover(keys: Array, widest: Array, room: Array, size: int, active: Array) -> Array:
@@ -125,4 +127,6 @@ def mask_features(
         covered = _cover(freq_keys, widest, room, mels, active)
         hidden = hidden | covered[:, None, :]
     zero = jnp.zeros((), features.values.dtype)
-    return features.replace(values=jnp.where(hidden, zero, features.values))
+    return dataclasses.replace(
+        features, values=jnp.where(hidden, zero, features.values)
+    )

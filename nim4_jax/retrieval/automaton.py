@@ -121,14 +121,7 @@ class Automaton:
         room = _ROOM
         while True:
             found = np.empty((3, room), np.int64)
-            after, count = _scan(
-                *self._tables,
-                mask,
-                state,
-                phonemes,
-                position,
-                found,
-            )
+            after, count = _scan(self._tables, mask, state, phonemes, position, found)
             if count == 0:
                 return after, _NO_MATCHES
             if count <= room:
@@ -214,10 +207,9 @@ def _child(states, symbol, state, phoneme):
 
 
 @_jit
-def _scan(
-    states, symbol, ends, lengths, root, allowed, state, phonemes, position, found
-):
+def _scan(tables, allowed, state, phonemes, position, found):
     """New state and number of matches; writes as many as there is room for."""
+    states, symbol, ends, lengths, root = tables
     count, room, everything = 0, found.shape[1], len(allowed) == 0
     for place in range(len(phonemes)):
         phoneme = phonemes[place]

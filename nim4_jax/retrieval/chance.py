@@ -109,7 +109,7 @@ class PhonemeTrigrams:
         expected = np.zeros(len(keys))
         for length in np.unique(lengths):
             chosen = np.flatnonzero(lengths == length)
-            text = b"".join(keys[index] for index in chosen)
+            text = b"".join(keys[index] for index in chosen.tolist())
             ids = np.frombuffer(text, np.uint8).reshape(-1, length)
             logs = np.log(self._first[ids[:, 0]])
             if length > 1:

@@ -243,18 +243,9 @@ class HotwordRetriever:
                 if len(matches):
                     found += _name_exact(part.database, matches, gone, clock, first)
                 waiting = cursor.waiting
-                demand = part.demand
-                if posteriors is not None and demand and len(part.database):
-                    verified, waiting = verification.verify(
-                        part.database.windows,
-                        *part.find_windows(acoustics, fresh),
-                        waiting,
-                        acoustics,
-                        demand,
-                    )
-                    found += _name_near(
-                        part.database, verified, gone, state.frame_seconds
-                    )
+                if posteriors is not None and part.demand and len(part.database):
+                    near, waiting = part.find_near(acoustics, fresh, waiting)
+                    found += _name_near(part.database, near, gone, state.frame_seconds)
                 cursors.append(_Cursor(part, place, waiting))
         recent = (state.recent + phonemes.tobytes())[-LONGEST:]
         after = dataclasses.replace(

@@ -39,9 +39,8 @@ def find_windows(
     begin = max(count - fresh - 1 - _BACK, 0)
     places = acoustics.places[begin:] - acoustics.begin
     rows, starts = _walk(
-        windows.phonemes,
-        windows.pairs,
-        *_describe(acoustics.ratios, places, FLOOR),
+        (windows.phonemes, windows.pairs),
+        _describe(acoustics.ratios, places, FLOOR),
         max(count - fresh - 1, 0) - begin,
         FLOOR,
     )
@@ -119,12 +118,14 @@ def _narrow(windows, pairs, low, high, depth, label):
 
 
 @_jit
-def _walk(windows, pairs, classes, scores, counts, nothing, fresh, floor):
+def _walk(table, heard, fresh, floor):
     """Rows of windows that end at place `fresh` or later, and where each begins.
 
     A path goes from a place to the next one, or over one that was made up, or to a
     class behind the phoneme of its own place, where one was lost.
     """
+    windows, pairs = table
+    classes, scores, counts, nothing = heard
     found = [np.int64(0) for _ in range(0)]
     places = len(nothing)
     room = WIDTH * 3 * _WIDEST

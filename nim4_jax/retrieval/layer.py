@@ -15,13 +15,13 @@ from concurrent.futures import Executor
 import numpy as np
 from jaxtyping import Bool, Int
 
-from nim4_jax.retrieval import database, lattice
+from nim4_jax.retrieval import database, lattice, verification
 from nim4_jax.retrieval.database import Database
 from nim4_jax.retrieval.gate import LATTICE, NOWHERE, Gate, check_near
 from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.phonetic_index import PhoneticIndex
 from nim4_jax.retrieval.pronunciation import pronounce
-from nim4_jax.retrieval.verification import Acoustics, Demand
+from nim4_jax.retrieval.verification import Acoustics, Candidates, Demand, Verified
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,6 +82,17 @@ class Part:
             return rows[:, None], starts
         rows, starts = self.index.find(acoustics, fresh)
         return self.numbers[rows], starts
+
+    def find_near(
+        self, acoustics: Acoustics, fresh: int, waiting: Candidates
+    ) -> tuple[Verified, Candidates]:
+        """Names that sound like what was heard, see `verification.verify`."""
+        assert self.demand  # nothing near is looked for without
+        rows, starts = self.find_windows(acoustics, fresh)
+        windows = self.database.windows
+        return verification.verify(
+            windows, rows, starts, waiting, acoustics, self.demand
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

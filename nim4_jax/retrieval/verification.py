@@ -200,15 +200,11 @@ def verify(
         waiting.starts - acoustics.position,
     )
     keys, starts = _sift(
-        *text,
-        keys,
-        starts,
+        text,
+        (keys, starts),
         _find_peaks(acoustics.ratios, places),
-        opened,
-        summed,
-        demand.rarity,
-        demand.least,
-        demand.nats,
+        (opened, summed),
+        (demand.rarity, demand.least, demand.nats),
     )
     scores, frames = _score(*text, keys, starts, acoustics.ratios, places)
     # The phoneme that a frame belongs to began at it or before.
@@ -283,20 +279,12 @@ def _may_sound(labels, start, peaks, loss):
 
 
 @_jit
-def _sift(
-    spelled,
-    lengths,
-    origins,
-    keys,
-    starts,
-    peaks,
-    opened,
-    summed,
-    rarity,
-    least,
-    nats,
-):
+def _sift(text, candidates, peaks, expectation, demand):
     """Distinct keys and starts that may fit."""
+    spelled, lengths, origins = text
+    keys, starts = candidates
+    opened, summed = expectation
+    rarity, least, nats = demand
     heard = len(peaks)
     losses = np.empty(len(keys))
     # Far memory is read here, where one read need not wait for the other.

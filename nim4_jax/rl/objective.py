@@ -240,14 +240,17 @@ class Grpo:
         return offline.generate(
             Qwen3(model.config.llm, policy),
             layers.cast_matrices(model.variables["params"]["llm"], policy),
-            sequence.embeddings,
-            sequence.mask,
-            max_new_tokens=self.budget.count(batch.audio.mask.shape[1] / SAMPLE_RATE),
-            end_id=self.judge.decoder.end_id,
-            temperature=setting.temperature,
-            rng=rollout.key_samples(keys, self.samples),
-            limits=allowed.astype(jnp.int32),
-            samples=self.samples,
+            sequence.frames(),
+            offline.Stop(
+                self.budget.count(batch.audio.mask.shape[1] / SAMPLE_RATE),
+                self.judge.decoder.end_id,
+                allowed.astype(jnp.int32),
+            ),
+            offline.Sampling(
+                setting.temperature,
+                rollout.key_samples(keys, self.samples),
+                samples=self.samples,
+            ),
         )
 
     def _learn(self, model, speech, batch, setting, rolled, rows) -> Loss:
@@ -286,7 +289,7 @@ class Grpo:
         metrics["temperature"] = (setting.temperature, jnp.ones(()))
         # One lost row makes the step worthless, also where its own loss is masked.
         total = jnp.where(jnp.any(broken), jnp.nan, loss.total)
-        return loss.replace(total=total, metrics=metrics, largest=largest)
+        return dataclasses.replace(loss, total=total, metrics=metrics, largest=largest)
 
     def _describe(self, rolled: Rollout, flat, heard, dropped):
         """Metrics of a rollout, as sums over utterances or samples."""

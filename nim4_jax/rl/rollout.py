@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -105,7 +106,7 @@ def roll_again(
         attempts = kept.attempts + flat.astype(np.int32)
         chosen = functools.partial(_choose_rows, flat)
         kept = jax.tree.map(chosen, attempt(number, flat), kept)
-        kept = kept.replace(attempts=attempts)
+        kept = dataclasses.replace(kept, attempts=attempts)
     return kept
 
 

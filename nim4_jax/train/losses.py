@@ -224,8 +224,8 @@ class CrCtc:
             share = jnp.clip(1.0 - step / self.flat_start, 0.0, 1.0).astype(jnp.float32)
             total = share * even + (1.0 - share) * total
         if self.views == 2:
-            pair = einops.rearrange(logits, "(b view) u p -> view b u p", view=2)
-            agreement = jnp.sum(ctc.consistency(*pair, usable[::2]))
+            one, other = einops.rearrange(logits, "(b view) u p -> view b u p", view=2)
+            agreement = jnp.sum(ctc.consistency(one, other, usable[::2]))
             rise = jnp.clip(step / max(self.alpha_warmup, 1), 0.0, 1.0)
             total = total + self.alpha * rise.astype(jnp.float32) * agreement
             metrics["consistency"] = (agreement, weight)
@@ -237,7 +237,7 @@ def _answer_loss(
 ) -> Loss:
     """Cross-entropy of the answer's tokens after [prefix | speech | suffix]."""
     heard = jnp.any(speech.mask, axis=1, keepdims=True)
-    answer = batch.tokens.replace(mask=batch.tokens.mask & heard)
+    answer = dataclasses.replace(batch.tokens, mask=batch.tokens.mask & heard)
     hidden = model.answer_states(speech, prompt, answer, batch.suffix)
     log_probs, best = cross_entropy.token_log_probs(
         hidden, answer.ids, model.unembed, chunk
@@ -307,13 +307,13 @@ class Transcribe:
         left = 1.0 - step / self.imitate_steps if self.imitate_steps else 1.0
         weight = self.imitate * jnp.maximum(left, 0.0)
         total = loss.total + weight * distance * loss.weight
-        return loss.replace(total=total, metrics=metrics)
+        return dataclasses.replace(loss, total=total, metrics=metrics)
 
 
 def _distance_from_reader(model: Asr, frames: Frames, speech: Frames) -> Array:
     """Σ|adaptor − reader|² / Σ|reader|² over valid speech tokens of the batch."""
     posteriors = jax.nn.softmax(model.score_phonemes(frames))
-    target = model.read_phonemes(frames.replace(values=posteriors))
+    target = model.read_phonemes(dataclasses.replace(frames, values=posteriors))
     target = jax.lax.stop_gradient(target.masked().values.astype(jnp.float32))
     said = speech.masked().values.astype(jnp.float32)
     error = jnp.sum(jnp.square(said - target))
@@ -493,4 +493,4 @@ class ReadPhonemes:
         power = jnp.sum(jnp.square(values)) / jnp.maximum(count, 1)
         noise = self.noise * jnp.sqrt(power) * jax.random.normal(rng, values.shape)
         noise = noise.astype(speech.values.dtype)
-        return speech.replace(values=speech.values + noise).masked()
+        return dataclasses.replace(speech, values=speech.values + noise).masked()

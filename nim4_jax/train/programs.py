@@ -29,7 +29,7 @@ class StepPrograms:
         """Take the step, and a state that lies where all others will."""
         lies = jax.tree.map(lambda leaf: leaf.sharding, state)
         # The state stays where it lies; metrics are whole everywhere, to be fetched.
-        self._jitted = jax.jit(
+        self._jitted: Any = jax.jit(
             train_step, donate_argnums=0, out_shardings=(lies, sharding.replicated())
         )
         self._compiled: dict[Any, Any] = {}

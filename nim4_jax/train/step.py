@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -117,6 +119,33 @@ def join(parts: Any) -> Any:
     return jax.tree.map(put_back, parts)
 
 
+def _accumulate(
+    gradient: Callable[..., tuple[Any, Loss]], batch: Any, step: Array, parts: int
+) -> tuple[Any, Loss]:
+    """Undivided gradient and loss of the whole batch, part by part.
+
+    Args:
+        gradient: (batch, step, rows) → gradient and loss of these rows.
+        batch: of all rows.
+        step: number of the step.
+        parts: how many; more of them need less memory.
+    """
+    if parts == 1:
+        return gradient(batch, step, jnp.arange(count_rows(batch)))
+
+    def add(carry, part):
+        grads, loss = gradient(part[0], step, part[1])
+        return (jax.tree.map(jnp.add, carry[0], grads), carry[1].join(loss)), None
+
+    pieces = cut(batch, parts)
+    first = jax.tree.map(lambda leaf: leaf[0], pieces)
+    shapes = jax.eval_shape(gradient, first[0], step, first[1])
+    grads, loss = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    lowest = jax.tree.map(lambda x: jnp.full_like(x, -jnp.inf), loss.largest)
+    carry = (grads, dataclasses.replace(loss, largest=lowest))
+    return jax.lax.scan(add, carry, pieces)[0]
+
+
 def make_train_step(
     model: Asr, recipe: Recipe, tx: optax.GradientTransformation
 ) -> TrainStep:
@@ -141,27 +170,10 @@ def make_train_step(
 
     gradient = jax.grad(compute_loss, has_aux=True)
 
-    def accumulate(trainable, frozen, batch, step) -> tuple[optim.FlatParams, Loss]:
-        """Undivided gradient and loss of the whole batch."""
-        if recipe.micro_batches == 1:
-            rows = jnp.arange(count_rows(batch))
-            return gradient(trainable, frozen, batch, step, rows)
-
-        def add(carry, part):
-            grads, loss = gradient(trainable, frozen, part[0], step, part[1])
-            return (jax.tree.map(jnp.add, carry[0], grads), carry[1].join(loss)), None
-
-        parts = cut(batch, recipe.micro_batches)
-        first = jax.tree.map(lambda leaf: leaf[0], parts)
-        shapes = jax.eval_shape(gradient, trainable, frozen, first[0], step, first[1])
-        grads, loss = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        lowest = jax.tree.map(lambda x: jnp.full_like(x, -jnp.inf), loss.largest)
-        carry = (grads, loss.replace(largest=lowest))
-        return jax.lax.scan(add, carry, parts)[0]
-
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         trainable, frozen = optim.split_params(state.params, recipe.rules)
-        grads, loss = accumulate(trainable, frozen, batch, state.step)
+        find = functools.partial(gradient, trainable, frozen)
+        grads, loss = _accumulate(find, batch, state.step, recipe.micro_batches)
         weight = jnp.maximum(loss.weight, 1.0)
         grads = jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), grads)
         norm = optim.global_norm(grads)

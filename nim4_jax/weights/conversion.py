@@ -100,7 +100,7 @@ def llm_shapes(
 
 def encoder_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of our encoder's parameters by path, "encoder/…"."""
-    model = config.build(Policy())
+    model: Any = config.build(Policy())
 
     def initialise():
         values = jnp.zeros((1, 16, config.num_mels))

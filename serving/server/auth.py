@@ -41,8 +41,8 @@ class Tenant(pydantic.BaseModel):
 
     name: str
     keys: tuple[pydantic.SecretStr, ...] = ()
-    streams: int = pydantic.Field(1_000_000, ge=1)
-    requests_a_minute: int = pydantic.Field(1_000_000, ge=1)
+    streams: int = pydantic.Field(default=1_000_000, ge=1)
+    requests_a_minute: int = pydantic.Field(default=1_000_000, ge=1)
 
 
 ANYONE = Tenant(name="anyone")

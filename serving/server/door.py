@@ -15,7 +15,7 @@ from typing import Any
 
 from starlette.datastructures import Headers, QueryParams
 
-from nim4_jax.serving.server import auth
+from nim4_jax.serving.server import auth, web_page
 from nim4_jax.serving.server.auth import ANYONE, Tenant
 from nim4_jax.serving.server.errors import ClientGone, ServeError
 from nim4_jax.serving.server.state import ServerState
@@ -26,8 +26,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = ("/health/live", "/health/ready")
-"""Routes that probes ask without a key; they say nothing but that."""
+OPEN = ("/health/live", "/health/ready", *web_page.PATHS)
+"""Routes without a key: what probes ask, and a page that is the same for all."""
 
 LOG = logging.getLogger("nim4_jax.serving.server")
 

@@ -76,6 +76,11 @@ def _settle() -> None:
     print("ready", file=sys.stderr, flush=True)
 
 
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    """uvicorn calls a WebSocket that was answered by 503 or 401 an error of ours."""
+    return "without completing handshake" not in record.getMessage()
+
+
 class Server(uvicorn.Server):
     """uvicorn, which lets streams end before it does.
 
@@ -103,6 +108,7 @@ class Server(uvicorn.Server):
                 server_header=False,
             )
         )
+        logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
         self.state = state
         self._draining: asyncio.Task | None = None
         state.engine.on_end = self._end_failed

@@ -13,7 +13,7 @@ from nim4_jax.data.audio import reading
 from nim4_jax.data.noise import mixing, noise_draws
 from nim4_jax.data.noise.augment import Augmenter
 from nim4_jax.data.pipeline import iterators
-from nim4_jax.data.pipeline.buckets import Bucket, Lengths, TrainPlan
+from nim4_jax.data.pipeline.buckets import Bucket, Lengths, Perturbations, TrainPlan
 from nim4_jax.data.pipeline.iterators import DataConfig, SkipReport
 from nim4_jax.data.pipeline.survey import survey
 from nim4_jax.data.sources import nonspeech
@@ -77,7 +77,7 @@ def test_off_is_the_plan_that_there_was_before_noise():
         [1.0, 1.5],
         Lengths(seconds, labels, np.zeros_like(labels), labels),
         SHAPES,
-        speeds=(0.9, 1.0, 1.1),
+        Perturbations((0.9, 1.0, 1.1)),
         seed=5,
     )
     digest = hashlib.sha256()
@@ -220,8 +220,7 @@ def test_the_plan_draws_a_fifth_and_leaves_room():
         [1.0],
         Lengths(seconds, ones, ones * 0, ones),
         SHAPES,
-        speeds=(0.9, 1.0, 1.1),
-        distribution=noise_draws.Distribution(),
+        Perturbations((0.9, 1.0, 1.1), noise_draws.Distribution()),
         num_speech=count - 1000,
     )
     kinds, buckets = Counter(), Counter()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nim4_jax.data.pipeline import buckets
-from nim4_jax.data.pipeline.buckets import Bucket, Lengths, TrainPlan
+from nim4_jax.data.pipeline.buckets import Bucket, Lengths, Perturbations, TrainPlan
 from nim4_jax.rates import Rates
 
 SHAPES = (Bucket(2.0, 4, 20, 30), Bucket(4.0, 3, 40, 60), Bucket(8.0, 2, 80, 120))
@@ -23,7 +23,9 @@ def make_lengths(seconds) -> Lengths:
 def make_plan(seconds, *, weights=(1.0,), groups=None, speeds=(1.0,), seed=0):
     groups = [np.arange(len(seconds))] if groups is None else groups
     lengths = make_lengths(seconds)
-    return TrainPlan(groups, list(weights), lengths, SHAPES, speeds=speeds, seed=seed)
+    return TrainPlan(
+        groups, list(weights), lengths, SHAPES, Perturbations(speeds), seed=seed
+    )
 
 
 def count_rows(batches) -> Counter:
@@ -105,7 +107,7 @@ def test_a_speed_that_does_not_fit_is_not_used():
     assert all((batch.speeds == 1.0).all() for batch in plan.epoch(0))
     # 12 labels in 0.5 s: 48 frames, 12 encoder frames; at 1.1 only 11.
     tight = Lengths(np.array([0.5]), np.array([12]), np.array([0]), np.array([1]))
-    plan = TrainPlan([np.array([0])], [1.0], tight, SHAPES, speeds=(1.1,))
+    plan = TrainPlan([np.array([0])], [1.0], tight, SHAPES, Perturbations((1.1,)))
     assert plan[0].speeds.tolist() == [1.0] * 4
 
 

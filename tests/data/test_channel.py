@@ -12,7 +12,7 @@ from nim4_jax.data.audio import reading
 from nim4_jax.data.noise import channel, mixing, noise_draws, rooms, telephone, tempo
 from nim4_jax.data.noise.channel import Distribution
 from nim4_jax.data.pipeline import iterators
-from nim4_jax.data.pipeline.buckets import Bucket, Lengths, TrainPlan
+from nim4_jax.data.pipeline.buckets import Bucket, Lengths, Perturbations, TrainPlan
 from nim4_jax.data.pipeline.iterators import DataConfig
 
 STEPS = 12
@@ -62,7 +62,7 @@ def straight(config):
     return take(iterators.make_train_iterator(config), STEPS)
 
 
-def make_plan(**options) -> TrainPlan:
+def make_plan(noise=None, channels=None) -> TrainPlan:
     seconds = np.linspace(0.6, 7.5, 40)
     labels = np.floor(seconds * 5).astype(np.int64) + 1
     return TrainPlan(
@@ -70,9 +70,8 @@ def make_plan(**options) -> TrainPlan:
         [1.0, 1.5],
         Lengths(seconds, labels, np.zeros_like(labels), labels),
         SHAPES,
-        speeds=(0.9, 1.0, 1.1),
+        Perturbations((0.9, 1.0, 1.1), noise, channels),
         num_speech=35,
-        **options,
     )
 
 
@@ -169,8 +168,8 @@ def test_the_fingerprint_is_that_of_before():
 
 def test_channels_move_nothing_else_of_a_plan():
     noisy = noise_draws.Distribution(0.5)
-    without = make_plan(distribution=noisy)
-    beside = make_plan(distribution=noisy, channels=Distribution(0.5, 0.5))
+    without = make_plan(noisy)
+    beside = make_plan(noisy, Distribution(0.5, 0.5))
     for epoch in range(2):
         for one, two in zip(without.epoch(epoch), beside.epoch(epoch)):
             np.testing.assert_array_equal(one.indices, two.indices)

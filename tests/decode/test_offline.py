@@ -14,6 +14,7 @@ from nim4_jax import layers
 from nim4_jax.decode import offline
 from nim4_jax.models import llm_config, qwen3
 from nim4_jax.ops import rotary
+from nim4_jax.types import Frames
 
 CONFIG = llm_config.LLMConfig(
     vocab_size=13,
@@ -58,9 +59,13 @@ def random_prompt(seed: int, mask):
     return jnp.where(mask[:, :, None], embeddings, jnp.nan), mask
 
 
-def generate(prompt, **settings):
-    settings = {"max_new_tokens": NEW, "end_id": NEVER, **settings}
-    return offline.generate(MODEL, params(), *prompt, **settings)
+def generate(prompt, model=MODEL, **settings):
+    ends = {"max_new_tokens": NEW, "end_id": NEVER}
+    for name in ("max_new_tokens", "end_id", "limits"):
+        if name in settings:
+            ends[name] = settings.pop(name)
+    stop, how = offline.Stop(**ends), offline.Sampling(**settings)
+    return offline.generate(model, params(), Frames(*prompt), stop, how)
 
 
 @jax.jit
@@ -156,16 +161,8 @@ def test_repeated_calls_compile_once():
             limits=jnp.full((5,), seed),
         )
     other = qwen3.Qwen3(CONFIG, layers.Policy())
-    offline.generate(
-        other,
-        params(),
-        *prompt,
-        max_new_tokens=NEW,
-        end_id=1,
-        temperature=1.0,
-        top_p=1.0,
-        rng=jax.random.key(0),
-    )
+    setting = {"temperature": 1.0, "top_p": 1.0, "rng": jax.random.key(0)}
+    generate(prompt, other, end_id=1, **setting)
     assert offline._generate._cache_size() == before + 1
 
 
@@ -179,7 +176,7 @@ def test_restricted_sampling_to_one_token_is_greedy():
 def test_bfloat16_decodes():
     model = qwen3.Qwen3(CONFIG, layers.Policy(compute="bfloat16"))
     prompt = random_prompt(0, FULL)
-    out = offline.generate(model, params(), *prompt, max_new_tokens=NEW, end_id=NEVER)
+    out = generate(prompt, model)
     assert out.log_probs.dtype == jnp.float32 and jnp.all(out.mask)
 
 
@@ -199,7 +196,7 @@ def test_settings_that_make_no_sense_are_refused(setting, message):
 
 def test_prompts_that_do_not_fit_are_refused():
     embeddings, mask = random_prompt(0, FULL)
-    with pytest.raises(ValueError, match="prompt_mask has shape \\(3, 7\\)"):
+    with pytest.raises(ValueError, match="mask has shape \\(3, 7\\)"):
         generate((embeddings, mask[:, 1:]))
     with pytest.raises(ValueError, match="are 8 wide, but the LLM is 16"):
         generate((embeddings[:, :, :8], mask))

@@ -205,11 +205,12 @@ def decode_plainly(recogniser, audio, chunks, hints, kept, limit):
     made = offline.generate(
         Qwen3(model.config.llm, model.config.policy, packed=model.packed),
         recogniser.programs.params["llm"],
-        sequence.embeddings,
-        sequence.mask,
-        max_new_tokens=CONFIG.text_tokens,
-        end_id=recogniser.tokenizer.end_id,
-        limits=jnp.asarray([max(0, limit - len(kept))], jnp.int32),
+        sequence.frames(),
+        offline.Stop(
+            CONFIG.text_tokens,
+            recogniser.tokenizer.end_id,
+            jnp.asarray([max(0, limit - len(kept))], jnp.int32),
+        ),
     )
     tokens = np.asarray(made.tokens[0])[np.asarray(made.mask[0])].tolist()
     return [*kept, *tokens]
@@ -296,9 +297,7 @@ def test_a_row_for_every_stream_needs_no_copy_of_the_state(whole):
         )
         lowered = stream.lower_tick(
             programs.model,
-            config,
-            len(programs.prompt.prefix),
-            config.widths()[-1],
+            programs.settings(config, config.widths()[-1]),
             programs.params,
             state,
             arrival,
@@ -377,9 +376,11 @@ def test_what_a_slot_held_cannot_harm_the_next_utterance(every):
             [leaf[..., :prefix, :], poison(leaf[..., prefix:, :])], axis=-2
         )
 
-    device.state = device.state.replace(
+    device.state = dataclasses.replace(
+        device.state,
         encoder=jax.tree.map(poison, device.state.encoder),
-        cache=cache.replace(
+        cache=dataclasses.replace(
+            cache,
             keys=jax.tree.map(keep_prefix, cache.keys),
             values=jax.tree.map(keep_prefix, cache.values),
         ),

@@ -144,7 +144,11 @@ def test_pieces_join_to_one_transcript():
 def test_an_evaluation_writes_what_transcribe_writes(model_files, long_set, tmp_path):
     """The law of long audio offline, through the commands themselves."""
     scoring.run(
-        model_files[0], [long_set], str(tmp_path), phonemes=True, show_progress=False
+        model_files[0],
+        [long_set],
+        str(tmp_path),
+        scoring.Options(phonemes=True),
+        show_progress=False,
     )
     lines = (tmp_path / "hyps.jsonl").read_text(encoding="utf8").splitlines()
     rows = {row["id"]: row for row in map(json.loads, lines)}

@@ -338,7 +338,9 @@ def read_checkpoint(folder: Path, data: bytes, seed: int) -> None:
     kept, steps = None, iter(count_steps())
     try:
         kept = Checkpoints(str(place), 1)
-        wanted = jax.eval_shape(make_state).replace(params=kept.param_shapes())
+        wanted = dataclasses.replace(
+            jax.eval_shape(make_state), params=kept.param_shapes()
+        )
         kept.restore(wanted, steps)
         kept.read_meta()
     except ValueError as error:

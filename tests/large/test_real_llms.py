@@ -21,6 +21,7 @@ from nim4_jax.layers import Policy
 from nim4_jax.model_files import loading
 from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.text.tokenizer import Tokenizer
+from nim4_jax.types import Frames
 from nim4_jax.weights import conversion
 
 pytestmark = pytest.mark.large
@@ -108,10 +109,8 @@ def test_log_probabilities_and_greedy_tokens(tmp_path, file, prompts):
     written = offline.generate(
         model,
         params,
-        embed(params, tokens),
-        jnp.asarray(mask),
-        max_new_tokens=NEW_TOKENS,
-        end_id=-1,
+        Frames(embed(params, tokens), jnp.asarray(mask)),
+        offline.Stop(NEW_TOKENS, end_id=-1),
     )
     for row, prompt in enumerate(ids):
         with torch.no_grad():

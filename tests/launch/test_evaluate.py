@@ -65,8 +65,7 @@ def report(model_files, manifest, tmp_path_factory):
         model_files[0],
         [manifest],
         str(out),
-        phonemes=True,
-        shuffle_audio=True,
+        scoring.Options(phonemes=True, shuffle_audio=True),
         show_progress=False,
     )
     return made["sets"][0], out
@@ -100,13 +99,24 @@ def test_scores_are_sums_over_the_utterances(report, manifest):
 
 
 def test_a_limit_takes_utterances_evenly(model_files, manifest, tmp_path):
-    scoring.run(model_files[0], [manifest], str(tmp_path), limit=3, show_progress=False)
+    scoring.run(
+        model_files[0],
+        [manifest],
+        str(tmp_path),
+        scoring.Options(limit=3),
+        show_progress=False,
+    )
     rows = [json.loads(line) for line in (tmp_path / "hyps.jsonl").open()]
     assert [row["id"] for row in rows] == ["0", "5"]  # the third, 10, is unreadable
 
 
 def test_stage_one_alone_is_scored_by_its_phonemes(model_files, manifest, report):
-    made = scoring.run(model_files[1], [manifest], phonemes=True, show_progress=False)
+    made = scoring.run(
+        model_files[1],
+        [manifest],
+        options=scoring.Options(phonemes=True),
+        show_progress=False,
+    )
     scores = made["sets"][0]["scores"]
     assert scores["phonemes"] == report[0]["scores"]["phonemes"]
     assert set(scores) == {"phonemes"}
@@ -134,7 +144,11 @@ def test_audio_without_speech_is_a_set(model_files):
 def test_streams_are_evaluated_by_a_flag(model_files, tmp_path):
     sets = ["bundled:commands:test?lang=zh"]
     made = scoring.run(
-        model_files[0], sets, str(tmp_path), stream=True, limit=8, show_progress=False
+        model_files[0],
+        sets,
+        str(tmp_path),
+        scoring.Options(stream=True, limit=8),
+        show_progress=False,
     )
     measured = made["streaming"]
     (part,) = made["sets"]
@@ -158,7 +172,9 @@ def test_hints_reach_the_prompts_row_by_row(
     monkeypatch.setattr(BatchRecogniser, "transcribe", spy)
     config = HintConfig(mode, 2, ("berlin", "dome"), seen=("to rome",))
     out = str(tmp_path)
-    made = scoring.run(model_files[0], [named], out, names=config, show_progress=False)
+    made = scoring.run(
+        model_files[0], [named], out, scoring.Options(names=config), show_progress=False
+    )
     rows = [json.loads(line) for line in (tmp_path / "hyps.jsonl").open()]
     given = {
         round(row["seconds"] * 16_000): tuple(row.get("hints", ())) for row in rows
@@ -180,21 +196,22 @@ def test_hints_are_refused_where_they_mean_nothing(model_files, manifest):
         scoring.run(
             model_files[0],
             [manifest],
-            shuffle_audio=True,
-            names=HintConfig("said"),
+            options=scoring.Options(shuffle_audio=True, names=HintConfig("said")),
             show_progress=False,
         )
     with pytest.raises(ValueError, match="needs a model that writes"):
         scoring.run(
             model_files[1],
             [manifest],
-            phonemes=True,
-            names=HintConfig("said"),
+            options=scoring.Options(phonemes=True, names=HintConfig("said")),
             show_progress=False,
         )
     with pytest.raises(ValueError, match=r"set\.jsonl: hints 'both' need names"):
         scoring.run(
-            model_files[0], [manifest], names=HintConfig("both"), show_progress=False
+            model_files[0],
+            [manifest],
+            options=scoring.Options(names=HintConfig("both")),
+            show_progress=False,
         )
 
 
@@ -204,7 +221,7 @@ def test_two_evaluations_are_compared(model_files, named, tmp_path):
             model_files[0],
             [named],
             str(tmp_path / name),
-            names=HintConfig(mode),
+            scoring.Options(names=HintConfig(mode)),
             show_progress=False,
         )
     out = tmp_path / "new" / "figures.json"

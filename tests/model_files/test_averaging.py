@@ -1,5 +1,7 @@
 """nim4 average: the mean of models, part by part."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -95,7 +97,9 @@ def test_a_step_of_a_run_is_named_by_its_number(tiny, tmp_path):
         moved = {
             path: leaf + step for path, leaf in optim.flatten(state.params).items()
         }
-        now = state.replace(step=np.int32(step), params=optim.unflatten(moved))
+        now = dataclasses.replace(
+            state, step=np.int32(step), params=optim.unflatten(moved)
+        )
         checkpoints.save(now, tiny.make_data(), {"phonemes": ""})
     checkpoints.close()
     first, second, last = (

@@ -1,5 +1,6 @@
 """Law 1 for the adaptor: pieces of whole groups are the whole."""
 
+import dataclasses
 import functools
 
 import jax
@@ -72,7 +73,7 @@ def test_a_group_that_is_not_full_counts():
 def test_nan_behind_the_mask_has_no_gradient():
     """Parameter gradients are those of zeros behind the mask."""
     dirty = make_frames(4, [9, 0])
-    clean = dirty.replace(values=np.nan_to_num(dirty.values))
+    clean = dataclasses.replace(dirty, values=np.nan_to_num(dirty.values))
     slope = jax.jit(jax.grad(lambda p, f: (apply(p, f).values ** 2).sum()))
     jax.tree.map(
         np.testing.assert_array_equal,

@@ -1,5 +1,6 @@
 """The whole recogniser: a row means the same alone, in a batch and with NaN padding."""
 
+import dataclasses
 import functools
 
 import jax
@@ -67,11 +68,11 @@ def test_the_answer_does_not_see_itself(tiny):
     """A changed token moves later predictions only."""
     hear, params = make_hear(tiny), make_params(tiny)
     audio, answer = make_inputs(tiny)
-    answer = answer.replace(mask=np.ones_like(answer.mask))
+    answer = dataclasses.replace(answer, mask=np.ones_like(answer.mask))
     ids = answer.ids.copy()
     ids[:, 1] = (ids[:, 1] + 7) % tiny.CONFIG.llm.vocab_size
     before = np.asarray(hear(params, audio, answer)[1])
-    after = np.asarray(hear(params, audio, answer.replace(ids=ids))[1])
+    after = np.asarray(hear(params, audio, dataclasses.replace(answer, ids=ids))[1])
     np.testing.assert_array_equal(before[:, :2], after[:, :2])
     assert (before[:, 2] != after[:, 2]).any()
 

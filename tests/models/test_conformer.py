@@ -1,5 +1,6 @@
 """Law 1 for one block and the stack of the Conformer; what a frame may see."""
 
+import dataclasses
 import functools
 
 import jax
@@ -142,7 +143,7 @@ def test_the_future_beyond_a_chunk_is_unseen(context):
     frames = make_frames(2, [LENGTH], LENGTH, WIDTH)
     values = frames.values.copy()
     values[:, changed] += 1.0
-    other = frames.replace(values=values)
+    other = dataclasses.replace(frames, values=values)
     chunking = Chunking.of(size, 3)
     before, _ = apply(params, frames, chunking)
     after, _ = apply(params, other, chunking)

@@ -123,7 +123,7 @@ def test_nan_behind_the_mask_is_harmless(name, size):
     """Outputs and parameter gradients are those of zeros behind the mask."""
     params, grade = make(name)[4], make_grade(name)
     dirty, chunking = make_frames(5, [0, 70], 96), Chunking.of(size, 2)
-    zeros = dirty.replace(values=np.nan_to_num(dirty.values))
+    zeros = dataclasses.replace(dirty, values=np.nan_to_num(dirty.values))
     poisoned, clean = grade(params, dirty, chunking), grade(params, zeros, chunking)
     jax.tree.map(np.testing.assert_array_equal, poisoned, clean)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(poisoned[1]))
@@ -167,7 +167,9 @@ def test_a_chunk_sees_no_further_than_it_says(name):
     ):
         values = features.values.copy()
         values[:, changed] += 1.0
-        after = apply(params, features.replace(values=values), chunking).values
+        after = apply(
+            params, dataclasses.replace(features, values=values), chunking
+        ).values
         moved = np.any(np.asarray(after) != before, axis=(0, 2))
         assert not moved[: first * size].any()
         assert moved[first * size : (first + 1) * size].any()

@@ -171,10 +171,8 @@ def test_decoding_never_holds_the_weights_as_floats():
     model = qwen3.Qwen3(llm, INT8.policy)
 
     def write(params, embeddings):
-        mask = jnp.ones(embeddings.shape[:2], bool)
-        return offline.generate(
-            model, params, embeddings, mask, max_new_tokens=8, end_id=-1
-        )
+        prompt = Frames(embeddings, jnp.ones(embeddings.shape[:2], bool))
+        return offline.generate(model, params, prompt, offline.Stop(8, end_id=-1))
 
     embeddings = jax.ShapeDtypeStruct((1, 4, llm.width), jnp.float32)
     memory = jax.jit(write).lower(params, embeddings).compile().memory_analysis()

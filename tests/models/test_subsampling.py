@@ -1,5 +1,6 @@
 """Law 1 for the convolutional subsampling."""
 
+import dataclasses
 import functools
 
 import jax
@@ -97,7 +98,7 @@ def test_nan_behind_the_mask_is_harmless():
     def grade(params, frames):
         return jnp.sum(jnp.square(apply(params, frames).values))
 
-    clean = dirty.replace(values=np.nan_to_num(dirty.values))
+    clean = dataclasses.replace(dirty, values=np.nan_to_num(dirty.values))
     gradient = jax.jit(jax.grad(grade))
     jax.tree.map(
         np.testing.assert_array_equal,

@@ -1,5 +1,7 @@
 """SpecAugment: how much may be hidden, and what stays as it was."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -108,7 +110,7 @@ def test_nothing_asked_nothing_done():
 def test_draws_differ_between_rows_and_keys(function, setting):
     """Every row is augmented on its own."""
     frames = make_frames([LENGTH] * 2)
-    same = frames.replace(values=np.repeat(frames.values[:1], 2, axis=0))
+    same = dataclasses.replace(frames, values=np.repeat(frames.values[:1], 2, axis=0))
     first = np.asarray(function(jax.random.key(0), same, setting).values)
     second = np.asarray(function(jax.random.key(1), same, setting).values)
     assert (first[0] != first[1]).any() and (first != second).any()

@@ -124,7 +124,8 @@ def test_the_command_writes_the_same(recogniser, model_files, noise, tmp_path, c
     """`nim4 transcribe` and `transcribe` are one thing."""
     path = tmp_path / "noise.wav"
     soundfile.write(path, noise, 16_000, subtype="FLOAT")
-    transcription.run(model_files[0], [str(path)], vad="none")
+    options = transcription.Options(vad="none")
+    transcription.run(model_files[0], [str(path)], options)
     said = capsys.readouterr().out
     assert recogniser.transcribe(path, vad="none").text == said.rstrip("\n")
 

@@ -237,7 +237,8 @@ def test_what_cannot_be_exported(model_files, tmp_path, bundle_folder):
     with pytest.raises(BundleError, match="--seconds=-1 is no length"):
         write(seconds=(-1.0,))
     with pytest.raises(ValueError, match=r"chunk of 100 ms .* multiple of 160 ms"):
-        exporting.run(model_files[0], str(tmp_path / "new"), stream_ms=(100,))
+        options = exporting.Options(stream_ms=(100,))
+        exporting.run(model_files[0], str(tmp_path / "new"), options)
     with pytest.raises(BundleError, match="exists; remove it"):
         export.write(bundle_folder, bundle_source.make_source(model_files[0]))
     assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ from nim4_jax.decode import longform, transcripts
 from nim4_jax.decode.hotwords import HotwordList
 from nim4_jax.launch import transcribe
 from nim4_jax.serving import recognisers, transcription
+from nim4_jax.serving.transcription import Options
 
 
 def make_noise(seconds: float, rate: int = 16_000, seed: int = 0) -> np.ndarray:
@@ -274,9 +275,9 @@ def test_a_model_without_llm_or_an_unknown_choice_is_refused(model_files, files)
     with pytest.raises(ValueError, match="no LLM: train stages 2 and 4"):
         transcription.run(model_files[1], path)
     with pytest.raises(ValueError, match="'text', 'json', 'srt', 'vtt'"):
-        transcription.run(model_files[0], path, form="xml")
+        transcription.run(model_files[0], path, Options(form="xml"))
     with pytest.raises(ValueError, match="'silero', 'none'"):
-        transcription.run(model_files[0], path, vad="webrtc")
+        transcription.run(model_files[0], path, Options(vad="webrtc"))
 
 
 @pytest.mark.parametrize("near", ["lattice", "scann"])

@@ -86,7 +86,7 @@ def make_batch(tiny, stage: str, seed: int):
     ids = np.arange(2 * ROWS, dtype=np.int32).reshape(ROWS, 2)
     mask = np.ones((ROWS, 2), bool)
     mask[1, 1] = False
-    return batch.replace(suffix=Labels(ids, mask))
+    return dataclasses.replace(batch, suffix=Labels(ids, mask))
 
 
 def train(tiny, config, stage: str, shape: tuple[int, int, int]):
@@ -253,10 +253,8 @@ def decode(tiny, config):
             made = offline.generate(
                 offline.qwen3.Qwen3(config.llm, config.policy),
                 placed["llm"],
-                sequence.embeddings,
-                sequence.mask,
-                max_new_tokens=6,
-                end_id=0,
+                sequence.frames(),
+                offline.Stop(6, end_id=0),
             )
             return jax.device_get(made)
 

@@ -1,5 +1,6 @@
 """Broken checkpoints are named and never used unasked; a full disk breaks none."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -61,7 +62,7 @@ def restore(workdir: Path, fallback: bool = False):
     checkpoints, data = Checkpoints(str(workdir), 1, fallback=fallback), make_data()
     try:
         shapes = checkpoints.param_shapes()
-        wanted = jax.eval_shape(make_state, 3).replace(params=shapes)
+        wanted = dataclasses.replace(jax.eval_shape(make_state, 3), params=shapes)
         state = checkpoints.restore(wanted, data)
         return state, next(data), checkpoints.read_meta()
     finally:

@@ -1,5 +1,7 @@
 """Companions in the one loop: what they decide is repeated by a run that was killed."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -302,7 +304,7 @@ def test_drift_of_an_encoder_that_stays_is_none(
     params = tiny.make_params(pretraining[0])
     drift = DriftProbe(probe, take_parts(params), every=5)
     _, state = tiny.make_state(tuning[0])
-    moving = state.replace(params={**state.params, **take_parts(params)})
+    moving = dataclasses.replace(state, params={**state.params, **take_parts(params)})
     expected = probe.phoneme_error(params)
     for step in (0, 5):
         assert drift.is_due(step, False)
@@ -312,7 +314,7 @@ def test_drift_of_an_encoder_that_stays_is_none(
         assert not drift.is_due(step, True)
     assert drift.is_due(6, True) and not drift.is_due(6, False)
     encoder = jax.tree.map(lambda leaf: leaf * 1.5, moving.params["encoder"])
-    moved = moving.replace(params={**moving.params, "encoder": encoder})
+    moved = dataclasses.replace(moving, params={**moving.params, "encoder": encoder})
     assert drift.after_step(moved, 10, False).metrics["probe/cka"] < 0.999
     again = DriftProbe(probe, take_parts(params), every=5)
     again.set_state(drift.get_state())

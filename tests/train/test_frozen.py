@@ -1,5 +1,6 @@
 """Frozen parameters: written once, linked to by every step, never lost in between."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -72,7 +73,7 @@ def restore(workdir: Path, fallback: bool = False) -> TrainState:
     checkpoints = Checkpoints(str(workdir), 1, fallback=fallback, rules=SMALL)
     try:
         shapes = checkpoints.param_shapes()
-        wanted = jax.eval_shape(make_state, 3).replace(params=shapes)
+        wanted = dataclasses.replace(jax.eval_shape(make_state, 3), params=shapes)
         return checkpoints.restore(wanted, Counter())
     finally:
         checkpoints.close()
@@ -111,7 +112,7 @@ def test_steps_hold_what_trains_and_give_the_whole(tiny, tmp_path, stage):
     for name, rules in (("whole", ()), ("linked", recipe.rules)):
         checkpoints = Checkpoints(str(tmp_path / name), 1, rules=rules)
         for step in (1, 2):
-            state = state.replace(step=jnp.asarray(step, jnp.int32))
+            state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
             checkpoints.save(state, Counter(), {})
         assert_equal(checkpoints.restore(state, Counter()), state)
         checkpoints.close()

@@ -1,5 +1,6 @@
 """The one loop: where it begins, when it saves, and how it stops."""
 
+import dataclasses
 import functools
 
 import jax
@@ -176,7 +177,7 @@ def test_checkpoints_of_before_steps_were_counted_can_be_resumed(tiny, parts, tm
     _, state = tiny.make_state(parts[1])
     data, checkpoints = tiny.make_data(), Checkpoints(str(tmp_path), 1)
     state, _ = step(state, loop.to_batch(next(data)))
-    checkpoints.save(state.replace(skips=None), data, {})
+    checkpoints.save(dataclasses.replace(state, skips=None), data, {})
     checkpoints.close()
     resumed = run(tiny, parts, tmp_path, 2)
     whole = run(tiny, parts, tmp_path / "whole", 2)

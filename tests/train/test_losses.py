@@ -105,7 +105,7 @@ def test_impossible_labels_are_counted_and_left_out(tiny):
         batch.phonemes.mask,
     )
     mask[1] = True
-    wide = batch.replace(phonemes=Labels(long * mask, mask))
+    wide = dataclasses.replace(batch, phonemes=Labels(long * mask, mask))
     got = evaluate(tiny, tiny.PLAIN_CTC, wide)
     expected = evaluate(tiny, tiny.PLAIN_CTC, take(batch, [0, 2, 3]))
     np.testing.assert_allclose(got.total, expected.total, rtol=2e-5)
@@ -147,7 +147,7 @@ def test_a_row_without_phonemes_is_learnt_as_silence(tiny):
     batch = tiny.make_batch(6, rows=3)
     mute, gone = batch.phonemes.mask.copy(), batch.audio.mask.copy()
     mute[0] = gone[0] = False
-    silent = batch.replace(phonemes=Labels(batch.phonemes.ids, mute))
+    silent = dataclasses.replace(batch, phonemes=Labels(batch.phonemes.ids, mute))
     loss, rest = tiny.PLAIN_CTC, take(batch, slice(1, None))
     got, others = evaluate(tiny, loss, silent), evaluate(tiny, loss, rest)
     model, params = Asr(tiny.CONFIG), {"params": make_params(tiny, CrCtc)}
@@ -161,7 +161,9 @@ def test_a_row_without_phonemes_is_learnt_as_silence(tiny):
     blank = -float(jnp.sum(jnp.where(mask[0], log_probs[0, :, 0], 0.0)))
     np.testing.assert_allclose(got.total, float(others.total) + blank, rtol=1e-5)
     assert float(got.weight) == float(others.weight) + int(mask[0].sum())
-    padded = silent.replace(audio=batch.audio.replace(mask=gone))
+    padded = dataclasses.replace(
+        silent, audio=dataclasses.replace(batch.audio, mask=gone)
+    )
     np.testing.assert_allclose(evaluate(tiny, loss, padded).total, others.total)
 
 
@@ -296,8 +298,9 @@ def test_reading_is_learnt_from_text_alone(tiny):
     loss = ReadPhonemes(tiny.PROMPT, make_confusions(tiny))
     got = evaluate(tiny, loss, batch)
     assert float(got.weight) == batch.tokens.mask.sum()
-    silent = batch.replace(
-        audio=batch.audio.replace(values=batch.audio.values * np.nan)
+    silent = dataclasses.replace(
+        batch,
+        audio=dataclasses.replace(batch.audio, values=batch.audio.values * np.nan),
     )
     assert float(evaluate(tiny, loss, silent).total) == float(got.total)
     assert np.isfinite(float(got.total))

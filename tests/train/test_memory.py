@@ -29,7 +29,9 @@ def compile_step(tiny, chunk: int):
     tx, state = tiny.make_state(recipe, config)
     batch = tiny.make_batch(0, rows=ROWS)
     ids = np.ones((ROWS, PLACES), np.int32)
-    batch = batch.replace(tokens=batch.tokens.replace(ids=ids, mask=ids > 0))
+    batch = dataclasses.replace(
+        batch, tokens=dataclasses.replace(batch.tokens, ids=ids, mask=ids > 0)
+    )
     step = jax.jit(make_train_step(Asr(config), recipe, tx), donate_argnums=0)
     return step.lower(state, batch).compile()
 

@@ -247,12 +247,13 @@ def test_the_end_of_stage1_is_waited_for(tmp_path, log):
 def run_stage1(folder, similarity, state=None, first=1, steps=60, stop=60):
     """Watch from `first` to `stop`; CKA of encoders a, b is similarity(a, b)."""
     watcher = Watcher(from_step=20, every=10)
+    shelf = watching.Shelf(str(folder), META)
     state = state or watcher.start()
     for step in range(first, stop + 1):
-        facts = {"step": step, "last": step == steps, "meta": META}
+        facts = {"step": step, "last": step == steps}
         facts["compare"] = lambda old, new=step: similarity(int(get_value(old)), new)
         params, state = make_params(step), json.loads(json.dumps(state))
-        state = watching.watch(str(folder), watcher, state, params, **facts)
+        state = watching.watch(shelf, watcher, state, params, **facts)
     return state
 
 

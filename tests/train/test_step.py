@@ -49,7 +49,7 @@ def test_randomness_is_of_the_step_alone(tiny):
     batch = tiny.make_batch(0)
     first, again = step(state, batch), step(state, batch)
     jax.tree.map(np.testing.assert_array_equal, first, again)
-    later = state.replace(step=jnp.asarray(5, jnp.int32))
+    later = dataclasses.replace(state, step=jnp.asarray(5, jnp.int32))
     other = step(later, batch)[1]
     assert float(other["ctc"]) != float(first[1]["ctc"])
 

@@ -16,6 +16,7 @@ from nim4_jax.layers import Policy
 from nim4_jax.models import llm_config, qwen3
 from nim4_jax.ops import rotary
 from nim4_jax.train import optim
+from nim4_jax.types import Frames
 from nim4_jax.weights import conversion, hf, rules
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -128,10 +129,8 @@ def test_cached_decoding_writes_the_references_tokens(family):
     written = offline.generate(
         model,
         params,
-        prompts,
-        jnp.asarray(arrays["mask"]),
-        max_new_tokens=arrays["greedy"].shape[1],
-        end_id=-1,
+        Frames(prompts, jnp.asarray(arrays["mask"])),
+        offline.Stop(arrays["greedy"].shape[1], end_id=-1),
     )
     np.testing.assert_array_equal(written.tokens, arrays["greedy"])
 

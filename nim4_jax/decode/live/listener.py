@@ -422,7 +422,7 @@ class Listener:
         batch = call.batch
         self.metrics.passes += int(written.passes)
         self.metrics.accepted += int(written.accepted[batch.places].sum())
-        batch.commit(*heard or (None,), written)
+        batch.commit(heard[0] if heard else None, written)
         if not heard:
             self.metrics.finals += sum(bool(slot.done) for _, slot in batch.occupied)
 

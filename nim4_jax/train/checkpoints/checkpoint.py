@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import time
@@ -169,7 +170,7 @@ class Checkpoints:
         )
         # Steps that the last save has deleted needed these no more.
         self._store.sweep(link.values())
-        moving = state.replace(params=params)
+        moving = dataclasses.replace(state, params=params)
         self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(moving))
         return moving, link, sums
 
@@ -207,10 +208,12 @@ class Checkpoints:
         def read(stored: StoredStep) -> tuple[TrainState, dict[str, Any]]:
             stored.read_meta()  # it has to be whole as well
             if state.skips is not None and not stored.read_shapes().get("skips"):
-                uncounted = stored.read_state(state.replace(skips=None))
+                uncounted = stored.read_state(dataclasses.replace(state, skips=None))
                 # Of before skipped steps were counted.
                 counters = sharding.replicate(Skips.none())
-                return uncounted.replace(skips=counters), stored.read_position()
+                return dataclasses.replace(
+                    uncounted, skips=counters
+                ), stored.read_position()
             return stored.read_state(state), stored.read_position()
 
         restored, position = self._read(read)

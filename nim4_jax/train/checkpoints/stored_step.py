@@ -14,6 +14,8 @@ Checkpoints of earlier versions have all arrays in `state`, and no `frozen`.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -79,7 +81,7 @@ class StoredStep:
             CorruptError: the description of the arrays cannot be read.
         """
         shapes = self._state.read_shapes()
-        params = optim.flatten(shapes.get("params") or {})
+        params: dict[str, Any] = {**optim.flatten(shapes.get("params") or {})}
         for piece in self._find_pieces():
             params.update(piece.read_shapes())
         if not params:
@@ -103,8 +105,9 @@ class StoredStep:
             raise ValueError(f"{self._folder} holds a state of another model: {wrong}.")
         wanted = jax.tree.map(_place, wanted)
         how = ocp.checkpoint_utils.construct_restore_args
-        params, rest = self._read(wanted.params, how, wanted.replace)
-        return rest.replace(params=params)
+        whole = functools.partial(dataclasses.replace, wanted)
+        params, rest = self._read(wanted.params, how, whole)
+        return dataclasses.replace(rest, params=params)
 
     def read_params(self) -> Params:
         """The parameters in the host's memory.

@@ -25,6 +25,7 @@ from typing import Any
 
 import jax
 from absl import logging
+from absl.logging import converter
 from jax._src import clusters, distributed  # what they know has no public name
 from jax.sharding import Mesh
 
@@ -209,7 +210,7 @@ def _sign_log(rank: int) -> None:
     formatter.format = lambda record: f"[host {rank}] {plain(record)}"
     handler.setFormatter(formatter)
     handler.addFilter(
-        lambda record: rank == 0 or record.levelno >= logging.converter.STANDARD_WARNING
+        lambda record: rank == 0 or record.levelno >= converter.STANDARD_WARNING
     )
 
 

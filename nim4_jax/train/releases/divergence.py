@@ -85,8 +85,21 @@ class Watcher:
         return "publish" if cka < self.threshold else "keep"
 
 
+@dataclasses.dataclass(frozen=True)
+class Shelf:
+    """Where releases go.
+
+    Attributes:
+        folder: that stages which follow look into.
+        meta: JSON-able facts for each file's header.
+    """
+
+    folder: str
+    meta: dict[str, Any]
+
+
 def watch(
-    folder: str,
+    shelf: Shelf,
     watcher: Watcher,
     state: WatcherState,
     params: Params,
@@ -94,21 +107,19 @@ def watch(
     step: int,
     last: bool,
     compare: Callable[[Params], float],
-    meta: dict[str, Any],
 ) -> WatcherState:
     """Publish the live encoder where it is due; between two steps of stage 1.
 
     On several hosts all call this; host 0 decides, and writes.
 
     Args:
-        folder: where releases go.
+        shelf: where releases go.
         watcher: when to publish.
         state: what was decided before.
         params: the live encoder, on the host or on any devices.
         step: steps done.
         last: whether stage 1 ends here.
         compare: parameters of the reference → CKA of the live encoder with it.
-        meta: JSON-able facts for the file's header.
 
     Returns:
         The new state, for the checkpoint of this step.
@@ -120,7 +131,7 @@ def watch(
         return state
     cka = None
     if state["reference"] is not None:
-        reference = store.try_load(folder, Release(**state["reference"]))
+        reference = store.try_load(shelf.folder, Release(**state["reference"]))
         readable = consensus.everywhere(reference is not None)
         cka = compare(reference) if reference is not None and readable else None
         cka = consensus.lead(lambda: cka)
@@ -132,11 +143,10 @@ def watch(
 
     def write() -> dict[str, Any]:
         if verdict == "refer":
-            release = store.store(folder, whole, step=step, meta=meta)
+            release = store.store(shelf.folder, whole, step=step, meta=shelf.meta)
         else:
-            release = store.publish(
-                folder, whole, step=step, cka=cka, final=last, meta=meta
-            )
+            facts = {"step": step, "cka": cka, "final": last, "meta": shelf.meta}
+            release = store.publish(shelf.folder, whole, **facts)
         return dataclasses.asdict(release)
 
     return {"decided": step, "reference": consensus.lead(write)}

@@ -56,8 +56,8 @@ class Publisher:
         self, folder: str, watcher: Watcher, probe: EncoderProbe, meta: dict[str, Any]
     ):
         """Take where, when, what to compare on, and facts for each release's header."""
-        self._folder, self._watcher = folder, watcher
-        self._probe, self._meta = probe, meta
+        self._shelf, self._watcher = watching.Shelf(folder, meta), watcher
+        self._probe = probe
         self._state: WatcherState = watcher.start()
 
     def is_due(self, step: int, last: bool) -> bool:
@@ -79,14 +79,13 @@ class Publisher:
             return metrics[CKA]
 
         self._state = watching.watch(
-            self._folder,
+            self._shelf,
             self._watcher,
             self._state,
             live,
             step=step,
             last=last,
             compare=compare,
-            meta=self._meta,
         )
         return Outcome(state, metrics=metrics)
 

@@ -127,7 +127,9 @@ class Subscriber:
         release = following.present(self._state)
         assert release is not None  # else `follow` has raised
         if params is not None:
-            state = state.replace(params=swap(state.params, params, release.name))
+            state = dataclasses.replace(
+                state, params=swap(state.params, params, release.name)
+            )
         return Outcome(state, True, {ENCODER_STEP: float(release.step)})
 
     def _wait(self, step: int) -> None:

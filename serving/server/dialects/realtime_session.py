@@ -28,7 +28,7 @@ class Format(_Part):
     """Of the audio: PCM16 little-endian, or G.711 at 8 kHz."""
 
     type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
-    rate: int | None = pydantic.Field(None, ge=4_000, le=192_000)
+    rate: int | None = pydantic.Field(default=None, ge=4_000, le=192_000)
 
 
 class Transcription(_Part):
@@ -38,10 +38,10 @@ class Transcription(_Part):
     language: str | None = None
     languages: tuple[str, ...] = ()
     keywords: tuple[Annotated[str, pydantic.Field(max_length=256)], ...] = (
-        pydantic.Field((), max_length=256)
+        pydantic.Field(default=(), max_length=256)
     )
     hotwords: str | None = None
-    prompt: str | None = pydantic.Field(None, max_length=16_384)
+    prompt: str | None = pydantic.Field(default=None, max_length=16_384)
     delay: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
 
 
@@ -49,9 +49,9 @@ class TurnDetection(_Part):
     """When an utterance is over; both kinds go by silence."""
 
     type: Literal["server_vad", "semantic_vad"] = "server_vad"
-    threshold: float | None = pydantic.Field(None, ge=0.05, le=1.0)
-    prefix_padding_ms: int | None = pydantic.Field(None, ge=0, le=5_000)
-    silence_duration_ms: int | None = pydantic.Field(None, ge=100, le=10_000)
+    threshold: float | None = pydantic.Field(default=None, ge=0.05, le=1.0)
+    prefix_padding_ms: int | None = pydantic.Field(default=None, ge=0, le=5_000)
+    silence_duration_ms: int | None = pydantic.Field(default=None, ge=100, le=10_000)
     idle_timeout_ms: int | None = None
     eagerness: Literal["low", "medium", "high", "auto"] | None = None
     create_response: bool | None = None

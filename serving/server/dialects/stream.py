@@ -60,9 +60,9 @@ class Endpointing(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
-    silence_ms: int = pydantic.Field(600, ge=100, le=10_000)
-    prefix_ms: int = pydantic.Field(300, ge=0, le=2_000)
-    threshold: float = pydantic.Field(0.5, ge=0.05, le=1.0)
+    silence_ms: int = pydantic.Field(default=600, ge=100, le=10_000)
+    prefix_ms: int = pydantic.Field(default=300, ge=0, le=2_000)
+    threshold: float = pydantic.Field(default=0.5, ge=0.05, le=1.0)
 
     def make(self) -> EndpointConfig:
         """For the engine."""
@@ -92,9 +92,9 @@ class Settings(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
-    rate: int = pydantic.Field(16_000, ge=LOWEST_RATE, le=HIGHEST_RATE)
+    rate: int = pydantic.Field(default=16_000, ge=LOWEST_RATE, le=HIGHEST_RATE)
     language: str | None = None
-    hints: tuple[Hint, ...] = pydantic.Field((), max_length=256)
+    hints: tuple[Hint, ...] = pydantic.Field(default=(), max_length=256)
     hotwords: str | None = None
     chunk_ms: int | None = None
     endpointing: bool | Endpointing = True

@@ -24,9 +24,9 @@ class ServerVad(pydantic.BaseModel):
     """How the client would cut the audio; the server cuts where nobody speaks."""
 
     type: Literal["server_vad"]
-    prefix_padding_ms: int = pydantic.Field(300, ge=0)
-    silence_duration_ms: int = pydantic.Field(200, ge=0)
-    threshold: float = pydantic.Field(0.5, ge=0, le=1)
+    prefix_padding_ms: int = pydantic.Field(default=300, ge=0)
+    silence_duration_ms: int = pydantic.Field(default=200, ge=0)
+    threshold: float = pydantic.Field(default=0.5, ge=0, le=1)
 
 
 class Fields(pydantic.BaseModel):
@@ -51,12 +51,12 @@ class Fields(pydantic.BaseModel):
 
     model: str
     language: str | None = None
-    languages: tuple[str, ...] = pydantic.Field((), max_length=16)
-    prompt: str = pydantic.Field("", max_length=_MOST_TEXT)
-    keywords: tuple[str, ...] = pydantic.Field((), max_length=256)
+    languages: tuple[str, ...] = pydantic.Field(default=(), max_length=16)
+    prompt: str = pydantic.Field(default="", max_length=_MOST_TEXT)
+    keywords: tuple[str, ...] = pydantic.Field(default=(), max_length=256)
     hotwords: str | None = None
     response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] = "json"
-    temperature: float = pydantic.Field(0.0, ge=0, le=1)
+    temperature: float = pydantic.Field(default=0.0, ge=0, le=1)
     timestamp_granularities: tuple[Literal["word", "segment"], ...] = ("segment",)
     chunking_strategy: Literal["auto"] | ServerVad | None = None
     include: tuple[Literal["logprobs"], ...] = ()
