@@ -99,7 +99,7 @@ class Perturbations:
     """
 
     speeds: tuple[float, ...] = (1.0,)
-    noise: mixing.Distribution | None = None
+    noise: noise_draws.Distribution | None = None
     channels: channel.Distribution | None = None
 
 
