@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from nim4_jax.data.audio import channels, reading
-from nim4_jax.decode import segments
-from nim4_jax.decode.endpoint import Detector, EndpointConfig
 from nim4_jax.decode.hotwords import FindingRecogniser, HotwordList
 from nim4_jax.decode.recogniser import BatchRecogniser, Loaded
-from nim4_jax.decode.segments import AudioBatch, Batcher, Segment
+from nim4_jax.decode.segments import AudioBatch, Batcher, Cutter
 from nim4_jax.decode.silero import Silero
 from nim4_jax.decode.transcripts import Passage, Recording
 
 VADS = ("silero", "none")
-
 
 _BLOCK_SECONDS = 10.0
 
@@ -136,9 +132,8 @@ def _transcribe_batches(
     recogniser = loaded.recogniser
     if names is not None:
         recogniser = FindingRecogniser(recogniser, names)
-    detector = Silero() if vad == "silero" else None
-    limit = loaded.bucket_seconds[-1]
-    total, count = _survey(recordings, limit)
+    cutter = Cutter(loaded.bucket_seconds[-1], Silero if vad == "silero" else None)
+    total, count = _survey(recordings, cutter.limit)
     rows = 1
     while rows < min(batch, count):
         rows *= 2
@@ -146,7 +141,7 @@ def _transcribe_batches(
     batcher = Batcher(loaded.bucket_seconds, (rows,) * len(loaded.bucket_seconds))
     bar = tqdm(total=round(total), unit="s", disable=None if show_progress else True)
     with bar:
-        for ready in _iterate_batches(recordings, batcher, limit, detector):
+        for ready in batcher.gather(_cut_all(recordings, cutter)):
             _finish(recogniser, ready, recordings, timings, hints)
             bar.update(round(sum(each.progress for each in recordings)) - bar.n)
             yield
@@ -184,18 +179,15 @@ def _measure(recording: Recording) -> float:
     )
 
 
-def _iterate_batches(
-    recordings: list[Recording],
-    batcher: Batcher,
-    limit: float,
-    detector: Detector | None,
-) -> Iterator[AudioBatch]:
-    """Full batches as the files are read, what is left at the end."""
+def _cut_all(
+    recordings: list[Recording], cutter: Cutter
+) -> Iterator[tuple[tuple[int, float], np.ndarray]]:
+    """Segments under (number of the recording, start in s), as the files are read."""
     for number, recording in enumerate(recordings):
         try:
-            for segment in _cut(_read(recording), limit, detector):
+            for segment in cutter.cut(_read(recording)):
                 recording.waiting[segment.start] = len(segment.samples)
-                yield from batcher.add((number, segment.start), segment.samples)
+                yield (number, segment.start), segment.samples
             if not recording.samples:
                 raise reading.AudioError(
                     "zero length", recording.path, "it holds no sample"
@@ -203,7 +195,6 @@ def _iterate_batches(
         except (reading.AudioError, OSError) as error:
             recording.error, recording.cause = str(error), error
         recording.read = True
-    yield from batcher.flush()
 
 
 def _read(recording: Recording) -> Iterator[np.ndarray]:
@@ -234,23 +225,6 @@ def _open_blocks(recording: Recording) -> Iterator[np.ndarray]:
         channel=recording.channel,
         name=recording.path,
     )
-
-
-def _cut(
-    blocks: Iterator[np.ndarray], limit: float, detector: Detector | None
-) -> Iterable[Segment]:
-    """Segments; a recording that fits in one is heard whole, speech or not."""
-    if detector is None:
-        return segments.cut(blocks, limit)
-    head: list[np.ndarray] = []
-    room = round(limit * reading.SAMPLE_RATE)
-    while room >= 0 and (block := next(blocks, None)) is not None:
-        head.append(block)
-        room -= len(block)
-    if room >= 0:
-        return segments.cut(head, limit)
-    whole = itertools.chain(head, blocks)
-    return segments.cut_speech(whole, detector, EndpointConfig(), limit)
 
 
 def _finish(
