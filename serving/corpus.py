@@ -217,9 +217,9 @@ class Worker:
         recordings = longform.transcribe_files(
             self._loaded,
             shard.paths,
-            batch=config.batch,
-            vad=config.vad,
-            timings=config.segments,
+            longform.Options(
+                batch=config.batch, vad=config.vad, timings=config.segments
+            ),
         )
         rows = [_describe(recording, config.segments) for recording in recordings]
         _store(rows, name_part(self._out, shard.number, config.form))

@@ -132,10 +132,12 @@ def run(
     stream = longform.transcribe_files(
         loaded,
         planned,
-        batch=options.batch,
-        vad=options.vad,
-        timings=form != "text",
-        names=options.names,
+        longform.Options(
+            batch=options.batch,
+            vad=options.vad,
+            timings=form != "text",
+            names=options.names,
+        ),
         show_progress=True,
     )
     for target, recording in zip(targets, stream, strict=True):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -20,10 +20,35 @@ VADS = ("silero", "none")
 _BLOCK_SECONDS = 10.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How recordings are transcribed.
+
+    Attributes:
+        batch: most segments at once.
+        vad: one of VADS: recordings longer than the largest shape are cut where nobody
+            speaks and their silence is left out, or ("none") cut at quiet places.
+        timings: whether words get times and confidences.
+        hints: names for every prompt.
+        names: to be looked for in a first pass, for the prompts of the second.
+    """
+
+    batch: int = 8
+    vad: str = "silero"
+    timings: bool = True
+    hints: Sequence[str] = ()
+    names: HotwordList | None = None
+
+
+DEFAULT = Options()
+
+
 def transcribe_files(
     loaded: Loaded,
     paths: Sequence[str | tuple[str, channels.Channel]],
-    **options: Any,
+    options: Options = DEFAULT,
+    *,
+    show_progress: bool = False,
 ) -> Iterator[Recording]:
     """Transcribe files, segments of all of them together in batches.
 
@@ -31,7 +56,8 @@ def transcribe_files(
         loaded: the model and its shapes; segments are as long as the largest shape.
         paths: audio files of any format, rate, channels and length, each alone or with
             the channel of it that is heard.
-        **options: of `transcribe_recordings`.
+        options: how.
+        show_progress: whether a bar is drawn on stderr.
 
     Yields:
         Recordings in the order of the paths, see `transcribe_recordings`.
@@ -41,18 +67,16 @@ def transcribe_files(
     """
     given = [path if isinstance(path, tuple) else (path, "mix") for path in paths]
     recordings = [Recording(path, channel=channel) for path, channel in given]
-    return transcribe_recordings(loaded, recordings, **options)
+    return transcribe_recordings(
+        loaded, recordings, options, show_progress=show_progress
+    )
 
 
 def transcribe_recordings(
     loaded: Loaded,
     recordings: list[Recording],
+    options: Options = DEFAULT,
     *,
-    batch: int = 8,
-    vad: str = "silero",
-    timings: bool = True,
-    hints: Sequence[str] = (),
-    names: HotwordList | None = None,
     show_progress: bool = False,
 ) -> Iterator[Recording]:
     """Transcribe recordings, segments of all of them together in batches.
@@ -62,12 +86,7 @@ def transcribe_recordings(
     Args:
         loaded: the model and its shapes; segments are as long as the largest shape.
         recordings: nothing of which is read yet.
-        batch: most segments at once.
-        vad: one of VADS: recordings longer than the largest shape are cut where nobody
-            speaks and their silence is left out, or ("none") cut at quiet places.
-        timings: whether words get times and confidences.
-        hints: names for every prompt.
-        names: to be looked for in a first pass, for the prompts of the second.
+        options: how.
         show_progress: whether a bar is drawn on stderr.
 
     Yields:
@@ -78,25 +97,23 @@ def transcribe_recordings(
     Raises:
         ValueError: an unknown vad.
     """
-    options = {"batch": batch, "vad": vad, "timings": timings, "hints": hints}
     emitted = 0
-    done = _transcribe_batches(
-        loaded, recordings, names=names, show_progress=show_progress, **options
-    )
-    for _ in done:
+    for _ in _transcribe_batches(loaded, recordings, options, show_progress):
         while emitted < len(recordings) and _is_complete(recordings[emitted]):
             yield recordings[emitted]
             emitted += 1
     yield from recordings[emitted:]
 
 
-def follow(loaded: Loaded, recording: Recording, **options: Any) -> Iterator[Passage]:
+def follow(
+    loaded: Loaded, recording: Recording, options: Options = DEFAULT
+) -> Iterator[Passage]:
     """Transcribe one recording while it is read.
 
     Args:
         loaded: the model and its shapes.
         recording: nothing of which is read yet; it gets its passages as they are done.
-        **options: of `transcribe_recordings`.
+        options: how.
 
     Yields:
         Its passages in the order of time, each as soon as none before it is missing.
@@ -106,7 +123,7 @@ def follow(loaded: Loaded, recording: Recording, **options: Any) -> Iterator[Pas
         ValueError: an unknown vad.
     """
     told = 0
-    for _ in _transcribe_batches(loaded, [recording], **options):
+    for _ in _transcribe_batches(loaded, [recording], options, False):
         missing = min(recording.waiting, default=float("inf"))
         settled = [p for p in recording.passages if p.start < missing]
         yield from settled[told:]
@@ -116,22 +133,15 @@ def follow(loaded: Loaded, recording: Recording, **options: Any) -> Iterator[Pas
 
 
 def _transcribe_batches(
-    loaded: Loaded,
-    recordings: list[Recording],
-    *,
-    batch: int = 8,
-    vad: str = "silero",
-    timings: bool = True,
-    hints: Sequence[str] = (),
-    names: HotwordList | None = None,
-    show_progress: bool = False,
+    loaded: Loaded, recordings: list[Recording], options: Options, show_progress: bool
 ) -> Iterator[None]:
     """`transcribe_recordings`, batch by batch: what is done stands in them."""
+    vad, batch = options.vad, options.batch
     if vad not in VADS:
         raise ValueError(f"vad {vad!r} is unknown; use one of {VADS}.")
     recogniser = loaded.recogniser
-    if names is not None:
-        recogniser = FindingRecogniser(recogniser, names)
+    if options.names is not None:
+        recogniser = FindingRecogniser(recogniser, options.names)
     cutter = Cutter(loaded.bucket_seconds[-1], Silero if vad == "silero" else None)
     total, count = _survey(recordings, cutter.limit)
     rows = 1
@@ -142,7 +152,7 @@ def _transcribe_batches(
     bar = tqdm(total=round(total), unit="s", disable=None if show_progress else True)
     with bar:
         for ready in batcher.gather(_cut_all(recordings, cutter)):
-            _finish(recogniser, ready, recordings, timings, hints)
+            _finish(recogniser, ready, recordings, options)
             bar.update(round(sum(each.progress for each in recordings)) - bar.n)
             yield
 
@@ -231,12 +241,13 @@ def _finish(
     recogniser: BatchRecogniser | FindingRecogniser,
     batch: AudioBatch,
     recordings: list[Recording],
-    timings: bool,
-    hints: Sequence[str],
+    options: Options,
 ) -> None:
     """Transcribe a batch and hand each transcript to its recording."""
-    given = [hints] * len(batch.audio.mask) if hints else None
-    transcripts = recogniser.transcribe(batch.audio, hints=given, timings=timings)
+    given = [options.hints] * len(batch.audio.mask) if options.hints else None
+    transcripts = recogniser.transcribe(
+        batch.audio, hints=given, timings=options.timings
+    )
     for (number, start), transcript in zip(batch.keys, transcripts):
         recording = recordings[number]
         recording.add(start, transcript)

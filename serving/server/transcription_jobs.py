@@ -176,10 +176,12 @@ class Jobs:
             done = longform.follow(
                 loaded,
                 job.recording,
-                batch=self._config.file_rows,
-                timings=request.timings,
-                hints=request.hints,
-                names=request.names,
+                longform.Options(
+                    batch=self._config.file_rows,
+                    timings=request.timings,
+                    hints=request.hints,
+                    names=request.names,
+                ),
             )
             for passage in done:
                 job.check()
