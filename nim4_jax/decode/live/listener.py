@@ -57,6 +57,7 @@ class Metrics:
         passes: sequential passes of the LLM, in ticks and second passes.
         accepted: tokens of drafts that stayed: passes saved, were each stream alone.
         host_seconds: processor time of `advance` without its calls of the device.
+        device_seconds: processor time of the calling thread in these.
     """
 
     ticks: int = 0
@@ -65,6 +66,7 @@ class Metrics:
     passes: int = 0
     accepted: int = 0
     host_seconds: float = 0.0
+    device_seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -376,7 +378,9 @@ class Listener:
                 "fewer most_rows or streams."
             ) from error
         finally:
-            self.metrics.host_seconds -= time.thread_time() - began
+            spent = time.thread_time() - began
+            self.metrics.host_seconds -= spent
+            self.metrics.device_seconds += spent
 
     def _run(self, call: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         """What the device makes besides its next state; nothing waits for it."""
