@@ -252,6 +252,7 @@ class Engine:
             self._prepare()
             if self._on_ready:
                 self._on_ready()
+            self._note_processor()
             self._ready.set()
             while not self._stopping:
                 self._wait()
@@ -330,7 +331,8 @@ class Engine:
 
     def _tick(self, listener: Listener) -> None:
         """What a listener has to say, to those whom it is for."""
-        if not any(stream.listener is listener for stream in self.streams):
+        streams = [stream for stream in self.streams if stream.listener is listener]
+        if not streams:
             return
         done = listener.metrics.chunks
         began = time.monotonic()
@@ -346,8 +348,9 @@ class Engine:
         for session, event in events:
             if stream := self._streams.get(session):
                 stream.tell(event)
-        for stream in self.streams:
-            if stream.listener is listener and not listener.holds(stream.session):
+        held = listener.list_sessions()
+        for stream in streams:
+            if stream.session not in held:
                 stream.finish()
 
     def _reset(self, listener: Listener) -> None:

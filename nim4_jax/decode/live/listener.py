@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 
+from nim4_jax.decode import timing
 from nim4_jax.decode.endpoint import BlankDetector, EndpointConfig
 from nim4_jax.decode.live import detection
 from nim4_jax.decode.live.batch import Batch, OccupiedSlot, list_sizes
@@ -180,9 +181,9 @@ class Listener:
             if slot.session is session:
                 self._leave(index, slot)
 
-    def holds(self, session: Session) -> bool:
-        """Whether a stream has a place, that is, has more to say."""
-        return any(slot.session is session for _, slot in self._occupied())
+    def list_sessions(self) -> set[Session]:
+        """Streams that have a place, that is, have more to say."""
+        return {slot.session for _, slot in self._occupied()}
 
     def advance(self) -> list[StreamEvent]:
         """Take the next chunk of every stream that has one.
@@ -235,7 +236,8 @@ class Listener:
                     self._fail(index, slot, error)
 
     def warm_up(self) -> None:
-        """Compile every program that streams may need."""
+        """Compile every program that streams may need, and load what texts need."""
+        timing.warm_up()
         with self._advancing:
             self._check_device()
             for size in self._sizes:
