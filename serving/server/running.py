@@ -8,9 +8,11 @@ import logging
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 import uvicorn
 
+from nim4_jax.decode.recogniser import Loaded
 from nim4_jax.serving import recognisers
 from nim4_jax.serving.server import app, auth, door
 from nim4_jax.serving.server.auth import Admission, Keys
@@ -26,13 +28,20 @@ _PONG_SECONDS = 120.0  # behind what a client that sends fast has sent already
 _LAST_SECONDS = 5.0  # for connections that are closed already to end
 
 
-def make_state(config: ServerConfig, keys: Keys) -> ServerState:
+def make_state(
+    config: ServerConfig, keys: Keys, load: Callable[[], Loaded] | None = None
+) -> ServerState:
     """A server that has not started.
+
+    Args:
+        config: its settings.
+        keys: of its clients.
+        load: makes the recogniser; None for that of `config.model`.
 
     Raises:
         ValueError: no model, or lists of names that cannot be read.
     """
-    if not config.model:
+    if not config.model and load is None:
         raise ValueError(
             "which model? No whole one comes with the package yet: give "
             "--model=WORKDIR or FILE.safetensors (make demo trains one in minutes), or "
@@ -40,7 +49,7 @@ def make_state(config: ServerConfig, keys: Keys) -> ServerState:
         )
     lists, metrics = HotwordLists.open(config.hotwords), Metrics()
     engine = Engine(
-        lambda: recognisers.load(config.model, left=config.left),
+        load or (lambda: recognisers.load(config.model, left=config.left)),
         EngineConfig(
             streams=config.streams,
             chunk_ms=config.chunk_ms,
@@ -155,8 +164,12 @@ class Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._begin_drain)
 
 
-def run(config: ServerConfig) -> None:
+def run(config: ServerConfig, load: Callable[[], Loaded] | None = None) -> None:
     """Serve until a signal.
+
+    Args:
+        config: all settings.
+        load: see `make_state`.
 
     Raises:
         ValueError: settings or a model that cannot be served.
@@ -169,7 +182,7 @@ def run(config: ServerConfig) -> None:
             "give keys_file or NIM4_SERVE_KEYS=TENANT:KEY, or serve 127.0.0.1 only."
         )
     _log_to_stdout()
-    server = Server(make_state(config, keys))
+    server = Server(make_state(config, keys, load))
     listening = server.bind()
     host, port = listening.getsockname()[:2]
     print(f"settings:\n{config.describe()}", file=sys.stderr)
