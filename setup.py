@@ -97,6 +97,7 @@ TEST = [
     SCANN,
     "setuptools>=77",
     "wheel>=0.45",
+    "wyoming>=1.10,<2",
 ]
 
 setup(

@@ -144,16 +144,17 @@ def judge(
 
 
 def _await_end(config, state, probability, frame):
-    after = dataclasses.replace(state, position=state.position + frame)
+    # For every frame of every stream: dataclasses.replace takes ten times longer.
+    position, quiet = state.position + frame, state.quiet
     if probability >= config.threshold:
-        return dataclasses.replace(after, quiet=0), None
-    if probability >= config.release:
-        return after, None
-    quiet = state.quiet + frame
-    if quiet < _to_samples(config.end_silence):
-        return dataclasses.replace(after, quiet=quiet), None
-    end = after.position
-    return EndpointState(end, floor=end), Boundary(END, end, end)
+        quiet = 0
+    elif probability < config.release:
+        quiet += frame
+        if quiet >= _to_samples(config.end_silence):
+            ended = EndpointState(position, floor=position)
+            return ended, Boundary(END, position, position)
+    # While somebody speaks no burst is remembered.
+    return EndpointState(position, state.floor, speaking=True, quiet=quiet), None
 
 
 def _await_start(config, state, probability, frame):

@@ -64,6 +64,18 @@ def spell_words(text: str) -> list[tuple[str, list[int]]]:
     return [(word, ids) for (word, _, _), ids in zip(spans, spoken)]
 
 
+def warm_up() -> None:
+    """Load and compile now what the first words to be timed would wait for.
+
+    These are dictionaries and the letter-to-sound model, which every new installation
+    compiles once: up to some ten seconds.
+    """
+    # In the dictionary, in none, and Chinese.
+    text = "ready zblorf 准备"
+    even = np.full((4 * len(text), len(phonemes.INVENTORY)), -5.0, np.float32)
+    time_words(text, even, 0.04 * len(even), 0.04)
+
+
 def time_words(
     text: str,
     log_probs: Float[np.ndarray, "U P"],

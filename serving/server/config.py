@@ -51,6 +51,10 @@ class ServerConfig(pydantic.BaseModel):
         decode_mib: memory that it may take.
         hotwords: lists that clients may name: name to database or list of names.
         grace_seconds: that streams have for their finals after SIGTERM.
+        wyoming_port: of the Wyoming protocol, which knows no keys; None for none, 0 for
+            any.
+        wyoming_host: address to listen at for it.
+        wyoming_streams: most streams of its clients, all together.
     """
 
     model_config = pydantic.ConfigDict(
@@ -91,11 +95,16 @@ class ServerConfig(pydantic.BaseModel):
     decode_mib: int = pydantic.Field(default=2048, ge=256)
     hotwords: dict[str, str] = {}
     grace_seconds: float = pydantic.Field(default=30.0, ge=0)
+    wyoming_port: int | None = pydantic.Field(default=None, ge=0, lt=65536)
+    wyoming_host: str = "127.0.0.1"
+    wyoming_streams: int = pydantic.Field(default=4, ge=1)
 
     @property
     def local(self) -> bool:
         """Whether only this machine can reach it."""
-        return is_loopback(self.host)
+        return is_loopback(self.host) and (
+            self.wyoming_port is None or is_loopback(self.wyoming_host)
+        )
 
     def describe(self) -> str:
         """A line a setting; there are no secrets among them."""

@@ -272,7 +272,7 @@ class _Conversation(Conversation):
         joined = self._half + data
         whole = len(joined) // 2 * 2
         self._half = joined[whole:]
-        samples = np.frombuffer(joined[:whole], "<i2").astype(np.int16)
+        samples = np.frombuffer(joined[:whole], "<i2").astype(np.int16, copy=False)
         self._feed(stream, self._resampler.feed(samples))
         if stream.seconds > self.state.config.stream_seconds:
             self._end()

@@ -68,6 +68,8 @@ def test_metrics_and_health_tell_what_happened(clients, server, talk):
     assert float(values["nim4_ready"]) == 1 and float(values["nim4_streams"]) == 0
     assert float(values["nim4_chunks_total"]) > 0
     assert float(values["nim4_final_seconds_count"]) >= 0
+    for part in ("network", "host", "device"):
+        assert float(values[f'nim4_processor_seconds_total{{part="{part}"}}']) > 0
     asked = (
         clients.fetch(server, "/nowhere/1")[0],
         clients.fetch(server, "/nowhere/2")[0],
