@@ -12,7 +12,7 @@ from tqdm import tqdm
 from nim4_jax.data.audio import channels, reading
 from nim4_jax.decode import segments
 from nim4_jax.decode.endpoint import Detector, EndpointConfig
-from nim4_jax.decode.hotwords import FindingRecogniser, HotwordList
+from nim4_jax.decode.hotwords import FindingRecogniser, NameFinder
 from nim4_jax.decode.recogniser import BatchRecogniser, Loaded
 from nim4_jax.decode.segments import AudioBatch, Batcher, Segment
 from nim4_jax.decode.silero import Silero
@@ -56,7 +56,7 @@ def transcribe_recordings(
     vad: str = "silero",
     timings: bool = True,
     hints: Sequence[str] = (),
-    names: HotwordList | None = None,
+    names: NameFinder | None = None,
     show_progress: bool = False,
 ) -> Iterator[Recording]:
     """Transcribe recordings, segments of all of them together in batches.
@@ -127,7 +127,7 @@ def _transcribe_batches(
     vad: str = "silero",
     timings: bool = True,
     hints: Sequence[str] = (),
-    names: HotwordList | None = None,
+    names: NameFinder | None = None,
     show_progress: bool = False,
 ) -> Iterator[None]:
     """`transcribe_recordings`, batch by batch: what is done stands in them."""
