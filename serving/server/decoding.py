@@ -79,7 +79,7 @@ class Pool:
     def close(self) -> None:
         """End the processes."""
         for process in self._all:
-            process.kill()
+            process.close()
 
 
 def _limit(mebibytes: int, seconds: int) -> None:

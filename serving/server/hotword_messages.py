@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -19,7 +19,29 @@ FORMS = ("json", "txt", "tsv", "csv", "jsonl")
 NAME = re.compile("[a-z0-9][a-z0-9._-]{0,63}")
 """Of a list: what is the name of a folder on every disk."""
 
+MOST_KEYWORDS = 1_000
+"""Names that one request may send."""
+
+
+def _split_lists(given: Any) -> Any:
+    """Names of lists; they may be parted by commas, in forms and addresses."""
+    parts = (given,) if isinstance(given, str) else given or ()
+    if not isinstance(parts, list | tuple) or not all(
+        isinstance(part, str) for part in parts
+    ):
+        return given
+    return tuple(own.strip() for part in parts for own in part.split(",") if own)
+
+
+ListNames = Annotated[
+    tuple[Annotated[str, pydantic.Field(max_length=64)], ...],
+    pydantic.BeforeValidator(_split_lists),
+    pydantic.Field(max_length=MOST_LISTS),
+]
+"""Lists of the server that a request names."""
 Text = Annotated[str, pydantic.Field(max_length=LONGEST_NAME)]
+Keywords = Annotated[tuple[Text, ...], pydantic.Field(max_length=MOST_KEYWORDS)]
+"""Names that a request sends."""
 
 
 class _Message(pydantic.BaseModel):
@@ -215,11 +237,19 @@ class Deleted(_Message):
     deleted: Literal[True] = True
 
 
+class PageQuery(_Message):
+    """Which names of a list."""
+
+    start: int = pydantic.Field(default=0, ge=0)
+    limit: int = pydantic.Field(default=1_000, ge=1, le=1_000)
+
+
 def explain(error: pydantic.ValidationError) -> ServeError:
     """The first thing that is wrong with a body."""
     first = error.errors(include_url=False, include_input=False)[0]
     # Of a union the names of its members are in the place: clients know none of them.
-    known = {*Names.model_fields, *Change.model_fields, *NewName.model_fields}
+    parts = (Names, Change, NewName, PageQuery)
+    known = {field for part in parts for field in part.model_fields}
     place = [part for part in first["loc"] if isinstance(part, int) or part in known]
     param = ".".join(map(str, place)) or "body"
     codes = {

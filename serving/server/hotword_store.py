@@ -27,9 +27,9 @@ import pydantic
 from nim4_jax import whole_file
 from nim4_jax.retrieval import database
 from nim4_jax.retrieval.database import Database
-from nim4_jax.serving.server.door import LOG
 from nim4_jax.serving.server.hotword_messages import NAME, Made, Stored
 
+LOG = logging.getLogger("nim4_jax.serving.server")
 _LIST = "list.json"
 _UPLOADS = "uploads"
 
@@ -78,6 +78,9 @@ class HotwordStore:
 
     def load(self) -> Iterator[tuple[Stored, list[Database]]]:
         """Every list that is sound, with its databases; others are logged by name."""
+        for folder in self._root.glob("*/*/"):
+            if folder.is_dir() and not (folder / _LIST).exists():
+                shutil.rmtree(folder, ignore_errors=True)  # it never became one
         for file in sorted(self._root.glob(f"*/*/{_LIST}")):
             try:
                 yield self._read(file)
@@ -161,5 +164,5 @@ class HotwordStore:
         """Remove what does not count; who has it open keeps it."""
         kept = {_LIST, stored.made.base, stored.made.added}
         for path in self.find_folder(stored.tenant, stored.name).iterdir():
-            if path.name not in kept:
+            if path.name not in kept and path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

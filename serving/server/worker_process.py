@@ -29,6 +29,7 @@ class WorkerProcess:
         self._command = [sys.executable, "-m", module, *arguments]
         self._seconds = seconds
         self._process: subprocess.Popen | None = None
+        self._closed = False
 
     def ask(self, job: dict[str, Any]) -> dict[str, Any] | None:
         """What it says of a job; None: it has died of it.
@@ -42,7 +43,14 @@ class WorkerProcess:
         told = self._ask(job)
         return self._ask(job) if told is None and used else told
 
+    def close(self) -> None:
+        """End it for good."""
+        self._closed = True
+        self.kill()
+
     def _ask(self, job: dict[str, Any]) -> dict[str, Any] | None:
+        if self._closed:
+            return None
         process = self._start()
         assert process.stdin and process.stdout
         with contextlib.suppress(BrokenPipeError):  # it has died: it says nothing
