@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import functools
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,12 @@ def _read_sentences(place: str) -> Iterator[str]:
     records = opening.open_source(place)
     for index in range(len(records)):
         yield records[index]["text"]
+
+
+@functools.lru_cache(maxsize=1)
+def learn_background() -> PhonemeTrigrams:
+    """How often phonemes follow each other in the ordinary sentences of the package."""
+    return PhonemeTrigrams(_read_sentences(_TEXTS))
 
 
 def _known_readings(folder: str) -> dict[str, tuple[bytes, ...]]:
@@ -139,8 +146,9 @@ def build(
     Raises:
         ValueError: an unusable text.
     """
-    readings = _pronounce_new(listed, _known_readings(folder), workers)
-    trigrams = PhonemeTrigrams(_read_sentences(text))
+    readings = pronounce_new(listed, _known_readings(folder), workers)
+    own = text != _TEXTS
+    trigrams = PhonemeTrigrams(_read_sentences(text)) if own else learn_background()
     base = database.build(listed, readings, trigrams)
     if near == SCANN:
         base = database.add_index(base)
@@ -150,8 +158,8 @@ def build(
     return base
 
 
-def _pronounce_new(
-    listed: Sequence[Name], known: dict[str, tuple[bytes, ...]], workers: int
+def pronounce_new(
+    listed: Sequence[Name], known: dict[str, tuple[bytes, ...]], workers: int = 1
 ) -> dict[str, tuple[bytes, ...]]:
     """Readings by text, of which only new ones are worked out.
 

@@ -102,7 +102,7 @@ class IdlePrograms:
         return Written(
             tokens=tokens.astype(np.int32),
             length=lengths.astype(np.int32),
-            stable=np.maximum(0, lengths - config.rollback).astype(np.int32),
+            stable=np.maximum(0, lengths - config.unstable_tokens).astype(np.int32),
             log_prob=np.full(rows, -1.0, np.float32),
             finished=np.ones(rows, bool),
             accepted=np.zeros(rows, np.int32),

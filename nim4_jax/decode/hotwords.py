@@ -28,31 +28,14 @@ _TEXTS = "bundled:commands:train"
 
 
 @dataclasses.dataclass(frozen=True)
-class HotwordList:
-    """Names that may be found.
+class NameFinder:
+    """Finds names in whole recordings.
 
     Attributes:
-        base: the names by how they sound.
-        retriever: of them.
+        retriever: of the names.
     """
 
-    base: Database
     retriever: HotwordRetriever
-
-    @classmethod
-    def open(cls, path: str, near: str = LATTICE) -> HotwordList:
-        """The database in a folder, or one made of a list of names.
-
-        Args:
-            path: of either.
-            near: where near matches are looked for, one of `gate.WAYS`.
-
-        Raises:
-            ValueError: neither is there, it cannot be read, or a folder lacks the index
-                that is asked for.
-        """
-        base = database.load(path, near) if Path(path).is_dir() else _build(path)
-        return cls(base, HotwordRetriever([Layer(base, near=near)]))
 
     def find(
         self,
@@ -77,6 +60,32 @@ class HotwordList:
             heard.times,
         )
         return select_hints(state.hits, tokenizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class HotwordList(NameFinder):
+    """Names that may be found.
+
+    Attributes:
+        base: the names by how they sound.
+    """
+
+    base: Database
+
+    @classmethod
+    def open(cls, path: str, near: str = LATTICE) -> HotwordList:
+        """The database in a folder, or one made of a list of names.
+
+        Args:
+            path: of either.
+            near: where near matches are looked for, one of `gate.WAYS`.
+
+        Raises:
+            ValueError: neither is there, it cannot be read, or a folder lacks the index
+                that is asked for.
+        """
+        base = database.load(path, near) if Path(path).is_dir() else _build(path)
+        return cls(HotwordRetriever([Layer(base, near=near)]), base)
 
 
 def _build(path: str) -> Database:
@@ -119,7 +128,7 @@ class FindingRecogniser:
     """
 
     recogniser: BatchRecogniser
-    names: HotwordList
+    names: NameFinder
 
     @property
     def writes(self) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nim4_jax.data.audio import channels, reading
-from nim4_jax.decode.hotwords import FindingRecogniser, HotwordList
+from nim4_jax.decode.hotwords import FindingRecogniser, NameFinder
 from nim4_jax.decode.recogniser import BatchRecogniser, Loaded
 from nim4_jax.decode.segments import AudioBatch, Batcher, Cutter
 from nim4_jax.decode.silero import Silero
@@ -37,7 +37,7 @@ class Options:
     vad: str = "silero"
     timings: bool = True
     hints: Sequence[str] = ()
-    names: HotwordList | None = None
+    names: NameFinder | None = None
 
 
 DEFAULT = Options()

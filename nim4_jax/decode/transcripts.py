@@ -27,6 +27,7 @@ class Passage:
         words: with times and confidences.
         tokens: ids that the LLM wrote, without the end token.
         token_log_probs: nats, of each of them.
+        hints: names that were found for its prompt, behind those that were given.
     """
 
     start: float
@@ -36,6 +37,7 @@ class Passage:
     words: tuple[Word, ...]
     tokens: tuple[int, ...] = ()
     token_log_probs: tuple[float, ...] = ()
+    hints: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -104,6 +106,7 @@ class Recording:
                 words,
                 transcript.tokens,
                 transcript.token_log_probs,
+                getattr(transcript, "hints", ()),
             )
         )
         del self.waiting[start]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -261,6 +261,38 @@ class HotwordRetriever:
         after = dataclasses.replace(after, found=_settle([*state.found, *found]))
         old = set(state.hits)
         return after, [hit for hit in after.hits if hit not in old]
+
+
+class VersionedRetriever(HotwordRetriever):
+    """Finds the names that there are when an utterance begins.
+
+    Whatever changes meanwhile, the next utterance finds; a retriever is of one stream.
+    """
+
+    def __init__(self, find: Callable[[], tuple[Served, ...]]):
+        """A retriever of one stream.
+
+        Args:
+            find: what there is at the moment; any thread may call it.
+        """
+        super().__init__(())
+        self._find = find
+        self._moment = find()
+
+    def scan(
+        self,
+        state: StreamState,
+        phonemes: Int[np.ndarray, " N"],
+        posteriors: Float[np.ndarray, "U P"] | None,
+        times: Float[np.ndarray, "N 2"],
+    ) -> tuple[StreamState, list[Hit]]:
+        """See `HotwordRetriever.scan`; a new state is a new utterance."""
+        if not (state.position or state.frames):
+            self._moment = self._find()
+        return super().scan(state, phonemes, posteriors, times)
+
+    def _look(self) -> tuple[Served, ...]:
+        return self._moment
 
 
 def _find_frames(

@@ -103,6 +103,29 @@ class Served:
     added: Part
     removed: frozenset[str]
 
+    @classmethod
+    def of(
+        cls,
+        base: Database,
+        added: Database | None = None,
+        removed: Set[str] = frozenset(),
+        *,
+        gate: Gate | None = None,
+        near: str = LATTICE,
+    ) -> Served:
+        """A list that never changes.
+
+        Args:
+            base: the names.
+            added: names that came later; None for none.
+            removed: texts of the base that do not count.
+            gate: what may give hints; None for the usual one.
+            near: one of `gate.WAYS`.
+        """
+        gate = gate or Gate()
+        beside = Part.of(_NO_NAMES if added is None else added, gate, near)
+        return cls(Part.of(base, gate, near), beside, frozenset(removed))
+
 
 _NO_NAMES = database.build([], {})
 
@@ -138,8 +161,8 @@ class Layer:
         self._lock = threading.Lock()
         self._names: dict[str, Name] = {}
         self._readings: dict[str, tuple[bytes, ...]] = {}
-        part = Part.of(_NO_NAMES if base is None else base, self.gate, near)
-        self._served = Served(part, Part.of(_NO_NAMES, self.gate, near), frozenset())
+        first = _NO_NAMES if base is None else base
+        self._served = Served.of(first, gate=self.gate, near=near)
 
     @property
     def served(self) -> Served:

@@ -15,7 +15,7 @@ from starlette.websockets import WebSocket
 
 from nim4_jax.serving.server import metrics as metrics_module
 from nim4_jax.serving.server import web_page
-from nim4_jax.serving.server.dialects import realtime, stream, transcriptions
+from nim4_jax.serving.server.dialects import hotwords, realtime, stream, transcriptions
 from nim4_jax.serving.server.door import App, Door
 from nim4_jax.serving.server.errors import ServeError
 from nim4_jax.serving.server.state import ServerState
@@ -38,6 +38,7 @@ def create(state: ServerState) -> App:
     app.add_exception_handler(Exception, _answer_bug)
     _add_operations(app, state)
     _add_dialects(app, state)
+    hotwords.add(app, state)
     web_page.add(app)
     return Door(app, state)
 
@@ -49,6 +50,7 @@ def _make_lifespan(state: ServerState):
         yield
         state.jobs.close()
         state.engine.stop()
+        state.lists.close()
 
     return live
 

@@ -5,6 +5,7 @@
 keys = ["…"]
 streams = 8
 requests_a_minute = 60
+lists = 20
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ class Tenant(pydantic.BaseModel):
         name: of the tenant.
         keys: of the tenant, secret.
         streams: most at once.
-        requests_a_minute: files and streams that are begun.
+        requests_a_minute: files and streams that are begun, and changes of lists.
+        lists: of hotwords, that it may have.
+        names_a_list: that each may hold.
+        list_mib: of a request that sends names.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +47,9 @@ class Tenant(pydantic.BaseModel):
     keys: tuple[pydantic.SecretStr, ...] = ()
     streams: int = pydantic.Field(default=1_000_000, ge=1)
     requests_a_minute: int = pydantic.Field(default=1_000_000, ge=1)
+    lists: int = pydantic.Field(default=100, ge=0)
+    names_a_list: int = pydantic.Field(default=1_000_000, ge=1)
+    list_mib: int = pydantic.Field(default=64, ge=1)
 
 
 ANYONE = Tenant(name="anyone")

@@ -50,6 +50,11 @@ class ServerConfig(pydantic.BaseModel):
         decode_seconds: of processor time that a file's decoding may take.
         decode_mib: memory that it may take.
         hotwords: lists that clients may name: name to database or list of names.
+        hotwords_dir: folder for the lists that clients make; "" for one that goes with
+            the process.
+        hotword_builders: processes that build those lists; a tenant has one at a time.
+        hotword_mib: memory of each.
+        hotword_seconds: that a list may take.
         grace_seconds: that streams have for their finals after SIGTERM.
         wyoming_port: of the Wyoming protocol, which knows no keys; None for none, 0 for
             any.
@@ -94,6 +99,10 @@ class ServerConfig(pydantic.BaseModel):
     decode_seconds: int = pydantic.Field(default=600, ge=1)
     decode_mib: int = pydantic.Field(default=2048, ge=256)
     hotwords: dict[str, str] = {}
+    hotwords_dir: str = ""
+    hotword_builders: int = pydantic.Field(default=2, ge=1)
+    hotword_mib: int = pydantic.Field(default=8192, ge=512)
+    hotword_seconds: float = pydantic.Field(default=900.0, gt=0)
     grace_seconds: float = pydantic.Field(default=30.0, ge=0)
     wyoming_port: int | None = pydantic.Field(default=None, ge=0, lt=65536)
     wyoming_host: str = "127.0.0.1"

@@ -7,22 +7,19 @@ What a decoder does with bytes that nobody expected, crashes among it, happens t
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import queue
 import resource
-import select
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nim4_jax.data.audio import reading
 from nim4_jax.data.audio.reading import AudioError
+from nim4_jax.serving.server.worker_process import WorkerProcess
 
 _NAME = "the file"
 _UNREADABLE = "unreadable audio"
@@ -41,8 +38,11 @@ class Pool:
             mebibytes: of memory, each.
             seconds: of time, for each file.
         """
-        self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
-        self._all = [_Process(mebibytes, seconds) for _ in range(processes)]
+        self._idle: queue.SimpleQueue[WorkerProcess] = queue.SimpleQueue()
+        limits = str(mebibytes), str(seconds)
+        self._all = [
+            WorkerProcess(__name__, limits, seconds + 5.0) for _ in range(processes)
+        ]
         for process in self._all:
             self._idle.put(process)
 
@@ -61,12 +61,17 @@ class Pool:
             AudioError: it cannot be decoded within the limits.
         """
         process = self._idle.get()
+        told: dict[str, Any] | None
         try:
             told = process.ask(
                 {"path": str(path), "out": str(out), "most": max_seconds}
             )
+        except TimeoutError:
+            told = {"reason": _UNREADABLE, "detail": "decoding took too long"}
         finally:
             self._idle.put(process)
+        if told is None:
+            told = {"reason": _UNREADABLE, "detail": "the decoder broke off"}
         if told.get("reason"):
             raise AudioError(told["reason"], _NAME, told["detail"])
         return np.memmap(out, np.float32, mode="r").view(np.ndarray)
@@ -74,74 +79,7 @@ class Pool:
     def close(self) -> None:
         """End the processes."""
         for process in self._all:
-            process.kill()
-
-
-class _Process:
-    """One of them, started anew when it has died."""
-
-    def __init__(self, mebibytes: int, seconds: int):
-        self._limits, self._seconds = (str(mebibytes), str(seconds)), seconds
-        self._process: subprocess.Popen | None = None
-
-    def ask(self, job: dict) -> dict:
-        """What it says of a job; a process that says nothing is killed.
-
-        One that had died since the last job is no fault of this one.
-        """
-        used = self._process is not None
-        told = self._ask(job)
-        if told is None and used:
-            told = self._ask(job)
-        if told is None:
-            return {"reason": _UNREADABLE, "detail": "the decoder broke off"}
-        return told
-
-    def _ask(self, job: dict) -> dict | None:
-        """What it says; None: it has died."""
-        process = self._start()
-        assert process.stdin and process.stdout
-        with contextlib.suppress(BrokenPipeError):  # it has died: it says nothing
-            process.stdin.write(json.dumps(job).encode() + b"\n")
-            process.stdin.flush()
-        ready, _, _ = select.select([process.stdout], [], [], self._seconds + 5.0)
-        if not ready:
-            self.kill()
-            return {"reason": _UNREADABLE, "detail": "decoding took too long"}
-        if line := process.stdout.readline():
-            return json.loads(line)
-        self.kill()
-        return None
-
-    def kill(self) -> None:
-        """End it, and what it has started."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe:
-                pipe.close()
-
-    def _start(self) -> subprocess.Popen:
-        if self._process is not None and self._process.poll() is not None:
-            self.kill()
-        if self._process is None:
-            kept = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR")
-            environment = {key: os.environ[key] for key in kept if key in os.environ}
-            # Each thread of a BLAS would ask for memory that nobody uses.
-            environment["OPENBLAS_NUM_THREADS"] = environment["OMP_NUM_THREADS"] = "1"
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", __spec__.name, *self._limits],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-                start_new_session=True,
-            )
-        return self._process
+            process.close()
 
 
 def _limit(mebibytes: int, seconds: int) -> None:

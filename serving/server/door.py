@@ -29,6 +29,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN = ("/health/live", "/health/ready", *web_page.PATHS)
 """Routes without a key: what probes ask, and a page that is the same for all."""
 
+_SAFE = ("GET", "HEAD", "OPTIONS")
+
 LOG = logging.getLogger("nim4_jax.serving.server")
 
 
@@ -94,7 +96,7 @@ class Door:
         size = headers.get("content-length", "0")
         if not size.isdecimal() or int(size) > state.config.upload_mib << 20:
             raise _too_large(state.config.upload_mib)
-        works = scope["type"] == "websocket" or scope.get("method") == "POST"
+        works = scope["type"] == "websocket" or scope["method"] not in _SAFE
         if works:
             state.check_ready()
             state.admission.count_request(tenant)

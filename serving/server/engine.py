@@ -238,6 +238,10 @@ class Engine:
         """Room for instruction and names in a file's prompt, once it is ready."""
         return next(iter(self._listeners.values())).config.suffix_tokens
 
+    def prompt_room(self, chunk_ms: int) -> int:
+        """The same in a stream's prompt, for streams with chunks of that length."""
+        return self._listeners[chunk_ms].config.suffix_tokens
+
     def has_chunk(self, chunk_ms: int) -> bool:
         """Whether streams may have chunks of that length."""
         return chunk_ms in self._listeners

@@ -45,6 +45,16 @@ class Metrics:
             "late_partials", "partials that came more than a chunk behind their audio"
         )
         self.hotword_hits = count("hotword_hits", "names of prompts that were written")
+        self.hotword_lists = Gauge(
+            "nim4_hotword_lists", "lists of names", registry=registry
+        )
+        self.hotword_names = Gauge(
+            "nim4_hotword_names", "names of all lists", registry=registry
+        )
+        self.hotword_changes = count(
+            "hotword_changes", "lists changed", ("kind", "status")
+        )
+        self.hotword_build_seconds = time("hotword_build", "a list built")
         self.device_resets = count("device_resets", "failures of the device")
         self.tick_seconds = clock("tick", "a tick with chunks")
         self.partial_seconds = clock("partial", "from a partial's audio to the partial")

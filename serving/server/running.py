@@ -15,7 +15,7 @@ import uvicorn
 
 from nim4_jax.decode.recogniser import Loaded
 from nim4_jax.serving import recognisers
-from nim4_jax.serving.server import app, auth, door
+from nim4_jax.serving.server import app, auth, door, hotword_finding
 from nim4_jax.serving.server.auth import Admission, Keys
 from nim4_jax.serving.server.config import ServerConfig, is_loopback
 from nim4_jax.serving.server.engine import Engine, EngineConfig
@@ -49,7 +49,8 @@ def make_state(
             "--model=WORKDIR or FILE.safetensors (make demo trains one in minutes), or "
             "--bundle=DIR."
         )
-    lists, metrics = HotwordLists.open(config.hotwords), Metrics()
+    metrics = Metrics()
+    lists = open_lists(config, metrics)
     engine = Engine(
         load or (lambda: recognisers.load(config.model, left=config.left)),
         EngineConfig(
@@ -61,7 +62,7 @@ def make_state(
             unsent=config.unsent_events,
             file_rows=config.file_rows,
             file_share=config.file_share,
-            finds=bool(lists),
+            finds=True,
         ),
         metrics=metrics,
         on_ready=_settle,
@@ -77,11 +78,28 @@ def make_state(
     )
 
 
+def open_lists(config: ServerConfig, metrics: Metrics) -> HotwordLists:
+    """The lists that the settings name, and those of clients.
+
+    Raises:
+        ValueError: one of the former cannot be read, or the folder of the latter.
+    """
+    return HotwordLists.open(
+        config.hotwords,
+        config.hotwords_dir,
+        metrics,
+        builders=config.hotword_builders,
+        build_mib=config.hotword_mib,
+        build_seconds=config.hotword_seconds,
+    )
+
+
 def _settle() -> None:
     """What is there by now stays: the collector need not look at it again and again.
 
     A look at all that JAX and a model consist of takes some tenths of a second.
     """
+    hotword_finding.warm_up()
     gc.collect()
     gc.freeze()
     print("ready", file=sys.stderr, flush=True)

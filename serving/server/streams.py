@@ -6,7 +6,8 @@ import asyncio
 import collections
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -119,6 +120,7 @@ class Stream:
         listener: whose chunks it has.
         session: in that listener.
         outbox: its events.
+        hits: names of prompts that were written.
         final_seconds: longest wait from the end of speech to a final, None before one.
     """
 
@@ -145,6 +147,7 @@ class Stream:
         self.listener, self.session = listener, session
         self.outbox = Outbox(unsent)
         self.final_seconds: float | None = None
+        self.hits = 0
         self._waiting, self._metrics, self._wake = waiting, metrics, wake
         self._began = time.monotonic()
         self._marks: collections.deque[tuple[float, float]] = collections.deque(
@@ -203,7 +206,9 @@ class Stream:
         if isinstance(event, Partial | Final):
             self._measure(event)
             if isinstance(event, Final):
-                metrics.hotword_hits.inc(_count_heard(event))
+                heard = count_heard(event.text, event.hotwords)
+                metrics.hotword_hits.inc(heard)
+                self.hits += heard
         self.outbox.put(event)
 
     def finish(self) -> None:
@@ -234,6 +239,14 @@ class Stream:
             metrics.late_partials.inc()
 
 
-def _count_heard(event: Final) -> int:
-    """Names of the prompt that the text holds."""
-    return sum(name in event.text for name in event.hotwords)
+def count_heard(text: str, names: Iterable[str]) -> int:
+    """Names of a prompt that the text holds."""
+    return sum(name in text for name in names)
+
+
+def describe_names(lists: Sequence[str], hits: int) -> dict[str, Any]:
+    """For the log: lists that were named, and names of prompts that were written."""
+    return {
+        **({"hotwords": list(lists)} if lists else {}),
+        **({"hotword_hits": hits} if hits else {}),
+    }

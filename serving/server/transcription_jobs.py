@@ -16,12 +16,13 @@ from typing import Any, BinaryIO
 
 from nim4_jax.data.audio.reading import AudioError
 from nim4_jax.decode import longform
-from nim4_jax.decode.hotwords import HotwordList
+from nim4_jax.decode.hotwords import NameFinder
 from nim4_jax.decode.transcripts import Passage, Recording
 from nim4_jax.serving.server import decoding, errors
 from nim4_jax.serving.server.config import ServerConfig
 from nim4_jax.serving.server.engine import Engine, EngineStopped
 from nim4_jax.serving.server.errors import ServeError
+from nim4_jax.serving.server.streams import count_heard, describe_names
 
 _TOO_LONG = "too long"
 
@@ -33,11 +34,13 @@ class Request:
     Attributes:
         hints: names for every prompt.
         names: to be found in what is heard.
+        lists: of the server, that they are of.
         timings: whether words get times.
     """
 
     hints: tuple[str, ...] = ()
-    names: HotwordList | None = None
+    names: NameFinder | None = None
+    lists: tuple[str, ...] = ()
     timings: bool = True
 
 
@@ -46,9 +49,12 @@ class Job:
 
     Attributes:
         recording: what is done so far.
+        request: what is asked for.
+        hits: names of prompts that were written.
     """
 
-    def __init__(self):
+    def __init__(self, request: Request):
+        self.request, self.hits = request, 0
         self.recording = Recording("file")
         self._passages: asyncio.Queue[Passage | Exception | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -128,10 +134,10 @@ class Jobs:
             upload: its bytes; to be kept open until the job has ended.
             request: what is asked for.
         """
-        job = Job()
+        job = Job(request)
         self._open.add(job)
         self._engine.metrics.files.set(len(self._open))
-        future = self._workers.submit(self._run, job, upload, request)
+        future = self._workers.submit(self._run, job, upload)
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._forget, job))
         return job
@@ -147,11 +153,11 @@ class Jobs:
         self._open.discard(job)
         self._engine.metrics.files.set(len(self._open))
 
-    def _run(self, job: Job, upload: BinaryIO, request: Request) -> None:
+    def _run(self, job: Job, upload: BinaryIO) -> None:
         """In a worker."""
         began = time.monotonic()
         try:
-            self._transcribe(job, upload, request)
+            self._transcribe(job, upload)
         except asyncio.CancelledError:
             return
         except Exception as error:
@@ -160,8 +166,9 @@ class Jobs:
             job.tell(None)
             self._engine.metrics.file_seconds.observe(time.monotonic() - began)
 
-    def _transcribe(self, job: Job, upload: BinaryIO, request: Request) -> None:
+    def _transcribe(self, job: Job, upload: BinaryIO) -> None:
         """Decode, cut, transcribe."""
+        request = job.request
         with tempfile.TemporaryDirectory(prefix="nim4-serve-") as folder:
             source, samples = Path(folder, "upload"), Path(folder, "samples")
             job.check()
@@ -185,6 +192,9 @@ class Jobs:
             )
             for passage in done:
                 job.check()
+                heard = count_heard(passage.text, passage.hints or request.hints)
+                job.hits += heard
+                self._engine.metrics.hotword_hits.inc(heard)
                 job.tell(passage)
 
     def _explain(self, error: Exception) -> ServeError:
@@ -206,4 +216,7 @@ class Jobs:
 
 def describe_job(job: Job) -> dict[str, Any]:
     """Facts of a job for the log."""
-    return {"audio_seconds": round(job.recording.duration, 2)}
+    return {
+        "audio_seconds": round(job.recording.duration, 2),
+        **describe_names(job.request.lists, job.hits),
+    }

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from nim4_jax.serving.server import errors
+from nim4_jax.serving.server.auth import Tenant
 from nim4_jax.serving.server.door import LOG
 from nim4_jax.serving.server.errors import ClientGone, ServeError
 from nim4_jax.serving.server.state import ServerState
@@ -45,6 +46,11 @@ class Conversation(abc.ABC):
     def id(self) -> str:
         """Of the request."""
         return self.websocket.scope["state"]["request_id"]
+
+    @property
+    def tenant(self) -> Tenant:
+        """Who calls."""
+        return self.websocket.scope["state"]["tenant"]
 
     @abc.abstractmethod
     async def greet(self) -> None:

@@ -42,9 +42,10 @@ from nim4_jax.serving.server.dialects.conversation import (
     parse,
 )
 from nim4_jax.serving.server.dialects.realtime_session import PARTIALS, Session
+from nim4_jax.serving.server.engine import Options
 from nim4_jax.serving.server.errors import ServeError
 from nim4_jax.serving.server.state import ServerState
-from nim4_jax.serving.server.streams import BrokenOff, Stream
+from nim4_jax.serving.server.streams import BrokenOff, Stream, describe_names
 
 _PCM_RATE = 24_000
 _LEAST_SECONDS = 0.1  # of audio that a commit needs
@@ -108,6 +109,8 @@ class _Conversation(Conversation):
     def __init__(self, websocket: WebSocket, state: ServerState):
         super().__init__(websocket, state)
         self._session = Session.model_validate({})
+        self._options: Options | None = None  # of the session
+        self._hits = 0  # of streams that have ended
         self._turn: _Turn | None = None
         self._last: _Turn | None = None  # that was opened
         self._turns: asyncio.Queue[_Turn | None] = asyncio.Queue()
@@ -159,12 +162,17 @@ class _Conversation(Conversation):
             self.state.engine.drop(self._last.stream)
             seconds += self._last.stream.seconds if self._turn else 0.0
         self.state.metrics.stream_audio.inc(seconds)
-        self.websocket.scope["state"]["facts"] = {"audio_seconds": round(seconds, 2)}
+        asked = self._session.heard.transcription
+        self.websocket.scope["state"]["facts"] = {
+            "audio_seconds": round(seconds, 2),
+            **describe_names(asked.hotwords if asked else (), self._hits),
+        }
 
     async def _update(self, event: dict[str, Any]) -> None:
         session = realtime_session.update(self._session, event.get("session"))
-        options = session.make(self.state)
+        options = await session.make(self.state, self.tenant)
         before, self._session = self._session, session
+        self._options = options
         if self._turn is not None:
             same = before.heard.format == session.heard.format
             if same and before.heard.turn_detection == session.heard.turn_detection:
@@ -207,7 +215,9 @@ class _Conversation(Conversation):
             if self._last is not None:
                 await self._last.done.wait()
             heard = self._session.heard
-            stream = self.state.engine.open(self._session.make(self.state))
+            if self._options is None:
+                self._options = await self._session.make(self.state, self.tenant)
+            stream = self.state.engine.open(self._options)
             resampler = StreamResampler(self._rate)
             alone = heard.turn_detection is None
             self._turn = _Turn(stream, resampler, alone, self._seconds)
@@ -264,6 +274,7 @@ class _Conversation(Conversation):
                     raise
                 await self._fail(turn, error)
             finally:
+                self._hits += turn.stream.hits
                 self.state.engine.drop(turn.stream)
                 turn.done.set()
         await self.websocket.close(GOING_AWAY)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pydantic
 
 from nim4_jax.decode.endpoint import EndpointConfig
-from nim4_jax.retrieval import names
+from nim4_jax.serving.server.auth import Tenant
 from nim4_jax.serving.server.config import ServerConfig
 from nim4_jax.serving.server.engine import Options
 from nim4_jax.serving.server.errors import ServeError
+from nim4_jax.serving.server.hotword_finding import Asked
+from nim4_jax.serving.server.hotword_messages import Keywords, ListNames
 from nim4_jax.serving.server.languages import check_languages
 from nim4_jax.serving.server.state import ServerState
 
@@ -37,10 +39,8 @@ class Transcription(_Part):
     model: str | None = None
     language: str | None = None
     languages: tuple[str, ...] = ()
-    keywords: tuple[Annotated[str, pydantic.Field(max_length=256)], ...] = (
-        pydantic.Field(default=(), max_length=256)
-    )
-    hotwords: str | None = None
+    keywords: Keywords = ()
+    hotwords: ListNames = ()
     prompt: str | None = pydantic.Field(default=None, max_length=16_384)
     delay: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
 
@@ -106,7 +106,7 @@ class Session(_Part):
         """The audio's part."""
         return self.audio.input
 
-    def make(self, state: ServerState) -> Options:
+    async def make(self, state: ServerState, tenant: Tenant) -> Options:
         """For the engine.
 
         Raises:
@@ -121,12 +121,13 @@ class Session(_Part):
             f"{prefix}.language",
         )
         check_languages(asked.languages, state.config, f"{prefix}.languages")
-        found = state.lists.find(asked.hotwords)
+        named = Asked(tenant, asked.keywords, asked.hotwords, f"{prefix}.hotwords")
+        found = await state.find_names(named, state.config.chunk_ms[0])
         turns = self.heard.turn_detection
         return Options(
             state.config.chunk_ms[0],
-            tuple(name for name in map(names.clean, asked.keywords) if name),
-            found.retriever if found else None,
+            found.hints,
+            found.follow(),
             turns.make() if turns else EndpointConfig(end_silence=_NEVER),
         )
 

@@ -16,7 +16,7 @@ A message that is wrong is answered with {"event": "error", …} and changes not
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pydantic
@@ -28,8 +28,8 @@ from nim4_jax.data.audio.resample import StreamResampler
 from nim4_jax.decode.endpoint import EndpointConfig
 from nim4_jax.decode.live import display
 from nim4_jax.decode.live.session import StreamError
-from nim4_jax.retrieval import names
 from nim4_jax.serving.server import auth
+from nim4_jax.serving.server.auth import Tenant
 from nim4_jax.serving.server.dialects.conversation import (
     GOING_AWAY,
     NORMAL,
@@ -40,9 +40,11 @@ from nim4_jax.serving.server.dialects.conversation import (
 )
 from nim4_jax.serving.server.engine import Options
 from nim4_jax.serving.server.errors import ServeError
+from nim4_jax.serving.server.hotword_finding import Asked
+from nim4_jax.serving.server.hotword_messages import Keywords, ListNames
 from nim4_jax.serving.server.languages import check_languages
 from nim4_jax.serving.server.state import ServerState
-from nim4_jax.serving.server.streams import Stream
+from nim4_jax.serving.server.streams import Stream, describe_names
 
 _NEVER = 1e6  # s
 _SUBPROTOCOL = "nim4"
@@ -74,9 +76,6 @@ class Endpointing(pydantic.BaseModel):
         )
 
 
-Hint = Annotated[str, pydantic.Field(max_length=256)]
-
-
 class Settings(pydantic.BaseModel):
     """What a client may ask for.
 
@@ -84,7 +83,7 @@ class Settings(pydantic.BaseModel):
         rate: of its audio, Hz.
         language: that is spoken; the model knows by itself.
         hints: names for every prompt.
-        hotwords: list of the server, of which names are found.
+        hotwords: lists of the server, of which names are found.
         chunk_ms: length of chunks; None for the server's default.
         endpointing: whether, and when, pauses end utterances; else the audio's end does
             and its length.
@@ -94,12 +93,12 @@ class Settings(pydantic.BaseModel):
 
     rate: int = pydantic.Field(default=16_000, ge=LOWEST_RATE, le=HIGHEST_RATE)
     language: str | None = None
-    hints: tuple[Hint, ...] = pydantic.Field(default=(), max_length=256)
-    hotwords: str | None = None
+    hints: Keywords = ()
+    hotwords: ListNames = ()
     chunk_ms: int | None = None
     endpointing: bool | Endpointing = True
 
-    def make(self, state: ServerState) -> Options:
+    async def make(self, state: ServerState, tenant: Tenant) -> Options:
         """For the engine.
 
         Raises:
@@ -120,13 +119,9 @@ class Settings(pydantic.BaseModel):
             boundaries = self.endpointing.make()
         elif not self.endpointing:
             boundaries = EndpointConfig(end_silence=_NEVER)
-        found = state.lists.find(self.hotwords)
-        return Options(
-            chunk_ms,
-            tuple(name for name in map(names.clean, self.hints) if name),
-            found.retriever if found else None,
-            boundaries,
-        )
+        asked = Asked(tenant, self.hints, self.hotwords)
+        found = await state.find_names(asked, chunk_ms)
+        return Options(chunk_ms, found.hints, found.follow(), boundaries)
 
 
 def read_settings(values: dict[str, Any], before: Settings) -> Settings:
@@ -152,14 +147,15 @@ def read_settings(values: dict[str, Any], before: Settings) -> Settings:
 
 
 def read_query(query: QueryParams) -> Settings:
-    """Settings of the address; hints by commas or one after the other.
+    """Settings of the address; lists by commas or one after the other.
 
     Raises:
         ServeError: see `read_settings`.
     """
     values: dict[str, Any] = {k: v for k, v in query.items() if k not in _IGNORED}
-    if "hints" in values:
-        values["hints"] = ",".join(query.getlist("hints")).split(",")
+    for name in ("hints", "hotwords"):
+        if name in values:
+            values[name] = ",".join(query.getlist(name)).split(",")
     return read_settings(values, Settings())
 
 
@@ -170,18 +166,24 @@ async def serve(websocket: WebSocket, state: ServerState) -> None:
         ServeError: before the upgrade: settings that are wrong.
     """
     settings = read_query(websocket.query_params)
-    settings.make(state)
+    options = await settings.make(state, websocket.scope["state"]["tenant"])
     offered = websocket.scope.get("subprotocols", ())
     await websocket.accept(_SUBPROTOCOL if _SUBPROTOCOL in offered else None)
-    await _Conversation(websocket, state, settings).run()
+    await _Conversation(websocket, state, settings, options).run()
 
 
 class _Conversation(Conversation):
     """A client's messages, and what they are answered with."""
 
-    def __init__(self, websocket: WebSocket, state: ServerState, settings: Settings):
+    def __init__(
+        self,
+        websocket: WebSocket,
+        state: ServerState,
+        settings: Settings,
+        options: Options,
+    ):
         super().__init__(websocket, state)
-        self._settings = settings
+        self._settings, self._options = settings, options
         self._stream: Stream | None = None
         self._opened: asyncio.Future[Stream | None] = asyncio.Future()
         self._resampler: StreamResampler | None = None
@@ -198,12 +200,13 @@ class _Conversation(Conversation):
         facts: dict[str, Any] = {"audio_seconds": round(self._stream.seconds, 2)}
         if self._stream.final_seconds is not None:
             facts["longest_final"] = round(self._stream.final_seconds, 3)
+        facts |= describe_names(self._settings.hotwords, self._stream.hits)
         self.websocket.scope["state"]["facts"] = facts
 
     async def take(self, message: dict[str, Any]) -> None:
         if (text := message.get("text")) is not None:
             before = self._settings
-            self._take_message(text)
+            await self._take_message(text)
             if self._settings is not before:
                 await self.send({"event": "configured", **self._describe()})
             return
@@ -211,16 +214,16 @@ class _Conversation(Conversation):
         for begin in range(0, len(data), SLICE):
             await self._take_audio(data[begin : begin + SLICE])
 
-    def _take_message(self, text: str) -> None:
+    async def _take_message(self, text: str) -> None:
         """Settings, or the end."""
         values = parse(text)
         kind = values.pop("type", "start")
         if kind == "end":
             self._end()
         elif kind == "start":
-            self._configure(values)
+            await self._configure(values)
         elif kind == "update":
-            self._update(values)
+            await self._update(values)
         else:
             raise ServeError(
                 400,
@@ -229,7 +232,7 @@ class _Conversation(Conversation):
                 param="type",
             )
 
-    def _configure(self, values: dict[str, Any]) -> None:
+    async def _configure(self, values: dict[str, Any]) -> None:
         if self._stream is not None:
             raise ServeError(
                 400,
@@ -237,10 +240,10 @@ class _Conversation(Conversation):
                 'settings come before the audio; {"type": "update"} changes hints.',
             )
         settings = read_settings(values, self._settings)
-        settings.make(self.state)
+        self._options = await settings.make(self.state, self.tenant)
         self._settings = settings
 
-    def _update(self, values: dict[str, Any]) -> None:
+    async def _update(self, values: dict[str, Any]) -> None:
         """Hints and lists, from the next chunk on."""
         if wrong := next((key for key in values if key not in _CHANGING), None):
             raise ServeError(
@@ -250,16 +253,16 @@ class _Conversation(Conversation):
                 param=wrong,
             )
         settings = read_settings(values, self._settings)
-        options = settings.make(self.state)
+        options = await settings.make(self.state, self.tenant)
         if self._stream is not None:
             session = self._stream.session
             session.hints, session.retriever = options.hints, options.retriever
-        self._settings = settings
+        self._settings, self._options = settings, options
 
     def _open(self) -> Stream:
         """The stream, from the first audio on."""
         if self._stream is None:
-            self._stream = self.state.engine.open(self._settings.make(self.state))
+            self._stream = self.state.engine.open(self._options)
             self._resampler = StreamResampler(self._settings.rate)
             self._opened.set_result(self._stream)
         return self._stream

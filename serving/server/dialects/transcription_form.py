@@ -12,9 +12,10 @@ from starlette.datastructures import FormData, UploadFile
 
 from nim4_jax.serving.server.config import ServerConfig
 from nim4_jax.serving.server.errors import ServeError
+from nim4_jax.serving.server.hotword_messages import Keywords, ListNames
 from nim4_jax.serving.server.languages import check_languages
 
-_LISTS = ("include", "keywords", "languages", "timestamp_granularities")
+_LISTS = ("hotwords", "include", "keywords", "languages", "timestamp_granularities")
 _SPEAKERS = ("known_speaker_names", "known_speaker_references")
 _INNER = re.compile(r"(\w+)\[(\w+)\]")
 _MOST_TEXT = 16_384  # characters of a prompt
@@ -38,7 +39,7 @@ class Fields(pydantic.BaseModel):
         languages: that may be spoken.
         prompt: text before; the model takes names only, so it is not used.
         keywords: names for every prompt.
-        hotwords: list of the server, of which names are found; an extension.
+        hotwords: lists of the server, of which names are found; an extension.
         response_format: form of the answer.
         temperature: not used: decoding is greedy.
         timestamp_granularities: what gets times in verbose_json.
@@ -53,8 +54,8 @@ class Fields(pydantic.BaseModel):
     language: str | None = None
     languages: tuple[str, ...] = pydantic.Field(default=(), max_length=16)
     prompt: str = pydantic.Field(default="", max_length=_MOST_TEXT)
-    keywords: tuple[str, ...] = pydantic.Field(default=(), max_length=256)
-    hotwords: str | None = None
+    keywords: Keywords = ()
+    hotwords: ListNames = ()
     response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] = "json"
     temperature: float = pydantic.Field(default=0.0, ge=0, le=1)
     timestamp_granularities: tuple[Literal["word", "segment"], ...] = ("segment",)
@@ -126,7 +127,7 @@ def read(form: FormData) -> tuple[UploadFile, Fields]:
 
 def _split(name: str, given: Iterable[Any]) -> list[str]:
     """Values of a list; names may also be a line each, or parted by commas."""
-    if name not in ("keywords", "languages"):
+    if name not in ("hotwords", "keywords", "languages"):
         return [str(value) for value in given]
     parts = (part for value in given for part in re.split("[,\n]", str(value)))
     return [part.strip() for part in parts if part.strip()]

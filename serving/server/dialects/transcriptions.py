@@ -22,14 +22,14 @@ from starlette.responses import (
 
 from nim4_jax.decode import subtitles
 from nim4_jax.decode.transcripts import Passage, Recording, render
-from nim4_jax.retrieval import names
+from nim4_jax.serving.server.auth import Tenant
 from nim4_jax.serving.server.dialects import transcription_form
 from nim4_jax.serving.server.dialects.transcription_form import Fields
 from nim4_jax.serving.server.errors import ServeError
+from nim4_jax.serving.server.hotword_finding import Asked
 from nim4_jax.serving.server.languages import NAMES, find_languages
 from nim4_jax.serving.server.state import ServerState
 from nim4_jax.serving.server.transcription_jobs import Job, Request, describe_job
-from nim4_jax.text import prompt
 
 _MOST_FIELDS = 1_000
 _LOOK_SECONDS = 0.5  # between two looks whether the client is still there
@@ -47,7 +47,8 @@ async def serve(request: HttpRequest, state: ServerState) -> Response:
         try:
             upload, fields = transcription_form.read(form)
             fields.check(state.config)
-            job = state.jobs.start(upload.file, make_request(fields, state))
+            asked = await make_request(fields, state, request.scope["state"]["tenant"])
+            job = state.jobs.start(upload.file, asked)
         except BaseException:
             await form.close()
             raise
@@ -73,26 +74,15 @@ async def _receive(request: HttpRequest) -> FormData:
         raise ServeError(400, "invalid_form", error.message) from None
 
 
-def make_request(fields: Fields, state: ServerState) -> Request:
+async def make_request(fields: Fields, state: ServerState, tenant: Tenant) -> Request:
     """What the job is asked for.
 
     Raises:
-        ServeError: more keywords than a prompt has room for, or an unknown list.
+        ServeError: an unknown list.
     """
-    loaded = state.engine.loaded
-    clean = tuple(name for name in map(names.clean, fields.keywords) if name)
-    if clean and loaded is not None:
-        tokenizer, width = loaded.recogniser.tokenizer, state.engine.prompt_tokens
-        fitting = prompt.fit_hints(tokenizer, clean, width)
-        if len(fitting) < len(clean):
-            raise ServeError(
-                400,
-                "too_many_keywords",
-                f"a prompt has room for {len(fitting)} of these {len(clean)} keywords.",
-                param="keywords",
-            )
+    found = await state.find_names(Asked(tenant, fields.keywords, fields.hotwords))
     timed = fields.response_format in ("srt", "vtt", "verbose_json")
-    return Request(clean, state.lists.find(fields.hotwords), timings=timed)
+    return Request(found.hints, found.hold(), fields.hotwords, timings=timed)
 
 
 async def _finish(request: HttpRequest, job: Job) -> None:

@@ -40,16 +40,28 @@ def pick(told, *kinds):
     return [message for message in told if message["event"] in kinds]
 
 
-def fetch(server, path, headers=None, data=None):
+def fetch(server, path, headers=None, data=None, method=None):
     """Status, headers and body."""
     request = urllib.request.Request(
-        f"http://{server.address}{path}", data, headers or {}
+        f"http://{server.address}{path}", data, headers or {}, method=method
     )
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.headers, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.headers, error.read()
+
+
+def ask(server, method, path, body=None, kind="application/json", **headers):
+    """Status, ETag and JSON of an answer; the body is JSON, or bytes of that kind."""
+    data = body
+    if body is not None and not isinstance(body, bytes):
+        data = json.dumps(body).encode()
+    given = {key.replace("_", "-"): value for key, value in headers.items()}
+    if data is not None:
+        given["Content-Type"] = kind
+    status, told, text = fetch(server, path, given, data, method)
+    return status, told.get("etag"), json.loads(text)
 
 
 def write_file(samples, form="WAV", rate=RATE):

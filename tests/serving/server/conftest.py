@@ -14,11 +14,10 @@ from nim4_jax.data.audio import reading
 from nim4_jax.data.sources import opening
 from nim4_jax.decode.live.stream_config import StreamConfig
 from nim4_jax.serving import recognisers
-from nim4_jax.serving.server import auth
+from nim4_jax.serving.server import auth, running
 from nim4_jax.serving.server.auth import Admission, Keys
 from nim4_jax.serving.server.config import ServerConfig
 from nim4_jax.serving.server.engine import Engine, EngineConfig
-from nim4_jax.serving.server.hotword_lists import HotwordLists
 from nim4_jax.serving.server.running import Server
 from nim4_jax.serving.server.state import ServerState
 from nim4_jax.serving.server.transcription_jobs import Jobs
@@ -48,7 +47,7 @@ def start_server(engine, keys: str = "", **settings):
         keys=auth.read_keys("", {"NIM4_SERVE_KEYS": keys}) if keys else Keys([]),
         engine=engine,
         jobs=Jobs(engine, config),
-        lists=HotwordLists.open(config.hotwords),
+        lists=running.open_lists(config, engine.metrics),
         metrics=engine.metrics,
         admission=Admission(config.streams),
     )
@@ -99,7 +98,7 @@ def sizes() -> tuple[StreamConfig, ...]:
 @pytest.fixture(scope="session")
 def engine(model_files):
     """The tiny model, for two streams of each size."""
-    config = EngineConfig(streams=2, sizes=SIZES)
+    config = EngineConfig(streams=2, sizes=SIZES, finds=True)
     made = _SharedEngine(lambda: recognisers.load(model_files[0]), config)
     made.start()
     made.wait_ready(300)
