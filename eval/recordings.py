@@ -1,4 +1,4 @@
-"""The recordings of a set: read, cut where they are too long, gathered into batches."""
+"""Recordings of an evaluation set, read, cut where too long and batched."""
 
 from __future__ import annotations
 

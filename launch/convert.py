@@ -1,4 +1,4 @@
-"""Weights of other implementations in, and back out.
+"""Import weights of other implementations, and export them back.
 
 nim4 convert --source=hf --path=Qwen3-1.7B --out=weights/qwen3
 nim4 convert --source=gguf --path=SmolLM2.gguf --out=weights/smollm2

@@ -1,4 +1,4 @@
-"""The border: here ConfigDicts become frozen dataclasses; nothing below reads one."""
+"""Frozen, type-checked dataclasses from ConfigDicts and other mappings."""
 
 from __future__ import annotations
 

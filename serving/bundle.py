@@ -1,4 +1,4 @@
-"""An exported bundle, loaded and called: a recogniser without Flax or the model's code.
+"""Loading of an exported bundle as a recogniser, without Flax or the model's code.
 
     loaded = bundle.load("BUNDLE")
     loaded.recogniser.transcribe(Frames(samples, mask))

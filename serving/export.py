@@ -1,4 +1,4 @@
-"""A live model as a bundle: its programs as StableHLO, its weights, and all it needs.
+"""Writing of a bundle: programs as StableHLO, weights, tokenizer, manifest.
 
 A bundle runs without Flax and without the model's code, on every platform that its
 programs were lowered for. Batch sizes are symbolic; lengths of whole recordings and
@@ -53,7 +53,7 @@ _ALL = ("cmvn", "encoder", "ctc_head", "adaptor", "llm")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What a bundle is made of.
+    """All that a bundle is made from.
 
     Attributes:
         programs: the live model.

@@ -1,4 +1,4 @@
-"""What an exported bundle says of itself, and whether its files are what it says.
+"""The manifest of an exported bundle, and the check of its files.
 
 BUNDLE/manifest.json        this, with the size and SHA-256 of every other file
        programs/*.stablehlo programs as `jax.export` serialises them

@@ -1,4 +1,4 @@
-"""Files transcribed, and what is asked for printed or written."""
+"""Transcription of files, printed or written in the requested formats."""
 
 from __future__ import annotations
 

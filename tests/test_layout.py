@@ -129,3 +129,14 @@ def test_what_is_required_is_used():
     imported = set().union(*map(find_imports, product))
     wanted = {MODULES.get(name, name): name for name in names - set(INDIRECT)}
     assert {name for module, name in wanted.items() if module not in imported} == set()
+
+
+def test_every_module_says_what_it_is():
+    """Its first line does; "TODO." says nothing."""
+    product = (path for path in FILES if ROOT / "tests" not in path.parents)
+    told = {
+        str(path.relative_to(ROOT)): ast.get_docstring(ast.parse(path.read_bytes()))
+        for path in product
+        if path.stat().st_size
+    }
+    assert [name for name, text in told.items() if len(text or "TODO.") < 12] == []

@@ -1,4 +1,4 @@
-"""What libsndfile cannot read, decoded by the `ffmpeg` on the PATH, where there is one.
+"""Decoding by the `ffmpeg` on the PATH of what libsndfile cannot read.
 
 It runs as a process of its own that sees one local file, and writes AU with 32 bit
 floats into a pipe, which is read as far as is asked for: its header states rate and

@@ -1,4 +1,4 @@
-"""Rows with noise behind the speech, or with nothing but noise."""
+"""Additive noise for training examples, and examples without speech."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which examples get noise: of which kind, how loud, and with how much silence around.
+"""Random draws of additive noise: which examples, which kind, SNR and silence.
 
 A share of the examples gets silence before and behind, then noise of one kind over all
 of it. Whatever is random about an example hangs on its `Draw`, which the plan makes
@@ -22,7 +22,7 @@ _SILENCE = (1.0, 3.0)  # parameters of the Beta distribution of silence, in seco
 
 @dataclass(frozen=True)
 class Distribution:
-    """What noise is drawn from.
+    """Distribution that noise is drawn from.
 
     Attributes:
         share: of the examples, in [0, 1].

@@ -1,4 +1,4 @@
-"""The kinds of noise: one table, from which everything that makes noise reads.
+"""The table of noise kinds, which all that makes noise reads.
 
 To add a kind, write the function that makes its samples (in noise_synthesis.py, if it
 is made of random numbers) and give it a row in `KINDS`.

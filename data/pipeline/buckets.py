@@ -38,7 +38,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Lengths:
-    """What the plan knows of the examples: arrays of [examples].
+    """Lengths and label counts of all examples: arrays of [examples].
 
     Attributes:
         seconds: float64, length of the audio at speed 1.

@@ -1,4 +1,4 @@
-"""Sets made from other sets: the same utterances recorded otherwise, or joined.
+"""Sets derived from other sets: in noise, in rooms, over the telephone, joined.
 
 A specification of a condition stands before that of the set it changes,
 

@@ -1,4 +1,4 @@
-"""Examples in which nobody speaks: silence, noise, music, and nothing to write.
+"""Examples without speech: silence, noise and music with an empty transcript.
 
 In training they stand behind the examples of the sources as one more source. Each has a
 length, as speech has it; what it sounds like is drawn anew from (seed, epoch, index).

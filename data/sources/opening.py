@@ -1,4 +1,4 @@
-"""Where examples come from: manifests, TFDS data sets, bundled sets, no speech at all.
+"""Opening of sources by specification: manifests, TFDS, bundled sets, no speech.
 
 A source is a random-access sequence of records:
 

@@ -1,4 +1,4 @@
-"""Text written on from a draft: one pass verifies it, then token by token.
+"""Greedy decoding that starts from a draft, as in speculative decoding.
 
     LLM, one pass:  [cached] speech | instruction, hotwords | text: kept tokens, draft
 
@@ -34,7 +34,7 @@ _BLOCK = 16  # predictions whose logits exist at once
 
 @struct.dataclass
 class Page:
-    """What the LLM reads behind its cache, and what it may write.
+    """Input of one pass behind the cache: speech, prompt suffix, old text, and limits.
 
     Attributes:
         speech: Frames [B, S, D], tokens that stay in the cache.

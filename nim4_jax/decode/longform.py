@@ -1,4 +1,4 @@
-"""Transcribe recordings of any length: cut where nobody speaks, decoded in batches."""
+"""Transcription of recordings of any length: cut at pauses, decoded in batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long audio cut where it is quietest or where nobody speaks, and pieces gathered."""
+"""Segmentation of long recordings at pauses, and batching of the segments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streaming on the device: one state for many streams, one program per chunk of audio.
+"""The streaming step on the device: one state and one jitted program for B streams.
 
 A tick takes the next chunk of some streams:
 
@@ -108,7 +108,7 @@ def _init(
 
 @dataclasses.dataclass(frozen=True)
 class PassSettings:
-    """What a tick or a second pass is compiled for.
+    """Static arguments of a tick or a second pass.
 
     Attributes:
         config: sizes.

@@ -1,4 +1,4 @@
-"""When each word of a transcript was said, and how sure the phoneme head is of it.
+"""Word times and confidences from forced alignment with the phoneme head.
 
 The transcript's phonemes are aligned with the CTC posteriors; a word lasts from its
 first phoneme's first frame to its last phoneme's last frame. The LLM that wrote the

@@ -1,4 +1,4 @@
-"""The whole recogniser; the one module that knows all parts.
+"""The whole model: features, encoder, phoneme head, adaptor and LLM joined.
 
 audio → features → encoder → adaptor → LLM → text, and encoder → phoneme scores.
 Parameters exist only for the parts that a caller uses: initialising through a loss that

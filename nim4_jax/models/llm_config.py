@@ -1,4 +1,4 @@
-"""TODO."""
+"""The LLM's configuration: shape, and which family it is of (Qwen3, Qwen2.5, Llama)."""
 
 from __future__ import annotations
 

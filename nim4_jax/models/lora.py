@@ -1,4 +1,4 @@
-"""Low-rank adaptation put into the kernels it adapts, and taken out again.
+"""Merging of LoRA matrices into the kernels that they adapt, and its inverse.
 
 The forward pass is `layers.Projection`'s; here are only the two directions of
 kernel' = kernel + α/r · A·B.
@@ -31,7 +31,7 @@ def merge(params: Params, config: LoraConfig) -> Params:
 
 
 def unmerge(params: Params, adapters: Params, config: LoraConfig) -> Params:
-    """What `merge` was given.
+    """The inverse of `merge`.
 
     Args:
         params: merged.

@@ -1,4 +1,4 @@
-"""Before every route: who calls, whether there is room, how much may be sent.
+"""Middleware before every route: authentication, admission, size limits.
 
 An ASGI application around another one, so that no route can be without it.
 """

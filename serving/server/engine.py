@@ -1,4 +1,4 @@
-"""The device and its one thread: streams and whole files go through it by turns.
+"""The inference engine: one thread that owns the device, for streams and files.
 
 event loop, workers → queues with bounds → this thread → outboxes with bounds
 """

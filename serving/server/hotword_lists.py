@@ -1,4 +1,4 @@
-"""Lists of names that the server finds in what is heard; clients name them."""
+"""Hotword lists that the server holds and clients refer to by name."""
 
 from __future__ import annotations
 

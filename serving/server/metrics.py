@@ -1,4 +1,4 @@
-"""What is counted, in Prometheus' form; no label has values that clients choose."""
+"""Prometheus metrics; no label has values that clients choose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process: from settings to a server, until a signal ends it in good order."""
+"""The server process: started from settings, shut down gracefully by signals."""
 
 from __future__ import annotations
 

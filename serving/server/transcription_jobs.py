@@ -1,4 +1,4 @@
-"""Whole files: each in a worker's thread, which shares the device with the streams."""
+"""Transcription jobs of whole files, each in a worker thread."""
 
 from __future__ import annotations
 

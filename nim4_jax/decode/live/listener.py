@@ -1,4 +1,4 @@
-"""Many streams of audio, one recogniser: packets in, events out.
+"""The listener: schedules many streams on one recogniser, packets in, events out.
 
     listener = Listener(recogniser, streams=16)
     stream = listener.open()
@@ -48,7 +48,7 @@ class DeviceError(RuntimeError):
 
 @dataclasses.dataclass
 class Metrics:
-    """What the device has done.
+    """Counters of the device's work.
 
     Attributes:
         ticks: calls of the tick program.

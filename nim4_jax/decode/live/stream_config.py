@@ -1,4 +1,4 @@
-"""How a stream is cut, and how much room it has."""
+"""Sizes of a stream: chunk, left context, caches and lengths of texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UTTERANCE_SECONDS = 30.72
 
 @dataclasses.dataclass(frozen=True)
 class StreamConfig:
-    """How a stream is cut, and how much room it has. All sizes are fixed.
+    """Fixed sizes of a stream: its chunks, caches and texts.
 
     Attributes:
         chunk: encoder frames per chunk, a multiple of the speech stride.

@@ -1,4 +1,4 @@
-"""The plain WebSocket, /v1/stream: PCM up, JSON events down, for ten lines of code.
+"""The plain WebSocket protocol, /v1/stream: PCM up, JSON events down.
 
     client                               server
     GET /v1/stream?rate=16000         →
