@@ -41,7 +41,6 @@ from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.types import Frames, Labels
 
 _HEARD = len(dataclasses.fields(Heard))
-_GENERATION = len(dataclasses.fields(Generation))
 _WRITTEN = len(dataclasses.fields(Written))
 
 State = list[Array]

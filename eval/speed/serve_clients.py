@@ -118,9 +118,10 @@ class _Run:
             done = asyncio.gather(*calls)
             await asyncio.wait([done, ending], return_when=asyncio.FIRST_COMPLETED)
             self.outcome.gave_up = self._over.is_set()
-            for task in (*calls, ending):
+            tasks: list[asyncio.Task[Any]] = [*calls, ending]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*calls, ending, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
         self.outcome.processor_seconds = time.process_time()
         return self.outcome
 

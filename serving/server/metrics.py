@@ -54,7 +54,7 @@ class Metrics:
         self.hotword_changes = count(
             "hotword_changes", "lists changed", ("kind", "status")
         )
-        self.hotword_build_seconds = time("hotword_build", "a list built")
+        self.hotword_build_seconds = clock("hotword_build", "a list built")
         self.device_resets = count("device_resets", "failures of the device")
         self.tick_seconds = clock("tick", "a tick with chunks")
         self.partial_seconds = clock("partial", "from a partial's audio to the partial")
