@@ -222,7 +222,7 @@ def run(config: ServerConfig, load: Callable[[], Loaded] | None = None) -> None:
             f"host={host} can be reached by others, and there are no API keys: "
             "give keys_file or NIM4_SERVE_KEYS=TENANT:KEY, or serve 127.0.0.1 only."
         )
-    _log_to_stdout()
+    log_to_stdout()
     server = Server(make_state(config, keys, load))
     listening = server.bind()
     host, port = listening.getsockname()[:2]
@@ -241,7 +241,7 @@ def run(config: ServerConfig, load: Callable[[], Loaded] | None = None) -> None:
         raise RuntimeError(f"the engine failed: {failure!r}") from failure
 
 
-def _log_to_stdout() -> None:
+def log_to_stdout() -> None:
     """A JSON line a request."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))

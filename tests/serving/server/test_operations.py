@@ -1,5 +1,6 @@
 """Who may call, and what operators see."""
 
+import asyncio
 import json
 
 import pytest
@@ -77,6 +78,33 @@ def test_metrics_and_health_tell_what_happened(clients, server, talk):
     )
     assert asked == (404, 404)
     assert "/nowhere" not in clients.fetch(server, "/metrics")[2].decode()
+
+
+@pytest.mark.parametrize(
+    ("extensions", "status", "kinds"),
+    [
+        ({"websocket.http.response": {}}, 401, ["websocket.http.response.start"]),
+        ({}, 401, ["websocket.close"]),
+        (None, 401, ["websocket.close"]),
+    ],
+)
+def test_a_websocket_is_refused_as_its_server_can(serve, extensions, status, kinds):
+    """ASGI servers without answers to a handshake are asked to close it."""
+    sent = []
+
+    async def receive():
+        return {"type": "websocket.connect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "websocket", "path": "/v1/stream", "headers": []}
+    scope |= {"query_string": b"", "extensions": extensions}
+    with serve(keys=f"acme:{KEY}") as own:
+        asyncio.run(own.config.app(scope, receive, send))
+    assert [message["type"] for message in sent][:1] == kinds
+    assert sent[0].get("status", status) == status
+    assert sent[0].get("reason", "invalid_api_key") == "invalid_api_key"
 
 
 def test_a_tenant_has_its_own_limits(clients, serve):
