@@ -20,6 +20,7 @@ from nim4_jax.serving.server.auth import Admission, Keys
 from nim4_jax.serving.server.config import ServerConfig, is_loopback
 from nim4_jax.serving.server.engine import Engine, EngineConfig
 from nim4_jax.serving.server.hotword_lists import HotwordLists
+from nim4_jax.serving.server.http_protocol import TimedHttp
 from nim4_jax.serving.server.metrics import Metrics
 from nim4_jax.serving.server.state import ServerState
 from nim4_jax.serving.server.transcription_jobs import Jobs
@@ -131,6 +132,7 @@ class Server(uvicorn.Server):
                 # Its lines of info have addresses with their queries, keys among them.
                 log_level="warning",
                 access_log=False,
+                http=TimedHttp,
                 ws="websockets-sansio",
                 ws_max_size=config.message_kib << 10,
                 ws_per_message_deflate=False,

@@ -12,6 +12,8 @@ import pytest
 
 from nim4_jax.data.audio import reading
 from nim4_jax.data.sources import opening
+from nim4_jax.decode.live import display
+from nim4_jax.decode.live.listener import Listener
 from nim4_jax.decode.live.stream_config import StreamConfig
 from nim4_jax.serving import recognisers
 from nim4_jax.serving.server import auth, running
@@ -124,3 +126,19 @@ def talk(spoken):
         return reading.to_int16(np.concatenate([quiet, *itertools.chain(*parts)]))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def alone(clients, model_files, sizes):
+    """Finals of a listener alone, as JSON; samples float32 at 16 kHz."""
+    recogniser = recognisers.load(model_files[0]).recogniser
+
+    def hear(samples, size=sizes[0], **options):
+        listener = Listener(recogniser, config=size)
+        session = listener.open(**options)
+        session.feed(samples)
+        session.close()
+        told = (display.describe(event) for _, event in listener.drain())
+        return clients.strip(clients.pick(told, "final"))
+
+    return hear

@@ -14,29 +14,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from nim4_jax.data.audio import reading, resample
-from nim4_jax.decode.live import display
-from nim4_jax.decode.live.listener import Listener
-from nim4_jax.serving import recognisers
 from nim4_jax.serving.server.dialects import conversation
 
 RATE = 16_000
 KEY = "k" * 24
-
-
-@pytest.fixture(scope="module")
-def alone(clients, model_files, sizes):
-    """Finals of a listener alone, as JSON; samples float32 at 16 kHz."""
-    recogniser = recognisers.load(model_files[0]).recogniser
-
-    def hear(samples, size=sizes[0], **options):
-        listener = Listener(recogniser, config=size)
-        session = listener.open(**options)
-        session.feed(samples)
-        session.close()
-        told = (display.describe(event) for _, event in listener.drain())
-        return clients.strip(clients.pick(told, "final"))
-
-    return hear
 
 
 @pytest.mark.parametrize("packet", [7, 333, 3_200, 400_000])
