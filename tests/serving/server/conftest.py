@@ -13,11 +13,15 @@ import pytest
 from nim4_jax.data.audio import reading
 from nim4_jax.data.sources import opening
 from nim4_jax.decode.live.stream_config import StreamConfig
+from nim4_jax.retrieval import database
+from nim4_jax.retrieval.names import Name
+from nim4_jax.retrieval.pronunciation import pronounce
 from nim4_jax.serving import recognisers
-from nim4_jax.serving.server import auth, running
+from nim4_jax.serving.server import auth, hotword_versions, running
 from nim4_jax.serving.server.auth import Admission, Keys
 from nim4_jax.serving.server.config import ServerConfig
 from nim4_jax.serving.server.engine import Engine, EngineConfig
+from nim4_jax.serving.server.hotword_versions import ListVersion
 from nim4_jax.serving.server.running import Server
 from nim4_jax.serving.server.state import ServerState
 from nim4_jax.serving.server.transcription_jobs import Jobs
@@ -38,7 +42,7 @@ class _SharedEngine(Engine):
 
 
 @contextlib.contextmanager
-def start_server(engine, keys: str = "", **settings):
+def run_server(engine, keys: str = "", **settings):
     """A live server of the engine, in a thread of its own."""
     values = {"streams": 4, "chunk_ms": tuple(size.chunk_ms for size in SIZES)}
     config = ServerConfig(**{**values, "port": 0, "grace_seconds": 20.0, **settings})
@@ -67,6 +71,20 @@ def start_server(engine, keys: str = "", **settings):
 
 
 @pytest.fixture(scope="session")
+def share():
+    """Gives a server a list of its settings, made of texts; returns the list."""
+
+    def make(server, name: str, *texts: str) -> ListVersion:
+        listed = [Name(text) for text in texts]
+        readings = {text.text: pronounce(text) for text in listed}
+        version = hotword_versions.share(name, database.build(listed, readings))
+        server.state.lists._shared[name] = version
+        return version
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def clients():
     """The module clients.py; tests are no package, so it is loaded by path."""
     path = Path(__file__).with_name("clients.py")
@@ -79,7 +97,13 @@ def clients():
 @pytest.fixture(scope="session")
 def serve(engine):
     """Starts a server with these settings; a context."""
-    return lambda **settings: start_server(engine, **settings)
+    return lambda **settings: run_server(engine, **settings)
+
+
+@pytest.fixture(scope="session")
+def start_server():
+    """Starts a server of that engine with these settings; a context."""
+    return run_server
 
 
 @pytest.fixture(scope="module")
