@@ -17,7 +17,7 @@ from nim4_jax.retrieval import database
 from nim4_jax.retrieval.names import Name
 from nim4_jax.retrieval.pronunciation import pronounce
 from nim4_jax.serving import recognisers
-from nim4_jax.serving.server import auth, hotword_versions, running
+from nim4_jax.serving.server import auth, hotword_finding, hotword_versions, running
 from nim4_jax.serving.server.auth import Admission, Keys
 from nim4_jax.serving.server.config import ServerConfig
 from nim4_jax.serving.server.engine import Engine, EngineConfig
@@ -82,6 +82,23 @@ def share():
         return version
 
     return make
+
+
+@pytest.fixture(scope="session")
+def many(engine):
+    """Keywords that no prompt has room for: those, and how they are to be shared."""
+    words = "one two three four five six seven eight nine ten".split()
+    keywords = ("perth", *(f"winter garden {word}" for word in words), "turn on")
+
+    def split(reserve: bool):
+        """Names for every prompt, and a list of the others."""
+        tokenizer = engine.loaded.recogniser.tokenizer
+        room = SIZES[0].suffix_tokens
+        hints, rest = hotword_finding.split(keywords, tokenizer, room, reserve)
+        assert rest
+        return hints, hotword_finding.build_own(rest)
+
+    return keywords, split
 
 
 @pytest.fixture(scope="session")

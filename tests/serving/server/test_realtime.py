@@ -17,7 +17,6 @@ from nim4_jax.decode.live.events import Final
 from nim4_jax.decode.live.listener import Listener
 from nim4_jax.retrieval.hotwords import VersionedRetriever
 from nim4_jax.serving import recognisers
-from nim4_jax.serving.server import hotword_finding
 from nim4_jax.serving.server.dialects import g711, realtime_session
 from nim4_jax.serving.server.dialects.realtime_session import Session
 from nim4_jax.serving.server.errors import ServeError
@@ -154,14 +153,14 @@ def test_what_was_cleared_is_never_heard_of(dial, alone, talk):
     assert not [e for e in told[:cleared] if e.type.endswith("completed")]
 
 
-def test_lists_and_many_keywords_are_looked_for(dial, server, share, alone, talk):
+def test_lists_and_many_keywords_are_looked_for(dial, server, share, many, alone, talk):
     """The session hears as a listener does that has them."""
     version = share(server, "places", "perth", "anna", "turn on")
-    keywords = tuple(f"winter garden {word}" for word in "one two three four".split())
-    own = hotword_finding.build_own(keywords)
+    keywords, split = many
+    hints, own = split(reserve=True)
     samples = to_rate(talk(0), 24_000)
     retriever = VersionedRetriever(lambda: (version.served, own))
-    expected = alone(samples, retriever=retriever)
+    expected = alone(samples, hints=hints, retriever=retriever)
     asked = {"hotwords": ["places"], "keywords": list(keywords)}
     with dial() as connection:
         assert connection.recv().type == "session.created"

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from nim4_jax.decode.live import display
 from nim4_jax.decode.live.listener import Listener
 from nim4_jax.retrieval.hotwords import VersionedRetriever
 from nim4_jax.serving import recognisers
-from nim4_jax.serving.server import hotword_finding
 from nim4_jax.serving.server.dialects import conversation
 
 RATE = 16_000
@@ -102,15 +102,14 @@ def test_settings_come_in_the_first_message(clients, server, talk, alone):
     assert len(finals) == len(alone(samples, hints=("perth",)))
 
 
-def test_lists_of_the_server_are_looked_for(clients, server, share, alone, talk):
+def test_lists_of_the_server_are_looked_for(clients, server, share, many, alone, talk):
     """So are hints that have no room; the stream hears as a listener with them does.
 
     Each utterance asks anew what there is.
     """
     lists = share(server, "places", "perth", "anna"), share(server, "verbs", "turn on")
-    hints = tuple(f"winter garden {word}" for word in "one two three four".split())
-    own = hotword_finding.build_own(hints)
-    moments = []
+    (keywords, split), moments = many, []
+    hints, own = split(reserve=True)
 
     def look():
         moments.append((lists[0].served, lists[1].served, own))
@@ -118,11 +117,10 @@ def test_lists_of_the_server_are_looked_for(clients, server, share, alone, talk)
 
     retriever = VersionedRetriever(look)
     samples = talk(0, 1)
-    expected = alone(reading.to_float32(samples), retriever=retriever)
+    expected = alone(reading.to_float32(samples), hints=hints, retriever=retriever)
     assert len(moments) == 1 + len(expected)
-    told, _ = clients.talk_to(
-        server, samples.tobytes(), f"?hotwords=places,verbs&hints={','.join(hints)}"
-    )
+    asked = {"hotwords": "places,verbs", "hints": ",".join(keywords)}
+    told, _ = clients.talk_to(server, samples.tobytes(), f"?{urlencode(asked)}")
     assert told[0]["hotwords"] == ["places", "verbs"]
     assert clients.strip(clients.pick(told, "final")) == expected
     with pytest.raises(InvalidStatus) as refusal:

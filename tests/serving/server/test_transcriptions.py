@@ -16,7 +16,6 @@ from nim4_jax.decode import longform, transcripts
 from nim4_jax.decode.hotwords import NameFinder
 from nim4_jax.retrieval.hotwords import VersionedRetriever
 from nim4_jax.serving import recognisers
-from nim4_jax.serving.server import hotword_finding
 
 RATE = 16_000
 KEY = "k" * 24
@@ -75,18 +74,19 @@ def test_openai_streams_a_file(clients, client, talk):
 
 
 def test_lists_and_many_keywords_are_looked_for(
-    clients, client, server, share, model_files, talk
+    clients, client, server, share, many, model_files, talk
 ):
     """As `nim4 transcribe` does with these names."""
     samples = reading.to_float32(talk(0, 1))
     version = share(server, "places", "perth", "anna", "turn on")
-    keywords = tuple(f"winter garden {word}" for word in "one two three four".split())
-    own = hotword_finding.build_own(keywords)
+    keywords, split = many
+    hints, own = split(reserve=False)
     retriever = VersionedRetriever(lambda: (version.served, own))
     (expected,) = longform.transcribe_recordings(
         recognisers.load(model_files[0]),
         [transcripts.Recording("file", audio=samples)],
         batch=1,
+        hints=hints,
         names=NameFinder(retriever),
     )
     found = client.audio.transcriptions.create(
