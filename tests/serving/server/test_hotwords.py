@@ -6,10 +6,12 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -355,6 +357,29 @@ def test_a_worker_that_is_killed_costs_one_request(clients, start_server, monkey
         assert (status, told["error"]["code"]) == (503, "build_broken_off")
         assert clients.ask(own, "GET", PLACES)[0] == 404
         assert process._start().poll() is None
+
+
+def test_the_examples_of_the_documentation_work(clients, start, tmp_path):
+    """But for the one that sends a recording."""
+    text = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
+    section = text.split("## Hotword lists")[1].split("\n## ")[0]
+    lines = [line.split("    #")[0].strip() for line in section.splitlines()]
+    commands = [
+        line for line in lines if line.startswith("curl") and " -F " not in line
+    ]
+    assert len(commands) == 6
+    (tmp_path / "names.txt").write_text("anna\nNIO House :2.5\n")
+    with start() as own:
+        etag = ""
+        for command in commands:
+            command = command.replace("localhost:8000", own.address)
+            command = re.sub(r'"1-\w+"', f'"{etag}"', command)
+            made = subprocess.run(
+                f"{command} -s -S -f", shell=True, cwd=tmp_path, capture_output=True
+            )
+            assert made.returncode == 0, (command, made.stderr)
+            told = json.loads(made.stdout)
+            etag = etag or told["etag"]
 
 
 WRITER = """
