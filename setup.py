@@ -97,6 +97,7 @@ TEST = [
     SCANN,
     "setuptools>=77",
     "wheel>=0.45",
+    "wyoming>=1.10,<2",
 ]
 
 setup(
@@ -146,6 +147,8 @@ setup(
         ],
         # To transcribe a corpus on many machines: nim4 transcribe_corpus.
         "ray": [RAY],
+        # nim4_jax.serving.server.ray_serve: the server on a Ray cluster.
+        "ray-serve": ["ray[serve]>=2.51,<3", *SERVE],
         "mic": ["sounddevice>=0.4"],
         "peers": [
             "daachorse>=0.5",

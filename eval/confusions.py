@@ -1,4 +1,4 @@
-"""What a phoneme head makes of speech: its greedy phonemes, aligned with those said."""
+"""Measurement of phoneme confusions of a trained phoneme head on speech."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One model over one data set: every utterance recognised, scored and timed."""
+"""Evaluation of one model on one data set: recognise, score and time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which names stand in the prompt of each utterance while a model is evaluated.
+"""Hints in the prompt of each utterance during evaluation.
 
 | mode       | hints of an utterance                                             |
 | none       | none                                                              |

@@ -1,12 +1,10 @@
-"""The recordings of a set: read, cut where they are too long, gathered into batches."""
+"""Recordings of an evaluation set, read, cut where too long and batched."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -15,14 +13,12 @@ from nim4_jax.data.pipeline import iterators
 from nim4_jax.data.pipeline.config import DataConfig
 from nim4_jax.data.sources import conditions, examples, opening, records
 from nim4_jax.data.sources.skips import SkipReport
-from nim4_jax.decode import segments, subtitles
-from nim4_jax.decode.endpoint import EndpointConfig
+from nim4_jax.decode import subtitles
 from nim4_jax.decode.hotwords import Prompted
 from nim4_jax.decode.recogniser import Transcript
-from nim4_jax.decode.segments import AudioBatch, Batcher, Segment
+from nim4_jax.decode.segments import AudioBatch, Batcher, Cutter
 from nim4_jax.decode.silero import Silero
 from nim4_jax.eval.shared import Samples
-from nim4_jax.types import Frames
 
 _BLOCK_SECONDS = 10.0
 
@@ -89,58 +85,56 @@ def read_long(record: examples.Record) -> Float[np.ndarray, " S"]:
     return np.concatenate([*blocks, np.zeros(0, np.float32)])
 
 
-@dataclasses.dataclass
 class Gatherer:
-    """Makes batches of recordings, and transcripts of recordings from their pieces.
+    """Makes batches of recordings that may be longer than the largest shape.
 
     Batches are gathered anew, so that a selection fills its rows too. The keys of their
     rows are (index, start in s): a recording longer than the largest shape is in pieces
     that end where nobody speaks, as in `nim4 transcribe`, unless it is to stay whole.
 
     Attributes:
-        bucket_seconds: lengths of the batch shapes, growing.
-        rows: rows of each.
-        whole: long recordings come alone, in a batch of their own length: for whoever
-            hears them as streams.
         seconds: length of every recording so far, by index.
         spent: processing time of all cutting so far, s.
     """
 
-    bucket_seconds: tuple[float, ...]
-    rows: tuple[int, ...]
-    whole: bool = False
-    seconds: dict[int, float] = dataclasses.field(default_factory=dict)
-    spent: float = 0.0
-    _detector: Silero | None = None
+    def __init__(
+        self,
+        bucket_seconds: tuple[float, ...],
+        rows: tuple[int, ...],
+        *,
+        whole: bool = False,
+    ):
+        """Prepare.
+
+        Args:
+            bucket_seconds: lengths of the batch shapes, growing.
+            rows: rows of each.
+            whole: long recordings come alone, in a batch of their own length: for
+                whoever hears them as streams.
+        """
+        self.seconds: dict[int, float] = {}
+        self.spent = 0.0
+        self._batcher = Batcher(bucket_seconds, rows, long_alone=whole)
+        self._cutter = None if whole else Cutter(bucket_seconds[-1], Silero)
 
     def gather(self, recordings: Iterable[Samples]) -> Iterator[AudioBatch]:
         """Batches of fixed shapes, and what is left at the end."""
-        batcher = Batcher(self.bucket_seconds, self.rows)
-        most = round(self.bucket_seconds[-1] * reading.SAMPLE_RATE)
+        return self._batcher.gather(self._cut_all(recordings))
+
+    def _cut_all(
+        self, recordings: Iterable[Samples]
+    ) -> Iterator[tuple[tuple[int, float], np.ndarray]]:
+        """Pieces under their keys; of a recording in which nobody speaks, none."""
         for index, samples in recordings:
             self.seconds[index] = len(samples) / reading.SAMPLE_RATE
-            if len(samples) <= most:
-                yield from batcher.add((index, 0.0), samples)
-            elif self.whole:
-                mask = np.ones((1, len(samples)), bool)
-                frames = Frames(jnp.asarray(samples[None]), jnp.asarray(mask))
-                yield AudioBatch(((index, 0.0),), frames)
-            else:
-                for piece in self.cut(samples):
-                    yield from batcher.add((index, piece.start), piece.samples)
-        yield from batcher.flush()
-
-    def cut(self, samples: Float[np.ndarray, " S"]) -> list[Segment]:
-        """Speech in pieces that fit the largest shape; none where nobody speaks."""
-        # Loaded for the first long recording: most sets have none.
-        self._detector = self._detector or Silero()
-        limit = self.bucket_seconds[-1]
-        start = time.perf_counter()
-        pieces = list(
-            segments.cut_speech([samples], self._detector, EndpointConfig(), limit)
-        )
-        self.spent += time.perf_counter() - start
-        return pieces
+            if self._cutter is None:
+                yield (index, 0.0), samples
+                continue
+            start = time.perf_counter()
+            pieces = list(self._cutter.cut([samples]))
+            self.spent += time.perf_counter() - start
+            for piece in pieces:
+                yield (index, piece.start), piece.samples
 
 
 def join(pieces: Sequence[Transcript], seconds: float) -> Transcript:

@@ -1,4 +1,4 @@
-"""What all that can be evaluated have in common, and what evaluations share."""
+"""Types that evaluations share: the System protocol, samples, what was heard."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class HeldAudio:
 
 @dataclasses.dataclass
 class Shared:
-    """What stays between evaluations of one recogniser.
+    """State kept between evaluations of one recogniser.
 
     Attributes:
         warm: shapes whose programs are compiled.

@@ -1,4 +1,4 @@
-"""Streams against a real clock: each packet when it is due, each event timed.
+"""Real-time runs of streams: each packet sent when due, each event timed.
 
 A run asks what a listener promises to people who speak: whether so many streams can be
 held, and how late their text comes. The clock is given, so that tests can run it.

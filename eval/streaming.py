@@ -1,4 +1,4 @@
-"""Recordings heard as streams: what is said of each, for figures of accuracy."""
+"""Recordings recognised as streams, for accuracy figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An LLM that reads phonemes, measured on held-out text: perplexity and error rates.
+"""Evaluation of an LLM that reads phonemes: perplexity and error rates on text.
 
 Before any speech there is a warm-up on text: phonemes, misheard as a recogniser does,
 to sentences. Here the same is done with sentences that were held out, by language and

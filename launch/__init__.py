@@ -1,4 +1,4 @@
-"""The commands; whatever they import finds its cache in `cache.find_folder`."""
+"""The commands: one module each, listed in `cli.py`."""
 
 from nim4_jax.process import cache
 

@@ -24,7 +24,7 @@ from nim4_jax.eval.speed import (
     train_step,
     whisper_encoder,
 )
-from nim4_jax.launch import program
+from nim4_jax.launch import program, serve_bench
 
 
 def _find_names(full: bool, threads: int) -> list[measure.Row]:
@@ -53,6 +53,7 @@ BENCHES: dict[str, Callable[[bool, int], list[measure.Row]]] = {
     "stream": _time_streams,
     "input": input_pipeline.run,
     "whisper_encoder": whisper_encoder.run,
+    "serve": serve_bench.run,
 }
 
 _ONE_CORE = ("input",)  # benches whose figures are those of one core
@@ -68,19 +69,21 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "model",
         "",
-        "Stage 4 model for `stream`, which needs one, and `grpo`; empty: packaged "
-        "parts, random adaptor.",
+        "Stage 4 model for `stream` and `serve`, which need one, and `grpo`; empty: "
+        "packaged parts, random adaptor.",
     )
     flags.DEFINE_integer(
-        "streams", 32, "Most streams that `stream` tries.", lower_bound=2
+        "streams", 32, "Most streams that `stream` and `serve` try.", lower_bound=2
     )
     flags.DEFINE_float(
         "seconds",
         0.0,
-        "Audio for each number of streams of `stream`; 0: 6, with --full 60.",
+        "Audio for each number of streams of `stream` (0: 6, with --full 60) and "
+        "`serve` (0: 15, with --full 120).",
         lower_bound=0.0,
     )
     flags.DEFINE_integer("threads", 2, "Cores for each side.", lower_bound=1)
+    serve_bench.define_flags()
 
 
 def find_bench(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Weights of other implementations in, and back out.
+"""Import weights of other implementations, and export them back.
 
 nim4 convert --source=hf --path=Qwen3-1.7B --out=weights/qwen3
 nim4 convert --source=gguf --path=SmolLM2.gguf --out=weights/smollm2
@@ -20,12 +20,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from nim4_jax.launch import program
-from nim4_jax.weights import conversion
-
-ENCODERS = {
-    "firered": conversion.import_firered,
-    "whisper": conversion.import_whisper,
-}
+from nim4_jax.weights import conversion, families
 
 
 def define_flags() -> None:
@@ -33,13 +28,8 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "source",
         None,
-        ["hf", "gguf", "firered", "whisper"],
-        "What is read: hf (a folder with config.json, safetensors and tokenizer.json "
-        "of the Qwen3, Qwen2 or Llama family), gguf (a file of these families, "
-        "dequantised), firered (a folder with model.pth.tar and cmvn.ark; its encoder) "
-        "or whisper (any Whisper's encoder: a folder with config.json and safetensors, "
-        "or CTranslate2's model.bin, dequantised, whole or as model.bin.part1, .part2; "
-        "a folder or the file).",
+        list(families.FAMILIES),
+        f"What is read: {families.describe()}.",
     )
     flags.DEFINE_enum("to", None, ["hf"], "What is written from a converted model.")
     flags.DEFINE_string("path", None, "Folder or file to read.", required=True)
@@ -66,16 +56,9 @@ def main(_) -> None:
             conversion.export_llm(model, tokenizer, given.out, advance)
             print(f"{given.out}: written for transformers")
             return
-        if given.source in ENCODERS:
-            count = ENCODERS[given.source](given.path, given.out, advance)
-        else:
-            opened = (
-                conversion.open_gguf if given.source == "gguf" else conversion.open_hf
-            )
-            source, config, tokenizer = opened(given.path, given.tokenizer)
-            count = conversion.import_llm(
-                source, config, tokenizer, given.out, given.path, advance
-            )
+        count = families.convert(
+            given.source, given.path, given.out, given.tokenizer, advance
+        )
     print(f"{given.out}: {count / 1e6:.1f} M parameters")
 
 

@@ -78,7 +78,9 @@ def format_summary(
 def show_transcripts(model: str, paths: list[str]) -> None:
     """Print what the model writes beside what was said."""
     loaded = recognisers.load(model)
-    for recording in longform.transcribe_files(loaded, paths, timings=False):
+    for recording in longform.transcribe_files(
+        loaded, paths, longform.Options(timings=False)
+    ):
         said = Path(recording.path).with_suffix(".txt").read_text(encoding="utf8")
         print(f"  {recording.path}\n    said:  {said.strip()}")
         print(f"    heard: {recording.text}")

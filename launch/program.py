@@ -1,4 +1,4 @@
-"""How each command starts: its flags are parsed, its errors are one line."""
+"""The start of every command: flags parsed, errors printed as one line."""
 
 from __future__ import annotations
 

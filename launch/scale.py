@@ -1,4 +1,4 @@
-"""What each stage takes of TPUs and GPUs, compiled without having them.
+"""Compile every stage for TPUs and GPUs that are not here; tabulate memory and speed.
 
 python launch/scale.py --topologies=v5e-16 --stages=4 --out=page.md
 

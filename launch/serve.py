@@ -15,7 +15,7 @@ from absl import app, flags
 from nim4_jax.launch import program
 from nim4_jax.serving import manifest
 
-_SETTINGS = ("host", "port", "streams")
+_SETTINGS = ("host", "port", "streams", "wyoming_port")
 
 
 def define_flags() -> None:
@@ -25,6 +25,9 @@ def define_flags() -> None:
     flags.DEFINE_string("config", "", "TOML file with settings.")
     flags.DEFINE_string("host", None, "Address to listen at.")
     flags.DEFINE_integer("port", None, "Port to listen at.", lower_bound=0)
+    flags.DEFINE_integer(
+        "wyoming_port", None, "Port of Wyoming, for Home Assistant.", lower_bound=0
+    )
     flags.DEFINE_integer("streams", None, "Most streams at once.", lower_bound=1)
 
 

@@ -1,4 +1,4 @@
-"""Trains the letter-to-sound model for English words that the dictionary lacks.
+"""Train the letter-to-sound model for English words that the dictionary lacks.
 
     python launch/train_g2p.py --out=nim4_jax/text/resources/letter_to_sound.xz
 

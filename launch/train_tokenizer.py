@@ -1,4 +1,4 @@
-"""Trains a small tokenizer from text files, manifests, or the command grammar.
+"""Train a small tokenizer from text files, manifests, or the command grammar.
 
 python launch/train_tokenizer.py --grammar=100000 --out=tokenizer.json
 python launch/train_tokenizer.py --manifest=train.jsonl --out=tokenizer.json

@@ -1,4 +1,4 @@
-"""What accelerators can do, by their data sheets: to say how well one is used."""
+"""Data sheets of accelerators: peak FLOP/s, memory and bandwidth, for utilisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of lines that others wrote: manifests, lists of names, stored results.
+"""Reading of text and JSON-lines files that may hold bad lines, with their numbers.
 
 A line ends at "\\n", "\\r\\n" or "\\r" and nowhere else: U+2028, U+0085 and their like
 stand in texts, and `str.splitlines` would cut a JSON value there.

@@ -1,4 +1,4 @@
-"""How samples, frames and tokens of a model follow each other in time.
+"""Strides and lengths that relate samples, feature frames, encoder frames and tokens.
 
 samples   16 kHz
 features  10 ms: `hop` samples apart, `window` long

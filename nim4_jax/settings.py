@@ -1,4 +1,4 @@
-"""The border: here ConfigDicts become frozen dataclasses; nothing below reads one."""
+"""Frozen, type-checked dataclasses from ConfigDicts and other mappings."""
 
 from __future__ import annotations
 
@@ -12,26 +12,31 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+USUAL = "usual"
+"""Key of a field's metadata: the dataclass that is meant where several would do."""
+
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     """A (nested) frozen dataclass from a mapping.
 
     Raises:
-        ValueError: an unknown key (with the nearest known one), a missing one, or a
-        value
-            of another kind, by its dotted path.
+        ValueError: an unknown key (with the nearest known one), a missing one, a value
+            of another kind, or fields that may be of several dataclasses or of none,
+            by its dotted path.
     """
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {sorted(fields)}."
+            hint = _find_near(key, cls) or f"known: {sorted(fields)}."
             raise ValueError(f"{where}.{key} is unknown; {hint}")
     arguments = {}
     for name, field in fields.items():
         if name in values:
-            arguments[name] = _convert(hints[name], values[name], f"{where}.{name}")
+            usual = field.metadata.get(USUAL)
+            arguments[name] = _convert(
+                hints[name], values[name], f"{where}.{name}", usual
+            )
         elif (
             field.default is dataclasses.MISSING
             and field.default_factory is dataclasses.MISSING
@@ -40,17 +45,60 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     return cls(**arguments)
 
 
-def _choose(shapes: Sequence[type], values: Mapping[str, Any]) -> type:
-    """The first dataclass that has all of these fields, else the one with the most."""
+def _choose(
+    shapes: Sequence[type], values: Mapping[str, Any], where: str, usual: type | None
+) -> type:
+    """The one dataclass that has all of these fields, or the usual one of several.
 
-    def count(shape: type) -> int:
-        return len({field.name for field in dataclasses.fields(shape)} & values.keys())
+    Raises:
+        ValueError: none has, by the fields that each does not know; or several have.
+    """
+    unknown = {
+        shape: values.keys() - {field.name for field in dataclasses.fields(shape)}
+        for shape in shapes
+    }
+    fitting = [shape for shape in shapes if not unknown[shape]]
+    if len(fitting) == 1 or (len(shapes) == 1 and not fitting):
+        return (fitting or shapes)[0]
+    if usual in fitting:
+        return usual
+    if fitting:
+        names = " or ".join(shape.__name__ for shape in fitting)
+        own = "; ".join(
+            f"{shape.__name__} by {', '.join(sorted(_list_own(shape, fitting)))}"
+            for shape in fitting
+        )
+        raise ValueError(
+            f"{where} has the fields {sorted(values)}, which may be {names}; tell them "
+            f"apart: {own}."
+        )
+    reasons = "".join(
+        f" {shape.__name__} has no {key!r}; {_find_near(key, shape)}".rstrip()
+        for shape in shapes
+        for key in sorted(unknown[shape])
+    )
+    raise ValueError(
+        f"{where} has the fields {sorted(values)}, which are of no known kind:{reasons}"
+    )
 
-    return max(shapes, key=count)
+
+def _find_near(key: str, shape: type) -> str:
+    """A question after the field that may be meant; "" if none is near."""
+    names = [field.name for field in dataclasses.fields(shape)]
+    near = difflib.get_close_matches(key, names, 1)
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """One value as its annotation says."""
+def _list_own(shape: type, others: Sequence[type]) -> set[str]:
+    """Fields that none of the others has."""
+    names = {field.name for field in dataclasses.fields(shape)}
+    return names.difference(
+        *({f.name for f in dataclasses.fields(o)} for o in others if o is not shape)
+    )
+
+
+def _convert(hint: Any, value: Any, where: str, usual: type | None = None) -> Any:
+    """One value as its annotation says; `usual` as for `_choose`."""
     if is_dataclass(hint) and isinstance(value, Mapping):
         return build(hint, value, where)
     origin = typing.get_origin(hint)
@@ -59,7 +107,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
         shapes = [kind for kind in typing.get_args(hint) if is_dataclass(kind)]
         if shapes and isinstance(value, Mapping):
-            return build(_choose(shapes, value), value, where)
+            return build(_choose(shapes, value, where, usual), value, where)
         for choice in typing.get_args(hint):
             if choice is type(None):
                 continue

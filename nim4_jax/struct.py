@@ -1,4 +1,4 @@
-"""Frozen dataclasses of arrays: what JAX's transformations see through.
+"""Frozen dataclasses that are JAX pytrees.
 
 As `flax.struct`, which it stands for so that a program that only loads an exported
 bundle needs no Flax.

@@ -1,4 +1,4 @@
-"""Axis legend and the structs that cross a border between modules.
+"""The legend of axis letters, and the structs that modules exchange.
 
 Axis letters, used in every annotation, einsum and docstring of this project:
 

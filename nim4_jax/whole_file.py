@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever kills the process that writes."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 

@@ -86,10 +86,12 @@ class Recogniser:
         found = longform.transcribe_recordings(
             self._loaded,
             [made],
-            vad=vad,
-            timings=timings,
-            hints=self._check_hints(hints),
-            names=_open_list(hotwords),
+            longform.Options(
+                vad=vad,
+                timings=timings,
+                hints=self._check_hints(hints),
+                names=_open_list(hotwords),
+            ),
         )
         (recording,) = found
         if recording.cause:
@@ -126,11 +128,13 @@ class Recogniser:
         return longform.transcribe_files(
             self._loaded,
             [os.fspath(path) for path in paths],
-            batch=batch,
-            vad=vad,
-            timings=timings,
-            hints=self._check_hints(hints),
-            names=_open_list(hotwords),
+            longform.Options(
+                batch=batch,
+                vad=vad,
+                timings=timings,
+                hints=self._check_hints(hints),
+                names=_open_list(hotwords),
+            ),
         )
 
     def listen(

@@ -1,4 +1,4 @@
-"""An exported bundle, loaded and called: a recogniser without Flax or the model's code.
+"""Loading of an exported bundle as a recogniser, without Flax or the model's code.
 
     loaded = bundle.load("BUNDLE")
     loaded.recogniser.transcribe(Frames(samples, mask))
@@ -41,7 +41,6 @@ from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.types import Frames, Labels
 
 _HEARD = len(dataclasses.fields(Heard))
-_GENERATION = len(dataclasses.fields(Generation))
 _WRITTEN = len(dataclasses.fields(Written))
 
 State = list[Array]
@@ -192,9 +191,13 @@ class BundlePrograms:
 
     @functools.cached_property
     def streams(self) -> tuple[StreamConfig, ...]:
-        """Sizes of streams that there are programs for."""
+        """Sizes of streams that there are programs for.
+
+        Raises:
+            BundleError: sizes that this version does not know, or that do not fit.
+        """
         return tuple(
-            StreamConfig(**{**sizes, "rates": self.rates})
+            manifest.read_stream(self.folder, sizes, self.rates)
             for sizes in self.facts.streams
         )
 
@@ -320,7 +323,7 @@ class BundlePrograms:
         raise BundleError(
             f"streams with chunks of {1000 * config.seconds:g} ms and {config}: "
             f"{self.folder} has programs for chunks of {_list(chunks)} ms, with "
-            f"{self.facts.streams}; export with --stream_ms={1000 * config.seconds:g}."
+            f"{self.streams}; export with --stream_ms={1000 * config.seconds:g}."
         )
 
 

@@ -1,4 +1,4 @@
-"""A trained model in the types and sizes that a bundle shall have."""
+"""Preparation of a trained model for export: dtypes, sizes, streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A corpus of recordings in shards, each transcribed and stored whole or not at all.
+"""Transcription of a corpus in shards, each stored atomically and resumable.
 
 OUT/corpus.json says what was asked for; OUT/part-00000.jsonl (or .parquet) and so on
 hold a row a file, in the order of the listing:
@@ -217,9 +217,9 @@ class Worker:
         recordings = longform.transcribe_files(
             self._loaded,
             shard.paths,
-            batch=config.batch,
-            vad=config.vad,
-            timings=config.segments,
+            longform.Options(
+                batch=config.batch, vad=config.vad, timings=config.segments
+            ),
         )
         rows = [_describe(recording, config.segments) for recording in recordings]
         _store(rows, name_part(self._out, shard.number, config.form))

@@ -1,4 +1,4 @@
-"""A live model as a bundle: its programs as StableHLO, its weights, and all it needs.
+"""Writing of a bundle: programs as StableHLO, weights, tokenizer, manifest.
 
 A bundle runs without Flax and without the model's code, on every platform that its
 programs were lowered for. Batch sizes are symbolic; lengths of whole recordings and
@@ -53,7 +53,7 @@ _ALL = ("cmvn", "encoder", "ctc_head", "adaptor", "llm")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What a bundle is made of.
+    """All that a bundle is made from.
 
     Attributes:
         programs: the live model.
@@ -77,7 +77,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Draft:
+class _Planned:
     """A program before it is exported.
 
     Attributes:
@@ -165,9 +165,9 @@ def _fill(
     narrow = source.weights == policy.compute == "bfloat16"
     shapes = {path: _shape(path, leaf, narrow) for path, leaf in flat.items()}
     programs = {}
-    for draft in _plan(source):
-        progress(draft.name)
-        programs[draft.name] = _export(folder, draft, shapes, platforms)
+    for planned in _plan(source):
+        progress(planned.name)
+        programs[planned.name] = _export(folder, planned, shapes, platforms)
     return Manifest(
         made_with={**_find_versions(), "git": _find_revision()},
         model={**source.facts, "parameters": int(sum(x.size for x in flat.values()))},
@@ -182,7 +182,7 @@ def _fill(
         budget=dataclasses.asdict(source.programs.budget),
         bucket_seconds=source.bucket_seconds,
         rows=source.rows,
-        streams=tuple(map(dataclasses.asdict, source.streams)),
+        streams=tuple(map(manifest.record_stream, source.streams)),
         parameters={path: leaf.dtype.name for path, leaf in shapes.items()},
         programs=programs,
         files=manifest.list_files(folder),
@@ -197,17 +197,17 @@ def _shape(path: str, leaf: Any, narrow: bool) -> jax.ShapeDtypeStruct:
 
 def _export(
     folder: Path,
-    draft: _Draft,
+    planned: _Planned,
     shapes: dict[str, jax.ShapeDtypeStruct],
     platforms: tuple[str, ...],
 ) -> Program:
     """Lower one program for all platforms, and write it."""
-    names = tuple(path for path in shapes if path.split("/")[0] in draft.parts)
-    arguments, structure = jax.tree.flatten(tuple(draft.arguments.values()))
+    names = tuple(path for path in shapes if path.split("/")[0] in planned.parts)
+    arguments, structure = jax.tree.flatten(tuple(planned.arguments.values()))
 
     def run(leaves, *flat):
         params = traverse_util.unflatten_dict(dict(zip(names, leaves)), sep="/")
-        made = draft.function(params, *jax.tree.unflatten(structure, flat))
+        made = planned.function(params, *jax.tree.unflatten(structure, flat))
         results.append(_name_leaves(made))
         return jax.tree.leaves(made)
 
@@ -215,12 +215,12 @@ def _export(
     exported = export.export(jax.jit(run), platforms=platforms)(
         [shapes[name] for name in names], *arguments
     )
-    file = f"programs/{draft.name}.stablehlo"
+    file = f"programs/{planned.name}.stablehlo"
     (folder / file).write_bytes(exported.serialize())
     # One by one: JAX would sort the names of a dict.
     labels = [
         label
-        for name, tree in draft.arguments.items()
+        for name, tree in planned.arguments.items()
         for label in _name_leaves({name: tree})
     ]
     return Program(
@@ -231,7 +231,7 @@ def _export(
         tuple(
             number
             for number, label in enumerate(labels)
-            if label.split(".")[0] in draft.donated
+            if label.split(".")[0] in planned.donated
         ),
     )
 
@@ -252,7 +252,7 @@ def _describe(names: Sequence[str], arrays: Sequence[Any]) -> tuple:
     )
 
 
-def _plan(source: Source) -> Iterator[_Draft]:
+def _plan(source: Source) -> Iterator[_Planned]:
     """All programs, in the order in which audio flows."""
     sizes = export.symbolic_shape("b, s, w")
     names = manifest.name_streams(source.streams)
@@ -278,7 +278,7 @@ def _labels(rows: Any, width: Any) -> Labels:
 
 def _plan_encoder(
     programs: ModelPrograms, name: str, config: StreamConfig, sizes: Sequence[Any]
-) -> _Draft:
+) -> _Planned:
     rows, model = sizes[0], programs.model
     encoder = model.config.encoder.build(model.config.policy)
 
@@ -293,7 +293,7 @@ def _plan_encoder(
         lambda row: encoder.init_state(row.shape[0], config.left * config.chunk),
         _array((rows,)),
     )
-    return _Draft(
+    return _Planned(
         f"encode_chunk-{name}",
         ("cmvn", "encoder"),
         run,
@@ -304,7 +304,7 @@ def _plan_encoder(
 
 def _plan_whole(
     programs: ModelPrograms, seconds: float, sizes: Sequence[Any]
-) -> Iterator[_Draft]:
+) -> Iterator[_Planned]:
     rows, width = sizes[0], sizes[2]
     arguments = {
         "audio": _audio(rows, round(seconds * SAMPLE_RATE)),
@@ -324,16 +324,16 @@ def _plan_whole(
         return {"heard": heard, "written": written}
 
     name, audio = f"{seconds:g}s", arguments["audio"]
-    yield _Draft(f"features-{name}", _ALL[:1], extract, {"audio": audio})
-    yield _Draft(f"hear-{name}", _ALL[:3], hear, arguments)
-    yield _Draft(f"transcribe-{name}", _ALL, transcribe, arguments)
+    yield _Planned(f"features-{name}", _ALL[:1], extract, {"audio": audio})
+    yield _Planned(f"hear-{name}", _ALL[:3], hear, arguments)
+    yield _Planned(f"transcribe-{name}", _ALL, transcribe, arguments)
     hinted = {**arguments, "suffix": _labels(rows, width)}
-    yield _Draft(f"transcribe_hinted-{name}", _ALL, transcribe, hinted)
+    yield _Planned(f"transcribe_hinted-{name}", _ALL, transcribe, hinted)
 
 
 def _plan_stream(
     programs: ModelPrograms, name: str, config: StreamConfig, sizes: Sequence[Any]
-) -> Iterator[_Draft]:
+) -> Iterator[_Planned]:
     rows, streams = sizes[:2]
     numbers = _array((rows,), jnp.int32)
 
@@ -343,7 +343,7 @@ def _plan_stream(
         )
 
     every = _array((streams,), jnp.int32)
-    yield _Draft(f"start-{name}", _ALL, start, {"slots": every})
+    yield _Planned(f"start-{name}", _ALL, start, {"slots": every})
     state = jax.eval_shape(start, programs.params, every)
     suffix = _labels(rows, config.suffix_tokens)
     arrival = Arrival(
@@ -370,14 +370,14 @@ def _plan_stream(
             )
             return {"state": following, "written": written}
 
-        yield _Draft(
+        yield _Planned(
             f"tick-{name}-{width}",
             _ALL,
             tick,
             {"state": state, "arrival": arrival},
             donated=("state",),
         )
-        yield _Draft(
+        yield _Planned(
             f"finish-{name}-{width}",
             _ALL,
             finish,

@@ -1,4 +1,4 @@
-"""A trained model exported as a bundle."""
+"""`nim4 export`: a trained model loaded and written as a bundle."""
 
 from __future__ import annotations
 

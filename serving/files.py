@@ -1,4 +1,4 @@
-"""Files of a bundle: nothing is used but what the manifest lists, byte for byte."""
+"""Checked reading of a bundle's files: only those that the manifest lists."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DTYPES = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Files:
-    """What a bundle's programs, weights and texts are read through.
+    """Checked access to the files of a bundle.
 
     Attributes:
         folder: of the bundle.

@@ -1,4 +1,4 @@
-"""What an exported bundle says of itself, and whether its files are what it says.
+"""The manifest of an exported bundle, and the check of its files.
 
 BUNDLE/manifest.json        this, with the size and SHA-256 of every other file
        programs/*.stablehlo programs as `jax.export` serialises them
@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nim4_jax.decode.live.stream_config import StreamConfig
+from nim4_jax.rates import Rates
 
 SCHEMA = 3
 """Version of the form of a bundle; a reader of another one refuses it."""
@@ -33,6 +34,9 @@ NEEDED = (WEIGHTS, TOKENIZER, PHONEMES, PROMPT)
 """Files that a bundle is no bundle without."""
 
 _BLOCK = 1 << 22
+
+# Fields of StreamConfig that have other names in the file: those of its schema.
+_RECORDED = {"unstable_tokens": "rollback", "draft_tokens": "draft"}
 
 
 class BundleError(ValueError):
@@ -212,6 +216,40 @@ def name_streams(configs: Sequence[StreamConfig]) -> tuple[str, ...]:
         same = sum(other.split("-no")[0] == name for other in names)
         names.append(f"{name}-no{same + 1}" if same else name)
     return tuple(names)
+
+
+def record_stream(config: StreamConfig) -> dict[str, Any]:
+    """Sizes of streams as the manifest holds them."""
+    sizes = dataclasses.asdict(config)
+    return {_RECORDED.get(name, name): value for name, value in sizes.items()}
+
+
+def read_stream(folder: str, recorded: dict[str, Any], rates: Rates) -> StreamConfig:
+    """Sizes of streams from the manifest.
+
+    Args:
+        folder: the bundle's, for messages.
+        recorded: one of `Manifest.streams`.
+        rates: of the bundle.
+
+    Raises:
+        BundleError: an unknown name, or sizes that do not fit each other.
+    """
+    names = {field.name for field in dataclasses.fields(StreamConfig)}
+    stored = {_RECORDED.get(name, name): name for name in names}
+    path = Path(folder, FILE)
+    if unknown := sorted(set(recorded) - set(stored)):
+        raise BundleError(
+            f"{path} has streams with {', '.join(unknown)}, which this version does "
+            f"not know; known are {', '.join(sorted(stored))}. Export the model again."
+        )
+    sizes = {stored[name]: value for name, value in recorded.items()}
+    try:
+        return StreamConfig(**{**sizes, "rates": rates})
+    except (TypeError, ValueError) as error:
+        raise BundleError(
+            f"{path} has streams of {recorded}: {error}; export the model again."
+        ) from error
 
 
 def _find_maker(facts: Any) -> str:

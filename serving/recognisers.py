@@ -1,4 +1,4 @@
-"""From a checkpoint to a recogniser: what evaluating and transcribing share."""
+"""Loading of a recogniser from a checkpoint, a snapshot or a bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files transcribed, and what is asked for printed or written."""
+"""Transcription of files, printed or written in the requested formats."""
 
 from __future__ import annotations
 
@@ -132,10 +132,12 @@ def run(
     stream = longform.transcribe_files(
         loaded,
         planned,
-        batch=options.batch,
-        vad=options.vad,
-        timings=form != "text",
-        names=options.names,
+        longform.Options(
+            batch=options.batch,
+            vad=options.vad,
+            timings=form != "text",
+            names=options.names,
+        ),
         show_progress=True,
     )
     for target, recording in zip(targets, stream, strict=True):

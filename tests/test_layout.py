@@ -90,6 +90,31 @@ def test_the_picture_of_imports_is_true(import_graph):
     assert import_graph.draw(import_graph.read_graph()) == picture
 
 
+def _count_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    docs = ast.get_docstring(function, clean=False)
+    return function.end_lineno - function.lineno + 1 - len((docs or "").splitlines())
+
+
+def _count_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    given = function.args
+    names = [arg.arg for arg in [*given.posonlyargs, *given.args, *given.kwonlyargs]]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+def test_functions_are_short_and_take_little():
+    """At most 60 lines and 7 parameters; more of either wants an object, or a cut."""
+    product = (path for path in FILES if ROOT / "tests" not in path.parents)
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for path in product
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (_count_lines(node) > 60 or _count_parameters(node) > 7)
+    ]
+    assert wrong == []
+
+
 def test_commands_are_thin():
     """launch/ parses flags, calls the library and prints: 120 lines a command."""
     lengths = {
@@ -129,3 +154,14 @@ def test_what_is_required_is_used():
     imported = set().union(*map(find_imports, product))
     wanted = {MODULES.get(name, name): name for name in names - set(INDIRECT)}
     assert {name for module, name in wanted.items() if module not in imported} == set()
+
+
+def test_every_module_says_what_it_is():
+    """Its first line does; "TODO." says nothing."""
+    product = (path for path in FILES if ROOT / "tests" not in path.parents)
+    told = {
+        str(path.relative_to(ROOT)): ast.get_docstring(ast.parse(path.read_bytes()))
+        for path in product
+        if path.stat().st_size
+    }
+    assert [name for name, text in told.items() if len(text or "TODO.") < 12] == []

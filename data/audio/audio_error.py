@@ -1,4 +1,4 @@
-"""Why audio cannot be used, and what a header may claim."""
+"""AudioError, and limits on what a header may claim."""
 
 from __future__ import annotations
 

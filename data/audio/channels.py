@@ -1,4 +1,4 @@
-"""Several channels to one, so that what is said in any of them stays audible.
+"""Mixing of several channels to one, so that speech in any of them stays audible.
 
     mix     the mean; where it is far softer than a channel, the loudest
     left    the first

@@ -1,4 +1,4 @@
-"""What libsndfile cannot read, decoded by the `ffmpeg` on the PATH, where there is one.
+"""Decoding by the `ffmpeg` on the PATH of what libsndfile cannot read.
 
 It runs as a process of its own that sees one local file, and writes AU with 32 bit
 floats into a pipe, which is read as far as is asked for: its header states rate and
@@ -21,6 +21,16 @@ from nim4_jax.data.audio.audio_error import AudioError
 
 READABLE = "wav, flac, mp3, ogg (Vorbis, Opus), aiff, au, caf, w64"
 """What is read without ffmpeg, for messages."""
+
+_CONTAINERS = ",".join(
+    # Recorders, phones and browsers.
+    "wav w64 aiff caf au flac ogg mp3 aac mov mp4 m4a 3gp matroska webm amr amrnb "
+    # Video and broadcast.
+    "amrwb asf avi flv mpeg mpegts mpegvideo mxf rm ac3 eac3 dts truehd "
+    # Archives and telephony.
+    "ape wv tta tak mpc mpc8 shn dsf voc gsm g722 g729 ilbc sln".split()
+)
+"""Of ffmpeg's demuxers those that may be used: no playlist, no picture, no script."""
 
 _PATIENCE = 60.0  # s without a byte, after which ffmpeg hangs
 _HEADER = 24  # bytes of AU's
@@ -181,8 +191,9 @@ class FfmpegFile:
 def _begin(program: str, path: str | os.PathLike) -> list[str]:
     """The command up to its input: a local file, whatever its name looks like.
 
-    Playlists may name other files, and addresses: only files are opened.
+    Playlists may name other files, and addresses: only files are opened, and only as
+    what holds sound itself.
     """
-    protocols = ["-protocol_whitelist", "file,pipe"]
+    lists = ["-protocol_whitelist", "file,pipe", "-format_whitelist", _CONTAINERS]
     source = b"file:" + os.fsencode(os.path.abspath(path))
-    return [program, "-nostdin", "-hide_banner", *protocols, "-i", os.fsdecode(source)]
+    return [program, "-nostdin", "-hide_banner", *lists, "-i", os.fsdecode(source)]

@@ -163,7 +163,8 @@ def clip(samples: np.ndarray) -> np.ndarray:
 
 def to_float32(samples: np.ndarray) -> np.ndarray:
     """The inverse of `to_int16`: int16 to float32 in [-1, 1)."""
-    return samples.astype(np.float32) / np.float32(32768.0)
+    # In one pass over the samples; a power of two rounds nothing.
+    return np.multiply(samples, np.float32(2.0**-15), dtype=np.float32)
 
 
 def read_duration(

@@ -80,7 +80,7 @@ class StreamResampler:
         self._check_open("feed")
         mono = _mix(samples)
         if self._stream is None:
-            return mono.copy()
+            return mono.copy() if np.may_share_memory(mono, samples) else mono
         return self._stream.resample_chunk(mono)
 
     def finish(self) -> Float[np.ndarray, " S2"]:
@@ -125,6 +125,7 @@ def _mix(samples: Packet) -> Float[np.ndarray, " S"]:
     mono = np.ascontiguousarray(samples)
     if mono.dtype == np.int16:
         mono = to_float32(mono)
+        return mono.mean(axis=1, dtype=np.float32) if wide else mono
     with np.errstate(over="ignore", invalid="ignore"):
         if wide:
             mono = mono.mean(axis=1, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The plan of the commands corpus and the journal of what has been spoken of it."""
+"""The plan of the commands corpus, and the journal of utterances synthesised so far."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _deal_languages() -> Iterator[str]:
 
 
 class Journal:
-    """What has been spoken so far, on disk line by line: a killed run loses nothing.
+    """Append-only record of the utterances synthesised so far; survives a kill.
 
     The first line names the plan; each further line is a manifest record. The corpus
     is the shortest gapless prefix of the plan that lasts long enough, so it does not

@@ -1,4 +1,4 @@
-"""Names in free text: others in the place of those that stand there, or of a pronoun.
+"""Augmentation of texts with names: replaced, or put in the place of pronouns.
 
 Whoever knows the language guesses most words of a sentence, but not a name: an LLM must
 hear it, or find it in its prompt. So that it learns this in all kinds of sentences,

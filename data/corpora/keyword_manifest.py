@@ -1,4 +1,4 @@
-"""Keywords into a manifest: piece by piece, by many processes, each piece stored whole.
+"""Keyword extraction over a manifest by many processes, resumable piece by piece.
 
 A piece is some thousands of lines. Words are counted within it, so that memory and time
 of a process do not grow with the manifest. What becomes of a piece is stored under a

@@ -1,4 +1,4 @@
-"""Speech for a corpus, synthesised by a pool of processes until it is complete."""
+"""Synthesis of a corpus by a pool of processes, resumable until it is complete."""
 
 from __future__ import annotations
 

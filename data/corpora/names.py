@@ -1,4 +1,4 @@
-"""A million real names for hotwords, read from the archives of three packages.
+"""A million real names for hotword benchmarks, read from three packages' archives.
 
 Nothing of the packages is installed or imported: their data files are read in place.
 """

@@ -1,4 +1,4 @@
-"""Names without end: people and places that no list of this project holds.
+"""Generation of new names of people and places, in no list of this project.
 
 An LLM that has only ever written a few hundred names writes those whatever it hears,
 and never looks at its prompt. So English names are drawn from the words of CMUdict,

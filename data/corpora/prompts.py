@@ -1,4 +1,4 @@
-"""Human English: Asterisk's voice prompts, read by Allison Smith (CC-BY-SA-3.0).
+"""Human English test speech: Asterisk's prompts, read by Allison Smith (CC-BY-SA-3.0).
 
 Two Debian packages carry them: the recordings as 16 kHz G.722 and the transcripts.
 """

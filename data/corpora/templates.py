@@ -1,4 +1,4 @@
-"""What can be said to the car: sentence templates by language and domain.
+"""Sentence templates of in-car commands, by language and domain.
 
 `{slot}` is filled by grammar.py: a name list, a number, or one of PHRASES.
 """

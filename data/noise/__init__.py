@@ -1,1 +1,1 @@
-"""What happens to speech before it is heard: noise, rooms, levels, telephone, tempo."""
+"""Augmentation of audio: noise, rooms, levels, telephone lines, tempo."""

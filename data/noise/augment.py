@@ -1,4 +1,4 @@
-"""Rows with noise behind the speech, or with nothing but noise."""
+"""Additive noise for training examples, and examples without speech."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from nim4_jax.data.audio import reading
-from nim4_jax.data.noise import mixing, noise_synthesis
-from nim4_jax.data.noise.mixing import Draw
+from nim4_jax.data.noise import mixing, noise_kinds
+from nim4_jax.data.noise.noise_draws import Draw
 from nim4_jax.data.noise.noise_files import NoiseFiles
 from nim4_jax.data.pipeline.survey import Examples
 from nim4_jax.data.sources import nonspeech
@@ -46,11 +46,13 @@ class Augmenter:
     def kinds(self) -> tuple[str, ...]:
         """Kinds of noise that can be made, each entry as likely as any other.
 
-        Babble needs two recordings of speech. Files stand in for vehicle and music.
+        Babble needs two recordings of speech. Files stand in for what is synthetic.
         """
-        babble = ("babble",) if len(self.voices) > 1 else ()
-        others = ("vehicle", "music") if self.files is None else ("recorded",) * 2
-        return babble + others
+        return noise_kinds.choose(
+            noise_kinds.BEHIND_SPEECH,
+            voices=len(self.voices) > 1,
+            recordings=self.files is not None,
+        )
 
     def choose_voices(self, rng: np.random.Generator, index: int) -> np.ndarray:
         """Examples for babble behind example `index`: others, and no recording twice.
@@ -88,18 +90,15 @@ class Augmenter:
 
         Raises:
             AudioError: a recording of noise, or every voice, cannot be read.
+            ValueError: an unknown kind, or one that needs files and there are none.
         """
         rng = np.random.default_rng(draw.seed)
         padded = mixing.pad_silence(speech, draw.lead, draw.tail, size)
-        if draw.kind == "babble":
-            voices = self._read_voices(self.choose_voices(rng, index), read_voice)
-            sound = mixing.mix_babble(rng, voices, len(padded))
-        elif draw.kind == "recorded" and self.files:
-            sound = self.files.read(rng, len(padded))
-        elif draw.kind == "vehicle":
-            sound = noise_synthesis.make_vehicle(rng, len(padded))
-        else:
-            sound = noise_synthesis.make_music(rng, len(padded))
+        material = noise_kinds.Material(
+            lambda rng: self._read_voices(self.choose_voices(rng, index), read_voice),
+            self.files.read if self.files else None,
+        )
+        sound = noise_kinds.find(draw.kind).make(rng, len(padded), material)
         return mixing.mix(padded, sound, draw.snr)
 
     def _read_voices(self, chosen: np.ndarray, read_voice: ReadVoice) -> list:

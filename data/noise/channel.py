@@ -1,4 +1,4 @@
-"""How an example is spoken and recorded: tempo, room, level, telephone line.
+"""Channel augmentation: tempo, room, level and telephone line of each example.
 
 A share of the examples is spoken faster or slower, a share is heard in a room, a share
 louder or quieter than it was recorded, a share over the telephone; one example may get
@@ -22,7 +22,7 @@ from nim4_jax.data.noise import rooms, telephone
 
 @dataclass(frozen=True)
 class Distribution:
-    """What channels are drawn from.
+    """Distribution that channels are drawn from.
 
     Attributes:
         room_share: of the speech that is heard in a room, in [0, 1].

@@ -1,4 +1,4 @@
-"""Recordings of noise: `noise_sources`, from which random pieces are read."""
+"""Recordings of noise (`noise_sources`), from which random pieces are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noise made of nothing but random numbers: a vehicle, music, a quiet room.
+"""Synthetic noise: a vehicle, music, a quiet room.
 
 They stand in for recordings where there are none. All are pure functions of a generator
 and a length, in numpy alone, at about a millisecond a second of audio.

@@ -1,4 +1,4 @@
-"""Rooms: the impulse response from a talker to a microphone, and speech in it.
+"""Simulated rooms: impulse responses by the image method, and reverberation.
 
 The first 50 ms are the image sources of a shoebox, one by one; behind them so many
 arrive that only their density and their decay can be heard, and noise of that decay

@@ -28,7 +28,7 @@ _RINGING = 400  # samples (50 ms) after which the band's filter has faded
 
 
 def transmit(samples: Float[np.ndarray, " S"], law: str) -> Float[np.ndarray, " S"]:
-    """What the other end of a telephone line hears.
+    """Audio after a telephone line: band-passed, companded, back at 16 kHz.
 
     Args:
         samples: float32 at 16 kHz; what lies outside [-1, 1) clips.

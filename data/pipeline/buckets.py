@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nim4_jax.data.noise import channel, mixing
+from nim4_jax.data.noise import channel, noise_draws
 from nim4_jax.rates import Rates
 
 # Streams of random numbers.
@@ -38,7 +38,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Lengths:
-    """What the plan knows of the examples: arrays of [examples].
+    """Lengths and label counts of all examples: arrays of [examples].
 
     Attributes:
         seconds: float64, length of the audio at speed 1.
@@ -84,7 +84,7 @@ class Batch:
     indices: np.ndarray
     speeds: np.ndarray
     repeated: int = 0
-    draws: mixing.Draws | None = None
+    draws: noise_draws.Draws | None = None
     channels: channel.Draws | None = None
 
 
@@ -99,7 +99,7 @@ class Perturbations:
     """
 
     speeds: tuple[float, ...] = (1.0,)
-    noise: mixing.Distribution | None = None
+    noise: noise_draws.Distribution | None = None
     channels: channel.Distribution | None = None
 
 
@@ -109,7 +109,7 @@ class _Rows:
 
     indices: np.ndarray
     speeds: np.ndarray
-    draws: mixing.Draws | None
+    draws: noise_draws.Draws | None
     channels: channel.Draws | None
 
     def take(self, places: np.ndarray) -> _Rows:
@@ -298,13 +298,15 @@ class TrainPlan:
 
     def _draw_noise(
         self, epoch: int, drawn: np.ndarray, speeds: np.ndarray
-    ) -> tuple[mixing.Draws, np.ndarray]:
+    ) -> tuple[noise_draws.Draws, np.ndarray]:
         """Noise of the drawn examples, and their buckets with its silences."""
         lengths = self.lengths.take(drawn)
         seconds = lengths.seconds / speeds
         largest = self.buckets[-1].seconds
         random, allowed = self._random(_NOISE, epoch), drawn < self.num_speech
-        draws = mixing.draw(random, allowed, self.distribution).fit(largest - seconds)
+        draws = noise_draws.draw(random, allowed, self.distribution).fit(
+            largest - seconds
+        )
         # The minimum takes away what rounding may have put on top.
         seconds = np.minimum(seconds + draws.lead + draws.tail, largest)
         longer = replace(lengths, seconds=seconds)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nim4_jax.data.noise import channel, mixing
+from nim4_jax.data.noise import channel, noise_draws
 from nim4_jax.data.pipeline.buckets import Bucket
 from nim4_jax.data.pipeline.hints import HintData
 from nim4_jax.rates import Rates
@@ -147,7 +147,7 @@ def make_buckets(config: DataConfig) -> tuple[Bucket, ...]:
         raise ValueError(f"needs {sorted(unknown)}; choose from phonemes, tokens")
     if not config.speed_perturb or min(config.speed_perturb) <= 0:
         raise ValueError(f"speed_perturb {config.speed_perturb}; expected factors > 0")
-    mixing.Distribution(config.noise_share, config.noise_snr)  # raises
+    noise_draws.Distribution(config.noise_share, config.noise_snr)  # raises
     make_channels(config)  # raises
     if not 0 <= config.nonspeech_share < 1:
         raise ValueError(

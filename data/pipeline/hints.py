@@ -1,4 +1,4 @@
-"""Hints in the prompt of each training example, and names its transcript should have.
+"""Hints in the prompt of each training example, and the names expected in its answer.
 
 Keywords are those that the sources carry (keyword_pool.py); who stands in which prompt
 is drawn from (seed, epoch, example), so hosts, threads and restarts change nothing.

@@ -24,7 +24,7 @@ import grain
 import numpy as np
 
 from nim4_jax.data.noise.augment import Augmenter
-from nim4_jax.data.noise.mixing import Distribution
+from nim4_jax.data.noise.noise_draws import Distribution
 from nim4_jax.data.noise.noise_files import NoiseFiles
 from nim4_jax.data.pipeline import buckets
 from nim4_jax.data.pipeline.buckets import Batch

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nim4_jax.data.audio import reading
-from nim4_jax.data.noise import channel, mixing
+from nim4_jax.data.noise import channel, noise_draws
 from nim4_jax.data.noise.augment import Augmenter
 from nim4_jax.data.pipeline import transforms
 from nim4_jax.data.pipeline.buckets import Batch, Bucket
@@ -162,7 +162,12 @@ class BatchLoader:
         return channel.transmit(samples, path) if path else samples
 
     def _add_noise(
-        self, samples: np.ndarray, index: int, draw: mixing.Draw, size: int, skips: list
+        self,
+        samples: np.ndarray,
+        index: int,
+        draw: noise_draws.Draw,
+        size: int,
+        skips: list,
     ) -> np.ndarray:
         """Samples with noise, or as they are where the noise cannot be read."""
         try:

@@ -1,4 +1,4 @@
-"""The survey before a plan: every example measured, the unusable ones sorted out."""
+"""Measurement of all examples before planning, and removal of unusable ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts drawn at random from several sources, with the names that stand in them."""
+"""Weighted sampling of texts from several sources, with the names in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets made from other sets: the same utterances recorded otherwise, or joined.
+"""Sets derived from other sets: in noise, in rooms, over the telephone, joined.
 
 A specification of a condition stands before that of the set it changes,
 
@@ -27,7 +27,14 @@ from jaxtyping import Float, Int16
 
 from nim4_jax.data.audio import reading
 from nim4_jax.data.audio.reading import SAMPLE_RATE
-from nim4_jax.data.noise import channel, mixing, noise_synthesis, rooms, telephone
+from nim4_jax.data.noise import (
+    channel,
+    mixing,
+    noise_kinds,
+    noise_synthesis,
+    rooms,
+    telephone,
+)
 from nim4_jax.data.noise.noise_files import NoiseFiles
 from nim4_jax.data.sources import examples, records, sample_cache
 from nim4_jax.data.sources.examples import Opener, Record, Source
@@ -36,11 +43,14 @@ from nim4_jax.data.sources.skips import SkipReport
 CONDITIONS = ("noisy", "room", "level", "telephone", "joined")
 """What may stand before a source."""
 
-KINDS = ("babble", "vehicle", "music")
+KINDS = noise_kinds.choose(noise_kinds.BEHIND_SPEECH, voices=True, recordings=False)
 """Kinds of noise of an evaluation: those that need no recordings of noise."""
 
+IN_TEST_SETS = noise_kinds.list_in_test_sets(KINDS)
+"""Those of a condition that names none."""
+
 RECORDED = "recorded"
-"""The kind that does: pieces of the recordings that a condition names."""
+"""The kind that needs recordings: pieces of those that a condition names."""
 
 PAUSE = (0.3, 1.5)
 """Shortest and longest pause between joined utterances, s."""
@@ -95,7 +105,7 @@ def open_condition(spec: str, open_source: Opener) -> Source:
         return Level(open_source(origin), number)
     if name == "noisy":
         kinds = tuple(read[2].split("+")[1:]) + ((RECORDED,) if read[3] else ())
-        return Noisy(open_source(origin), number, kinds or KINDS, read[3])
+        return Noisy(open_source(origin), number, kinds or IN_TEST_SETS, read[3])
     distance = float(read[2]) if name == "room" and read[2] else None
     if number <= 0 or distance == 0:
         raise ValueError(_describe_form(spec))
@@ -221,7 +231,7 @@ class Noisy(Changed):
         self,
         source: Source,
         snr: float,
-        kinds: Sequence[str] = KINDS,
+        kinds: Sequence[str] = IN_TEST_SETS,
         recordings: str | None = None,
     ):
         """Nothing is made before a record is asked for.
@@ -259,19 +269,19 @@ class Noisy(Changed):
 
     def _change(self, samples, name, index):
         rng = np.random.default_rng((_NOISE, _hash(name)))
-        kinds = [kind for kind in self._kinds if kind != "babble" or len(self) > 1]
+        alone = len(self) < 2
+        kinds = [
+            kind
+            for kind in map(noise_kinds.find, self._kinds)
+            if not (alone and kind.needs == "voices")
+        ] or [noise_kinds.find(noise_kinds.FALLBACK)]
         # As much is drawn for one kind as for several: each sounds alike in both.
         share = rng.random()
-        kind = kinds[int(share * len(kinds))] if kinds else "vehicle"
-        size = len(samples)
-        if kind == "vehicle":
-            sound = noise_synthesis.make_vehicle(rng, size)
-        elif kind == "music":
-            sound = noise_synthesis.make_music(rng, size)
-        elif kind == RECORDED and self._files:
-            sound = self._files.read(rng, size)
-        else:
-            sound = mixing.mix_babble(rng, self._read_voices(rng, index), size)
+        material = noise_kinds.Material(
+            lambda rng: self._read_voices(rng, index),
+            self._files.read if self._files else None,
+        )
+        sound = kinds[int(share * len(kinds))].make(rng, len(samples), material)
         return mixing.mix(samples, sound, self._snr)
 
     def _read_voices(self, rng: np.random.Generator, index: int) -> list[np.ndarray]:

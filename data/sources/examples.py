@@ -1,4 +1,4 @@
-"""TODO."""
+"""The contract of a source of records, and several sources joined into a corpus."""
 
 from __future__ import annotations
 

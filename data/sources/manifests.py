@@ -1,4 +1,4 @@
-"""TODO."""
+"""JSON-lines manifests as sources: a record a line, selected by keys and values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Examples in which nobody speaks: silence, noise, music, and nothing to write.
+"""Examples without speech: silence, noise and music with an empty transcript.
 
 In training they stand behind the examples of the sources as one more source. Each has a
 length, as speech has it; what it sounds like is drawn anew from (seed, epoch, index).
@@ -13,18 +13,18 @@ import numpy as np
 from jaxtyping import Float
 
 from nim4_jax.data.audio.reading import SAMPLE_RATE
-from nim4_jax.data.noise import mixing, noise_synthesis
+from nim4_jax.data.noise import mixing, noise_kinds
 from nim4_jax.data.sources import examples
 
-SYNTHETIC = ("silence", "vehicle", "music")
+SYNTHETIC = noise_kinds.choose(noise_kinds.ALONE, voices=False, recordings=False)
 """Kinds where there are no recordings of noise."""
 
-RECORDED = ("silence", "recorded", "recorded")
+RECORDED = noise_kinds.choose(noise_kinds.ALONE, voices=False, recordings=True)
 """Kinds where there are some."""
 
-_MUTE = 0.25  # share of silence that is digital
-_HUSH = (-90.0, -50.0)  # dB below full scale, the level of silence that is not
-_LOUD = (-50.0, -15.0)  # and that of noise and music
+IN_TEST_SETS = noise_kinds.list_in_test_sets(SYNTHETIC)
+"""Kinds of a fixed set that names none."""
+
 _SECONDS = (1.0, 6.0)  # length of an example of a fixed set
 _LENGTHS, _SOUNDS = 0, 1  # streams of random numbers of a fixed set
 
@@ -66,7 +66,7 @@ class Fixed:
     """
 
     def __init__(
-        self, count: int, seed: int = 0, kinds: Sequence[str] = SYNTHETIC
+        self, count: int, seed: int = 0, kinds: Sequence[str] = IN_TEST_SETS
     ) -> None:
         """Nothing is made before a record is asked for.
 
@@ -129,14 +129,14 @@ def draw(rng: np.random.Generator, kinds: Sequence[str]) -> tuple[str, float]:
         kinds: `SYNTHETIC` or `RECORDED`, each entry as likely as any other.
 
     Returns:
-        Kind, and level in dB below full scale (root mean square): −∞ for a quarter of
-        silence, the rest of it −90 to −50, everything else −50 to −15.
+        Kind, and level in dB below full scale (root mean square): −∞ for the kind's
+        share of digital silence, drawn evenly from its levels otherwise.
     """
-    kind = kinds[int(rng.integers(len(kinds)))]
+    name = kinds[int(rng.integers(len(kinds)))]
     mute, height = rng.random(2)
-    low, high = _HUSH if kind == "silence" else _LOUD
-    level = low + (high - low) * height
-    return kind, -np.inf if kind == "silence" and mute < _MUTE else level
+    kind = noise_kinds.find(name)
+    low, high = kind.level
+    return name, -np.inf if mute < kind.mute else low + (high - low) * height
 
 
 def make(
@@ -155,14 +155,11 @@ def make(
 
     Returns:
         float32 [size] in [-1, 1).
+
+    Raises:
+        ValueError: an unknown kind, or one that needs recordings and there are none.
     """
     kind, level = draw(rng, kinds or (RECORDED if read_noise else SYNTHETIC))
-    if kind == "silence":
-        samples = noise_synthesis.make_hush(rng, size)
-    elif kind == "recorded" and read_noise:
-        samples = read_noise(rng, size)
-    elif kind == "vehicle":
-        samples = noise_synthesis.make_vehicle(rng, size)
-    else:
-        samples = noise_synthesis.make_music(rng, size)
+    material = noise_kinds.Material(read_recording=read_noise)
+    samples = noise_kinds.find(kind).make(rng, size, material)
     return mixing.limit_peak(mixing.set_level(samples, level))

@@ -1,4 +1,4 @@
-"""Where examples come from: manifests, TFDS data sets, bundled sets, no speech at all.
+"""Opening of sources by specification: manifests, TFDS, bundled sets, no speech.
 
 A source is a random-access sequence of records:
 
@@ -102,12 +102,12 @@ def _open_nonspeech(spec: str) -> examples.Source:
     count, _, query = spec.removeprefix("nonspeech:").partition("?")
     wanted = manifests.parse_query(query, spec)
     seeds = wanted.pop("seed", {"0"})
-    kinds = wanted.pop("kinds", set(nonspeech.SYNTHETIC))
+    kinds = wanted.pop("kinds", set(nonspeech.IN_TEST_SETS))
     numbers = [count, *seeds]
     if wanted or len(numbers) != 2 or not all(n.isdecimal() for n in numbers):
         raise ValueError(
             f"cannot read the source {spec!r}; expected "
-            "'nonspeech:COUNT[?seed=S&kinds=silence|vehicle|music]'"
+            f"'nonspeech:COUNT[?seed=S&kinds={'|'.join(nonspeech.SYNTHETIC)}]'"
         )
     # In the order of the list, however the specification puts them.
     ordered = [kind for kind in nonspeech.SYNTHETIC if kind in kinds]

@@ -1,4 +1,4 @@
-"""The audio of a record: all of it, or the segment and the channel that it names.
+"""Decoding of a record's audio: all of it, or its segment and channel.
 
 Beside `audio`, `sample_rate` and `duration` (see sources.py) a record may have
 

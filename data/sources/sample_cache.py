@@ -1,4 +1,4 @@
-"""TODO."""
+"""A cache of decoded audio in memory, shared by the threads of a loader."""
 
 from __future__ import annotations
 

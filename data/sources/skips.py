@@ -1,4 +1,4 @@
-"""The account of examples that could not be used: none is dropped in silence."""
+"""Counts and examples of records that could not be used, by reason."""
 
 from __future__ import annotations
 

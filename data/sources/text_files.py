@@ -1,4 +1,4 @@
-"""Plain text files: a sentence a line, for tokenizers and for LLMs before any speech.
+"""Plain text files as sources: one sentence a line, with a held-out split.
 
 `sentences.txt` has a text a line, `sentences.tsv` a tag, a tab and a text; either may
 be `.gz` or `.xz`. They are UTF-8. A specification selects lines of a file:

@@ -1,4 +1,4 @@
-"""Which part of a recording a line of a manifest means.
+"""Parsing of segment times (offset, duration) in manifest lines.
 
     begin           end             who writes it so
     offset          duration        NeMo, Whisper fine-tuning sets

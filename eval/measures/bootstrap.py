@@ -1,4 +1,4 @@
-"""How sure a figure is, and whether two runs differ: the bootstrap over utterances.
+"""Bootstrap over utterances: confidence intervals and paired comparisons.
 
 A figure of a set is a ratio of sums over its utterances: errors over reference units,
 names found over names said, empty outputs over outputs. Utterances are drawn again with

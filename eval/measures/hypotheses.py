@@ -1,4 +1,4 @@
-"""What a phoneme head would hear: simulated hypotheses at a chosen phoneme error.
+"""Simulated phoneme hypotheses at a chosen phoneme error rate.
 
 Names that nobody has recorded can so be looked for by the thousand. Phonemes are taken
 for what sounds alike, lost, or made up, and the posteriors still hold a trace of what

@@ -1,4 +1,4 @@
-"""How late, and how steady, the text of streams comes: figures of their timed events.
+"""Latency and stability of streams, from their timed events.
 
 A stream's clock starts when its first sample is due, and its audio is paced in real
 time: an event that needed `heard` seconds of audio cannot come before clock = heard.

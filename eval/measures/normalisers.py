@@ -1,4 +1,4 @@
-"""What is done to texts before they are compared, and the units that are counted.
+"""Text normalisers of error rates, and the units that they count.
 
 | name    | rule                                                       | needs      |
 | ours    | nim4_jax.text.normalise, the project's own                 |            |

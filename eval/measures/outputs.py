@@ -1,4 +1,4 @@
-"""What a model writes at all: empty outputs, length, hallucinations, loops.
+"""Statistics of outputs: empty ones, length, hallucinations, loops.
 
 Where nobody speaks all that is written is too much: so there the words a minute are
 told. An utterance is without speech if its reference is empty once it is normalised.

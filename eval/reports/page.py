@@ -1,4 +1,4 @@
-"""A report as a page of sections: the same tables and listings as Markdown and as HTML.
+"""A report of sections, rendered as Markdown and as HTML.
 
 Whatever a page holds is text: every word of it is escaped where it is written, so that
 a transcript can neither end a table's cell nor run as a script.

@@ -1,4 +1,4 @@
-"""Benchmarks as data: what a system is measured on, and what to place where.
+"""The benchmarks of a sweep: sets, published error rates, and where to put the data.
 
 | group   | benchmarks                                                       |
 | paper   | NIM4-ASR's 15 public sets, which are not ours to ship            |

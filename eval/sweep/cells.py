@@ -134,13 +134,3 @@ def read_folder(path: Path) -> Cell:
         facts["summary"],
         rows,
     )
-
-
-def read_all(folder: str) -> list[Cell]:
-    """All cells that a sweep has finished, by name.
-
-    Raises:
-        OSError: a file is missing.
-        ValueError: one is damaged.
-    """
-    return [read_folder(path) for path in sorted(Path(folder, "cells").glob("[!.]*"))]

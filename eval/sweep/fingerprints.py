@@ -1,4 +1,4 @@
-"""What a cell of a sweep hangs on besides its settings: recordings and code.
+"""Fingerprints of recordings and code, which decide whether a stored cell is valid.
 
 Files are told apart by their size and content, never by dates: hosts that share a sweep
 may have copies of their own.

@@ -1,4 +1,4 @@
-"""What tells a model from another: a checksum of its file or checkpoint."""
+"""The identity of a model: a checksum of its file or checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep measures: models and peers, in a mode, with hotwords.
+"""The systems of a sweep: models and peers, in a mode, with hotwords.
 
 | mode      | what is heard                                                          |
 | offline   | whole recordings, in batches                                           |

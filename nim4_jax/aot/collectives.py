@@ -1,4 +1,4 @@
-"""What devices say to each other in a compiled program: kinds, counts, bytes."""
+"""Collectives in compiled programs: kinds, counts and bytes, read from the HLO text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compile a step for devices that are not here, and say what it would take of them."""
+"""Ahead-of-time compilation of a step for absent devices: memory, FLOPs, traffic."""
 
 from __future__ import annotations
 

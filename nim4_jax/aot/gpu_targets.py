@@ -1,4 +1,4 @@
-"""What XLA's CUDA compiler must know of a GPU that is not here."""
+"""GPU target descriptions that XLA's CUDA compiler needs where there is no GPU."""
 
 H100 = """
 gpu_device_info {

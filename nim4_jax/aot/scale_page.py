@@ -1,4 +1,4 @@
-"""The page of what full-size stages take: tables of compiled programs' reports."""
+"""Tables of the compile reports of full-size stages, as a Markdown page."""
 
 from __future__ import annotations
 

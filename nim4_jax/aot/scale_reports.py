@@ -1,4 +1,4 @@
-"""Reports of full-size stages, each compiled in a process of its own, and kept."""
+"""Compile reports of full-size stages, each made in its own process and cached."""
 
 from __future__ import annotations
 

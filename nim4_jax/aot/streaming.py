@@ -64,7 +64,7 @@ def compile_tick(
                 "remat": "none",
                 "rows": streams,
                 "seconds": sizes.seconds,
-                "tokens": sizes.draft,
+                "tokens": sizes.draft_tokens,
                 "flops": {},
                 "audio_seconds": streams * sizes.seconds,
                 "llm_tokens": float(streams * sizes.speech_tokens),

@@ -1,4 +1,4 @@
-"""Devices that are not here, for which programs can be compiled all the same.
+"""Device topologies (TPU slices, GPUs) to compile for without having them.
 
 libtpu compiles for any TPU topology on any Linux machine, and so does JAX's CUDA plugin
 for a GPU of which it is told the facts.

@@ -1,1 +1,1 @@
-"""Names for the prompt while training: keywords, what sounds like them, the draw."""
+"""Contextual biasing data: keywords of a corpus, distractors, the hints of a prompt."""

@@ -1,4 +1,4 @@
-"""Which names stand in the prompt of one training utterance.
+"""Sampling of the hints (keywords and distractors) in an utterance's training prompt.
 
 An LLM that always sees the right name copies it, one that sees it too seldom ignores
 the prompt. So some hints are said, some only sound like what is said, some have nothing

@@ -1,4 +1,4 @@
-"""What sounds like a keyword: homophones, and names that are nearly said the same.
+"""Distractors of a keyword: names that sound like it, nearest first.
 
 Keys (phoneme sequences) of one length stand in a trie. The edit distance to all of them
 is worked out along it, row by row: keys that begin alike share rows, and a branch that

@@ -1,4 +1,4 @@
-"""Keywords of a training corpus: the set S, and those that each utterance says.
+"""The keyword set S of a training corpus, and the keywords of each utterance.
 
 Who finds them is pluggable: anything that turns texts into keywords is an `Extractor`.
 

@@ -1,4 +1,4 @@
-"""Keywords by a large language model, whichever it is: a function prompt → answer."""
+"""Keyword extraction by a large language model, any function from prompt to answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keywords by counting: rare words that stand together, capitals, parts of speech."""
+"""Keyword extraction by statistics: rare word sequences, capitals, parts of speech."""
 
 from __future__ import annotations
 

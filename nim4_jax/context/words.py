@@ -1,4 +1,4 @@
-"""Texts as words: where they are, what part of speech, and whether case tells."""
+"""Word segmentation of texts, with parts of speech and whether case is informative."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Text written on from a draft: one pass verifies it, then token by token.
+"""Greedy decoding that starts from a draft, as in speculative decoding.
 
-    LLM, one pass:  [cached] speech | instruction, hotwords | kept text, draft
+    LLM, one pass:  [cached] speech | instruction, hotwords | text: kept tokens, draft
 
 Each prediction of that pass stands where the token before it was read, so the pass
 tells for each token of the draft whether the LLM would have written it there. What
@@ -34,19 +34,20 @@ _BLOCK = 16  # predictions whose logits exist at once
 
 @struct.dataclass
 class Page:
-    """What the LLM reads behind its cache, and what it may write.
+    """Input of one pass behind the cache: speech, prompt suffix, old text, and limits.
 
     Attributes:
         speech: Frames [B, S, D], tokens that stay in the cache.
         suffix: Labels [B, W], instruction and hotwords.
-        draft: Labels [B, L], the old text.
-        kept: Int[Array, "B"], tokens of it that stay whatever the LLM thinks.
+        text: Labels [B, L], the old text.
+        kept: Int[Array, "B"], tokens of it that stay whatever the LLM thinks; those
+            behind them are the draft.
         limits: Int[Array, "B"], tokens of the new text; 0 leaves the old one.
     """
 
     speech: Frames
     suffix: Labels
-    draft: Labels
+    text: Labels
     kept: Int[Array, " B"]
     limits: Int[Array, " B"]
 
@@ -76,8 +77,8 @@ def write(
         model: the whole recogniser.
         end_id: token that ends a text.
         sizes: tokens of suffix and old text together that the pass has room for, how
-            many of the text's behind the kept ones it verifies, and how many are
-            written behind those at most.
+            many of the draft it verifies at most, and how many are written behind
+            those at most.
         params: parameters.
         cache: what stands before the page.
         page: see there.
@@ -115,10 +116,10 @@ def _read(
 ) -> tuple[Float[Array, "B L D"], KVCache]:
     """The pass: states that predict the tokens behind the kept ones, and the cache."""
     width, window = sizes
-    speech, suffix, draft = page.speech, page.suffix, page.draft
+    speech, suffix, text = page.speech, page.suffix, page.text
     spoken, asked = speech.mask.shape[1], suffix.lengths()
-    drafted = jnp.minimum(draft.lengths(), page.kept + window)
-    behind = llm.apply(variables, _join(suffix, draft, width), method="embed")
+    drafted = jnp.minimum(text.lengths(), page.kept + window)
+    behind = llm.apply(variables, _join(suffix, text, width), method="embed")
     embeddings = [speech.masked().values, cast(Any, behind)]
     mask = [speech.mask, up_to(asked + drafted, width)]
     mask = jnp.concatenate(mask, axis=1)
@@ -141,18 +142,18 @@ def _verify(
     page: Page, predicted: Int[Array, "B L"], scores: Float[Array, "B L"]
 ) -> Written:
     """The text as far as the draft stays."""
-    draft, kept, window = page.draft, page.kept, predicted.shape[1] - 1
-    drafted = jnp.minimum(draft.lengths(), kept + window)
+    text, kept, window = page.text, page.kept, predicted.shape[1] - 1
+    drafted = jnp.minimum(text.lengths(), kept + window)
     number = jnp.arange(window + 1, dtype=jnp.int32)[None]
-    place, last = kept[:, None] + number, draft.ids.shape[1] - 1
-    old = jnp.take_along_axis(draft.ids, jnp.minimum(place, last), axis=1)
+    place, last = kept[:, None] + number, text.ids.shape[1] - 1
+    old = jnp.take_along_axis(text.ids, jnp.minimum(place, last), axis=1)
     agree = (predicted == old) & (place < drafted[:, None])
     accepted = jnp.sum(jnp.cumprod(agree, axis=1), axis=1, dtype=jnp.int32)
     accepted = jnp.clip(accepted, 0, jnp.maximum(page.limits - kept, 0))
-    stays = jnp.where(page.limits > 0, kept + accepted, draft.lengths())
+    stays = jnp.where(page.limits > 0, kept + accepted, text.lengths())
     verified = number < accepted[:, None]
     return Written(
-        tokens=jnp.where(up_to(stays, last + 1), draft.ids, 0),
+        tokens=jnp.where(up_to(stays, last + 1), text.ids, 0),
         length=stays,
         stable=kept,
         log_prob=jnp.sum(jnp.where(verified, scores, 0.0), axis=1),
@@ -162,8 +163,8 @@ def _verify(
     )
 
 
-def _join(suffix: Labels, draft: Labels, width: int) -> Int[Array, "B L"]:
-    """The draft right behind each row's suffix, in so many columns."""
+def _join(suffix: Labels, text: Labels, width: int) -> Int[Array, "B L"]:
+    """The old text right behind each row's suffix, in so many columns."""
     column = jnp.arange(width, dtype=jnp.int32)[None]
     behind = column - suffix.lengths()[:, None]
 
@@ -172,7 +173,7 @@ def _join(suffix: Labels, draft: Labels, width: int) -> Int[Array, "B L"]:
         place = jnp.broadcast_to(place, behind.shape)
         return jnp.take_along_axis(ids, place, axis=1)
 
-    return jnp.where(behind < 0, pick(suffix.ids, column), pick(draft.ids, behind))
+    return jnp.where(behind < 0, pick(suffix.ids, column), pick(text.ids, behind))
 
 
 def _write_on(llm: Qwen3, variables, loop: _Loop, end_id: int, limits) -> _Loop:

@@ -1,4 +1,4 @@
-"""Where utterances begin and end in an endless stream: detectors of speech, one judge.
+"""Endpointing: the starts and ends of utterances, from a detector's probabilities.
 
 A detector gives each frame of audio a probability of speech; `judge` turns these into
 boundaries. All states are explicit values, so one detector serves any number of
@@ -26,7 +26,7 @@ END = "end"
 
 @dataclasses.dataclass(frozen=True)
 class EndpointConfig:
-    """When speech begins and when it is over.
+    """Thresholds and durations of endpointing.
 
     Attributes:
         threshold: probability at which speech may begin.
@@ -81,7 +81,7 @@ class Boundary:
 
 @dataclasses.dataclass(frozen=True)
 class EndpointState:
-    """What the judge remembers of a stream; the default is a stream before its audio.
+    """Endpointing state of a stream; the default is that before its audio.
 
     Attributes:
         position: samples judged.
@@ -144,16 +144,17 @@ def judge(
 
 
 def _await_end(config, state, probability, frame):
-    after = dataclasses.replace(state, position=state.position + frame)
+    # For every frame of every stream: dataclasses.replace takes ten times longer.
+    position, quiet = state.position + frame, state.quiet
     if probability >= config.threshold:
-        return dataclasses.replace(after, quiet=0), None
-    if probability >= config.release:
-        return after, None
-    quiet = state.quiet + frame
-    if quiet < _to_samples(config.end_silence):
-        return dataclasses.replace(after, quiet=quiet), None
-    end = after.position
-    return EndpointState(end, floor=end), Boundary(END, end, end)
+        quiet = 0
+    elif probability < config.release:
+        quiet += frame
+        if quiet >= _to_samples(config.end_silence):
+            ended = EndpointState(position, floor=position)
+            return ended, Boundary(END, position, position)
+    # While somebody speaks no burst is remembered.
+    return EndpointState(position, state.floor, speaking=True, quiet=quiet), None
 
 
 def _await_start(config, state, probability, frame):
@@ -224,7 +225,7 @@ class Detector(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class BlankState:
-    """What the CTC detector remembers of a stream.
+    """State of the CTC blank detector for a stream.
 
     Attributes:
         recent: float32, 1 − p(blank) of the frames that still count.

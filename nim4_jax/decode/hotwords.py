@@ -1,4 +1,4 @@
-"""Names found in what is heard: lists of them, and a recogniser that does it."""
+"""Decoding with hotwords: names found in a first pass are hints in the second."""
 
 from __future__ import annotations
 

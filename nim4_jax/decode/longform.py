@@ -1,33 +1,54 @@
-"""Transcribe recordings of any length: cut where nobody speaks, decoded in batches."""
+"""Transcription of recordings of any length: cut at pauses, decoded in batches."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 from nim4_jax.data.audio import channels, reading
-from nim4_jax.decode import segments
-from nim4_jax.decode.endpoint import Detector, EndpointConfig
 from nim4_jax.decode.hotwords import FindingRecogniser, NameFinder
 from nim4_jax.decode.recogniser import BatchRecogniser, Loaded
-from nim4_jax.decode.segments import AudioBatch, Batcher, Segment
+from nim4_jax.decode.segments import AudioBatch, Batcher, Cutter
 from nim4_jax.decode.silero import Silero
 from nim4_jax.decode.transcripts import Passage, Recording
 
 VADS = ("silero", "none")
 
-
 _BLOCK_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How recordings are transcribed.
+
+    Attributes:
+        batch: most segments at once.
+        vad: one of VADS: recordings longer than the largest shape are cut where nobody
+            speaks and their silence is left out, or ("none") cut at quiet places.
+        timings: whether words get times and confidences.
+        hints: names for every prompt.
+        names: to be looked for in a first pass, for the prompts of the second.
+    """
+
+    batch: int = 8
+    vad: str = "silero"
+    timings: bool = True
+    hints: Sequence[str] = ()
+    names: NameFinder | None = None
+
+
+DEFAULT = Options()
 
 
 def transcribe_files(
     loaded: Loaded,
     paths: Sequence[str | tuple[str, channels.Channel]],
-    **options: Any,
+    options: Options = DEFAULT,
+    *,
+    show_progress: bool = False,
 ) -> Iterator[Recording]:
     """Transcribe files, segments of all of them together in batches.
 
@@ -35,7 +56,8 @@ def transcribe_files(
         loaded: the model and its shapes; segments are as long as the largest shape.
         paths: audio files of any format, rate, channels and length, each alone or with
             the channel of it that is heard.
-        **options: of `transcribe_recordings`.
+        options: how.
+        show_progress: whether a bar is drawn on stderr.
 
     Yields:
         Recordings in the order of the paths, see `transcribe_recordings`.
@@ -45,18 +67,16 @@ def transcribe_files(
     """
     given = [path if isinstance(path, tuple) else (path, "mix") for path in paths]
     recordings = [Recording(path, channel=channel) for path, channel in given]
-    return transcribe_recordings(loaded, recordings, **options)
+    return transcribe_recordings(
+        loaded, recordings, options, show_progress=show_progress
+    )
 
 
 def transcribe_recordings(
     loaded: Loaded,
     recordings: list[Recording],
+    options: Options = DEFAULT,
     *,
-    batch: int = 8,
-    vad: str = "silero",
-    timings: bool = True,
-    hints: Sequence[str] = (),
-    names: NameFinder | None = None,
     show_progress: bool = False,
 ) -> Iterator[Recording]:
     """Transcribe recordings, segments of all of them together in batches.
@@ -66,12 +86,7 @@ def transcribe_recordings(
     Args:
         loaded: the model and its shapes; segments are as long as the largest shape.
         recordings: nothing of which is read yet.
-        batch: most segments at once.
-        vad: one of VADS: recordings longer than the largest shape are cut where nobody
-            speaks and their silence is left out, or ("none") cut at quiet places.
-        timings: whether words get times and confidences.
-        hints: names for every prompt.
-        names: to be looked for in a first pass, for the prompts of the second.
+        options: how.
         show_progress: whether a bar is drawn on stderr.
 
     Yields:
@@ -82,25 +97,23 @@ def transcribe_recordings(
     Raises:
         ValueError: an unknown vad.
     """
-    options = {"batch": batch, "vad": vad, "timings": timings, "hints": hints}
     emitted = 0
-    done = _transcribe_batches(
-        loaded, recordings, names=names, show_progress=show_progress, **options
-    )
-    for _ in done:
+    for _ in _transcribe_batches(loaded, recordings, options, show_progress):
         while emitted < len(recordings) and _is_complete(recordings[emitted]):
             yield recordings[emitted]
             emitted += 1
     yield from recordings[emitted:]
 
 
-def follow(loaded: Loaded, recording: Recording, **options: Any) -> Iterator[Passage]:
+def follow(
+    loaded: Loaded, recording: Recording, options: Options = DEFAULT
+) -> Iterator[Passage]:
     """Transcribe one recording while it is read.
 
     Args:
         loaded: the model and its shapes.
         recording: nothing of which is read yet; it gets its passages as they are done.
-        **options: of `transcribe_recordings`.
+        options: how.
 
     Yields:
         Its passages in the order of time, each as soon as none before it is missing.
@@ -110,7 +123,7 @@ def follow(loaded: Loaded, recording: Recording, **options: Any) -> Iterator[Pas
         ValueError: an unknown vad.
     """
     told = 0
-    for _ in _transcribe_batches(loaded, [recording], **options):
+    for _ in _transcribe_batches(loaded, [recording], options, False):
         missing = min(recording.waiting, default=float("inf"))
         settled = [p for p in recording.passages if p.start < missing]
         yield from settled[told:]
@@ -120,25 +133,17 @@ def follow(loaded: Loaded, recording: Recording, **options: Any) -> Iterator[Pas
 
 
 def _transcribe_batches(
-    loaded: Loaded,
-    recordings: list[Recording],
-    *,
-    batch: int = 8,
-    vad: str = "silero",
-    timings: bool = True,
-    hints: Sequence[str] = (),
-    names: NameFinder | None = None,
-    show_progress: bool = False,
+    loaded: Loaded, recordings: list[Recording], options: Options, show_progress: bool
 ) -> Iterator[None]:
     """`transcribe_recordings`, batch by batch: what is done stands in them."""
+    vad, batch = options.vad, options.batch
     if vad not in VADS:
         raise ValueError(f"vad {vad!r} is unknown; use one of {VADS}.")
     recogniser = loaded.recogniser
-    if names is not None:
-        recogniser = FindingRecogniser(recogniser, names)
-    detector = Silero() if vad == "silero" else None
-    limit = loaded.bucket_seconds[-1]
-    total, count = _survey(recordings, limit)
+    if options.names is not None:
+        recogniser = FindingRecogniser(recogniser, options.names)
+    cutter = Cutter(loaded.bucket_seconds[-1], Silero if vad == "silero" else None)
+    total, count = _survey(recordings, cutter.limit)
     rows = 1
     while rows < min(batch, count):
         rows *= 2
@@ -146,8 +151,8 @@ def _transcribe_batches(
     batcher = Batcher(loaded.bucket_seconds, (rows,) * len(loaded.bucket_seconds))
     bar = tqdm(total=round(total), unit="s", disable=None if show_progress else True)
     with bar:
-        for ready in _iterate_batches(recordings, batcher, limit, detector):
-            _finish(recogniser, ready, recordings, timings, hints)
+        for ready in batcher.gather(_cut_all(recordings, cutter)):
+            _finish(recogniser, ready, recordings, options)
             bar.update(round(sum(each.progress for each in recordings)) - bar.n)
             yield
 
@@ -184,18 +189,15 @@ def _measure(recording: Recording) -> float:
     )
 
 
-def _iterate_batches(
-    recordings: list[Recording],
-    batcher: Batcher,
-    limit: float,
-    detector: Detector | None,
-) -> Iterator[AudioBatch]:
-    """Full batches as the files are read, what is left at the end."""
+def _cut_all(
+    recordings: list[Recording], cutter: Cutter
+) -> Iterator[tuple[tuple[int, float], np.ndarray]]:
+    """Segments under (number of the recording, start in s), as the files are read."""
     for number, recording in enumerate(recordings):
         try:
-            for segment in _cut(_read(recording), limit, detector):
+            for segment in cutter.cut(_read(recording)):
                 recording.waiting[segment.start] = len(segment.samples)
-                yield from batcher.add((number, segment.start), segment.samples)
+                yield (number, segment.start), segment.samples
             if not recording.samples:
                 raise reading.AudioError(
                     "zero length", recording.path, "it holds no sample"
@@ -203,7 +205,6 @@ def _iterate_batches(
         except (reading.AudioError, OSError) as error:
             recording.error, recording.cause = str(error), error
         recording.read = True
-    yield from batcher.flush()
 
 
 def _read(recording: Recording) -> Iterator[np.ndarray]:
@@ -236,33 +237,17 @@ def _open_blocks(recording: Recording) -> Iterator[np.ndarray]:
     )
 
 
-def _cut(
-    blocks: Iterator[np.ndarray], limit: float, detector: Detector | None
-) -> Iterable[Segment]:
-    """Segments; a recording that fits in one is heard whole, speech or not."""
-    if detector is None:
-        return segments.cut(blocks, limit)
-    head: list[np.ndarray] = []
-    room = round(limit * reading.SAMPLE_RATE)
-    while room >= 0 and (block := next(blocks, None)) is not None:
-        head.append(block)
-        room -= len(block)
-    if room >= 0:
-        return segments.cut(head, limit)
-    whole = itertools.chain(head, blocks)
-    return segments.cut_speech(whole, detector, EndpointConfig(), limit)
-
-
 def _finish(
     recogniser: BatchRecogniser | FindingRecogniser,
     batch: AudioBatch,
     recordings: list[Recording],
-    timings: bool,
-    hints: Sequence[str],
+    options: Options,
 ) -> None:
     """Transcribe a batch and hand each transcript to its recording."""
-    given = [hints] * len(batch.audio.mask) if hints else None
-    transcripts = recogniser.transcribe(batch.audio, hints=given, timings=timings)
+    given = [options.hints] * len(batch.audio.mask) if options.hints else None
+    transcripts = recogniser.transcribe(
+        batch.audio, hints=given, timings=options.timings
+    )
     for (number, start), transcript in zip(batch.keys, transcripts):
         recording = recordings[number]
         recording.add(start, transcript)

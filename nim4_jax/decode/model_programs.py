@@ -1,4 +1,4 @@
-"""A trained model's programs: audio in, phonemes and tokens out, whole or streamed."""
+"""Jitted programs of a live model: audio to phonemes and tokens, whole or streamed."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def hear(model: Asr, params: Params, audio: Frames, chunking: Chunking) -> Heard
 
 @dataclasses.dataclass(frozen=True)
 class AnswerSettings:
-    """What the answer to a whole recording is compiled for.
+    """Static arguments of the program that transcribes whole recordings.
 
     Attributes:
         prompt: token ids around the speech.

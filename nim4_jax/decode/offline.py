@@ -58,7 +58,7 @@ class _Loop:
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """When a row ends.
+    """Stopping criteria of generation, for each row.
 
     Attributes:
         max_new_tokens: size of the result, ≥ 1; the cache holds L + max_new_tokens.
@@ -74,7 +74,7 @@ class Stop:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen.
+    """Sampling settings: temperature, top-k, nucleus.
 
     Attributes:
         temperature: the number 0 is greedy; an array must be positive.

@@ -1,4 +1,4 @@
-"""What a recogniser asks of its device, and what it gets back.
+"""The interface between a recogniser and its device programs, live or exported.
 
 `ModelPrograms` compiles a model for it, `serving.bundle` loads what was exported. All
 else of a recogniser is on the host, and the same with both.
@@ -27,7 +27,7 @@ WRITES = {"adaptor": "adaptor", "llm": "LLM"}
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How many tokens an answer may have: first + per_second · seconds, at most `most`.
+    """Limit on the tokens of an answer: first + per_second · seconds, at most `most`.
 
     A model that repeats itself is stopped by it, and so is the loop over a batch.
     """
@@ -43,7 +43,7 @@ class Budget:
 
 @struct.dataclass
 class Heard:
-    """What the phoneme head heard in recordings or chunks.
+    """Output of the phoneme head for recordings or chunks.
 
     Attributes:
         log_probs: Float[Array, "B U P"], natural log.
@@ -60,7 +60,7 @@ class Heard:
 
 @struct.dataclass
 class Generation:
-    """What the LLM wrote after each prompt, left aligned.
+    """Tokens that the LLM generated for each prompt, left aligned.
 
     Attributes:
         tokens: Int[Array, "B L"]; 0 behind the mask.
@@ -80,7 +80,7 @@ class Generation:
 
 @struct.dataclass
 class Arrival:
-    """What a tick is given; a row each of the streams that take part.
+    """Arguments of a tick; a row for each stream that takes part.
 
     Attributes:
         slots: Int[Array, "B"], the stream; one that does not exist fills a batch up.
@@ -115,7 +115,7 @@ class Arrival:
 
 @struct.dataclass
 class Request:
-    """What a second pass is given; a row each of the utterances that are complete.
+    """Arguments of a second pass; a row for each complete utterance.
 
     Attributes:
         slots: Int[Array, "B"], the stream; one that does not exist fills a batch up.

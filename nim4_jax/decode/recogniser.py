@@ -1,4 +1,4 @@
-"""Audio in, transcripts out: a model's programs with all that they need to be used."""
+"""The batch recogniser: padded audio to transcripts with phonemes and timings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nim4_jax.types import Frames, Labels
 
 @dataclasses.dataclass(frozen=True)
 class Transcript:
-    """What one row of audio became.
+    """The transcript of one row of audio, with tokens, words and phonemes.
 
     Attributes:
         text: transcript, "" for silence.
@@ -43,7 +43,7 @@ class Transcript:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BatchRecogniser:
-    """A model ready to listen.
+    """A loaded model with its tokenizer, for batches of audio.
 
     Attributes:
         programs: of the model.

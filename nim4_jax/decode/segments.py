@@ -1,9 +1,10 @@
-"""Long audio cut where it is quietest or where nobody speaks, and pieces gathered."""
+"""Segmentation of long recordings at pauses, and batching of the segments."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -138,6 +139,57 @@ def cut_speech(
     yield from gathering.release(gathering.received + _GAP)
 
 
+class Cutter:
+    """Cuts recordings into segments that fit the largest shape.
+
+    A recording that fits is one segment, speech or not. Of a longer one only the speech
+    is kept, as `cut_speech` cuts it; without a detector it is cut as `cut` does.
+
+    Attributes:
+        limit: seconds of the longest segment.
+    """
+
+    def __init__(self, limit: float, make_detector: Callable[[], Detector] | None):
+        """Nothing is loaded yet.
+
+        Args:
+            limit: seconds, at least 0.4.
+            make_detector: makes the detector of speech, once, for the first recording
+                that does not fit; None for no detector.
+        """
+        self.limit = limit
+        self._make_detector = make_detector
+        self._detector: Detector | None = None
+
+    def cut(self, blocks: Iterable[np.ndarray]) -> Iterator[Segment]:
+        """The segments of a recording.
+
+        Args:
+            blocks: float32 [S] pieces of the recording, in order.
+
+        Yields:
+            Segments in order; none of a long recording in which nobody speaks.
+
+        Raises:
+            ValueError: a limit below 0.4 s.
+        """
+        if self._make_detector is None:
+            yield from cut(blocks, self.limit)
+            return
+        head: list[np.ndarray] = []
+        blocks = iter(blocks)
+        room = round(self.limit * SAMPLE_RATE)
+        while room >= 0 and (block := next(blocks, None)) is not None:
+            head.append(block)
+            room -= len(block)
+        if room >= 0:
+            yield from cut(head, self.limit)
+            return
+        self._detector = self._detector or self._make_detector()
+        whole = itertools.chain(head, blocks)
+        yield from cut_speech(whole, self._detector, EndpointConfig(), self.limit)
+
+
 class _Gathering:
     """Utterances on their way into segments, and the audio that these may need.
 
@@ -221,22 +273,46 @@ class Batcher:
     Attributes:
         bucket_seconds: lengths of the shapes, growing.
         rows: rows of each shape.
+        long_alone: whether a piece that is longer than the largest shape comes alone,
+            in a batch of its own length.
     """
 
-    def __init__(self, bucket_seconds: Sequence[float], rows: Sequence[int]):
+    def __init__(
+        self,
+        bucket_seconds: Sequence[float],
+        rows: Sequence[int],
+        *,
+        long_alone: bool = False,
+    ):
+        self.long_alone = long_alone
         self.bucket_seconds = tuple(bucket_seconds)
         self.rows = tuple(rows)
         self._sizes = [round(seconds * SAMPLE_RATE) for seconds in bucket_seconds]
         self._pending: list[list[tuple[Any, np.ndarray]]] = [[] for _ in rows]
 
+    def gather(self, pieces: Iterable[tuple[Any, np.ndarray]]) -> Iterator[AudioBatch]:
+        """Batches of (key, samples), and what is left at the end.
+
+        Raises:
+            ValueError: see `add`.
+        """
+        for key, samples in pieces:
+            yield from self.add(key, samples)
+        yield from self.flush()
+
     def add(self, key: Any, samples: np.ndarray) -> Iterator[AudioBatch]:
         """Take a piece in; yields a batch when that fills one.
 
         Raises:
-            ValueError: it is longer than the largest shape.
+            ValueError: it is longer than the largest shape, and not `long_alone`.
         """
         place = int(np.searchsorted(self._sizes, len(samples)))
         if place == len(self._sizes):
+            if self.long_alone:
+                mask = np.ones((1, len(samples)), bool)
+                audio = Frames(jnp.asarray(samples[None]), jnp.asarray(mask))
+                yield AudioBatch((key,), audio)
+                return
             raise ValueError(
                 f"{key}: {len(samples) / SAMPLE_RATE:.2f} s of audio, the largest "
                 f"shape holds {self.bucket_seconds[-1]} s; cut it first."

@@ -42,7 +42,7 @@ _ROWS = 4
 
 @dataclasses.dataclass(frozen=True)
 class SileroState:
-    """What Silero remembers of a stream.
+    """Recurrent state of Silero for a stream.
 
     Attributes:
         hidden: float32 [2, 128], output and cell of the LSTM.

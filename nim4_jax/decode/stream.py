@@ -1,12 +1,13 @@
-"""Streaming on the device: one state for many streams, one program per chunk of audio.
+"""The streaming step on the device: one state and one jitted program for B streams.
 
 A tick takes the next chunk of some streams:
 
     audio ─ features ─ encoder (caches of `left` chunks) ─ adaptor ─ speech tokens
     LLM, one pass:  [prompt's start and speech so far, cached] speech | instruction,
-                    hotwords | text so far, whose end is only a draft
+                    hotwords | text so far: kept tokens, draft
     of the draft stays what the LLM would still write (greedy verification), then it
-    writes on, token by token.
+    writes on, token by token. `_find_kept` and `_find_stable` say which tokens are kept
+    and which are the draft of the next chunk.
 
 The speech stays in the cache for good, what comes after it is forgotten: the next chunk
 goes before it. So the text equals greedy decoding of the whole prompt that begins with
@@ -107,7 +108,7 @@ def _init(
 
 @dataclasses.dataclass(frozen=True)
 class PassSettings:
-    """What a tick or a second pass is compiled for.
+    """Static arguments of a tick or a second pass.
 
     Attributes:
         config: sizes.
@@ -162,20 +163,17 @@ def _tick(model, settings, params, state, arrival):
         model, config, params, streams, arrival.audio
     )
     chunks = streams.chunks + 1
-    kept = jnp.maximum(streams.stable, streams.length - config.rollback)
-    kept = jnp.where(chunks <= config.free_chunks, 0, kept)
-    kept = jnp.minimum(kept, streams.length)
-    draft = Labels(streams.tokens, drafts.up_to(streams.length, config.text_tokens))
+    kept = _find_kept(config, streams, chunks)
+    text = Labels(streams.tokens, drafts.up_to(streams.length, config.text_tokens))
     written, cache = drafts.write(
         model,
         settings.end_id,
-        (settings.width, config.draft, config.new_tokens),
+        (settings.width, config.draft_tokens, config.new_tokens),
         params,
         streams.cache,
-        drafts.Page(speech, arrival.suffix, draft, kept, arrival.limits),
+        drafts.Page(speech, arrival.suffix, text, kept, arrival.limits),
     )
-    stable = jnp.maximum(kept, written.length - config.rollback)
-    stable = jnp.where(chunks < config.free_chunks, 0, stable)
+    stable = _find_stable(config, kept, written.length, chunks)
     written = dataclasses.replace(written, stable=stable)
     streams = StreamState(
         encoder=encoder,
@@ -189,6 +187,29 @@ def _tick(model, settings, params, state, arrival):
     if arrival.slots is None:
         return _keep_others(state, arrival.active, streams), heard, written
     return _put(state, arrival.slots, streams), heard, written
+
+
+def _find_kept(
+    config: StreamConfig, streams: StreamState, chunks: Int[Array, " B"]
+) -> Int[Array, " B"]:
+    """Tokens of the old text that this tick keeps; those behind them are its draft.
+
+    All but the last `unstable_tokens`, and none in the first `free_chunks` chunks.
+    """
+    kept = jnp.maximum(streams.stable, streams.length - config.unstable_tokens)
+    kept = jnp.where(chunks <= config.free_chunks, 0, kept)
+    return jnp.minimum(kept, streams.length)
+
+
+def _find_stable(
+    config: StreamConfig,
+    kept: Int[Array, " B"],
+    length: Int[Array, " B"],
+    chunks: Int[Array, " B"],
+) -> Int[Array, " B"]:
+    """Tokens of the new text that the next tick will keep: `_find_kept`, told ahead."""
+    stable = jnp.maximum(kept, length - config.unstable_tokens)
+    return jnp.where(chunks < config.free_chunks, 0, stable)
 
 
 def finish(
@@ -218,14 +239,14 @@ def _finish(model, settings, params, state, request):
     config = settings.config
     slots = request.slots
     streams = _take(state, slots)
-    draft = Labels(streams.tokens, drafts.up_to(streams.length, config.text_tokens))
+    text = Labels(streams.tokens, drafts.up_to(streams.length, config.text_tokens))
     nothing = Frames(
         jnp.zeros(
             (slots.shape[0], 0, model.config.llm.width), model.config.policy.dtype
         ),
         jnp.zeros((slots.shape[0], 0), bool),
     )
-    page = drafts.Page(nothing, request.suffix, draft, request.kept, request.limits)
+    page = drafts.Page(nothing, request.suffix, text, request.kept, request.limits)
     sizes = settings.width, settings.width, config.new_tokens
     written, _ = drafts.write(
         model, settings.end_id, sizes, params, streams.cache, page

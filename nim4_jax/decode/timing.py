@@ -1,4 +1,4 @@
-"""When each word of a transcript was said, and how sure the phoneme head is of it.
+"""Word times and confidences from forced alignment with the phoneme head.
 
 The transcript's phonemes are aligned with the CTC posteriors; a word lasts from its
 first phoneme's first frame to its last phoneme's last frame. The LLM that wrote the
@@ -62,6 +62,18 @@ def spell_words(text: str) -> list[tuple[str, list[int]]]:
         spoken[word].extend(phonemes.PHONEME_IDS[sound] for sound in sounds)
         position = found + len(unit)
     return [(word, ids) for (word, _, _), ids in zip(spans, spoken)]
+
+
+def warm_up() -> None:
+    """Load and compile now what the first words to be timed would wait for.
+
+    These are dictionaries and the letter-to-sound model, which every new installation
+    compiles once: up to some ten seconds.
+    """
+    # In the dictionary, in none, and Chinese.
+    text = "ready zblorf 准备"
+    even = np.full((4 * len(text), len(phonemes.INVENTORY)), -5.0, np.float32)
+    time_words(text, even, 0.04 * len(even), 0.04)
 
 
 def time_words(

@@ -1,4 +1,4 @@
-"""Transcripts of recordings, by passages, and the forms that they are given in."""
+"""Transcripts of recordings by segment, rendered as text, JSON, SRT or WebVTT."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Passage:
 
 @dataclasses.dataclass
 class Recording:
-    """A file on its way to a transcript.
+    """A recording in progress, and its transcript so far.
 
     Attributes:
         path: as given; what messages call it.

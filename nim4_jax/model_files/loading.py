@@ -1,4 +1,4 @@
-"""From a workdir or a snapshot to parameters, sizes and tokenizer of a model."""
+"""Loading of models: parameters, config and tokenizer of a workdir or a snapshot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained model as one file: chosen parts, LoRA merged, weights in int8."""
+"""Packing of a model into one file: chosen parts, LoRA merged, weights in int8."""
 
 from __future__ import annotations
 

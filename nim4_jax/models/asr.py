@@ -1,4 +1,4 @@
-"""The whole recogniser; the one module that knows all parts.
+"""The whole model: features, encoder, phoneme head, adaptor and LLM joined.
 
 audio → features → encoder → adaptor → LLM → text, and encoder → phoneme scores.
 Parameters exist only for the parts that a caller uses: initialising through a loss that
@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
 from nim4_jax import features as front_end
-from nim4_jax import struct
+from nim4_jax import settings, struct
 from nim4_jax.layers import Policy
 from nim4_jax.models.adaptor import Adaptor
 from nim4_jax.models.conformer import ConformerConfig
@@ -60,7 +60,9 @@ class AsrConfig:
         speech_stride: encoder frames per speech token.
     """
 
-    features: front_end.FeatureConfig | front_end.WhisperFeatures
+    features: front_end.FeatureConfig | front_end.WhisperFeatures = dataclasses.field(
+        metadata={settings.USUAL: front_end.FeatureConfig}
+    )
     encoder: ConformerConfig | WhisperEncoderConfig
     adaptor_width: int
     num_phonemes: int

@@ -120,7 +120,7 @@ class ConformerConfig:
 
 @struct.dataclass
 class BlockState:
-    """What one block remembers; scanned stacks carry a leading "layers" axis.
+    """Streaming state of one block; scanned stacks have a leading "layers" axis.
 
     Attributes:
         keys: Float [B, C, N, H] of the C cached frames.

@@ -20,7 +20,7 @@ from nim4_jax.types import Frames
 
 
 class EncoderState(Protocol):
-    """What an encoder remembers of B streams between two chunks; zeros at the start.
+    """Streaming state of an encoder for B streams; zeros at the start.
 
     Attributes:
         blocks: tree of arrays [layers, B, …].

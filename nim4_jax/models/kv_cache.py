@@ -1,4 +1,4 @@
-"""The key/value cache of the LLM: an explicit struct that goes in and comes out."""
+"""The LLM's key/value cache as an explicit struct of arrays."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _places(start: Array, batch: int, tokens: int) -> tuple[Array, Array]:
 
 
 def visible_slots(cache: KVCache, tokens: int) -> Bool[Array, "B L C"]:
-    """Who sees what, for the last `tokens` tokens of an extended cache.
+    """Attention mask over the cache for the last `tokens` tokens of an extended cache.
 
     slot real | slot at or before the token's own | visible
         1     |                 1                 |    1

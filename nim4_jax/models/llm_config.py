@@ -1,4 +1,4 @@
-"""TODO."""
+"""The LLM's configuration: shape, and which family it is of (Qwen3, Qwen2.5, Llama)."""
 
 from __future__ import annotations
 
@@ -68,14 +68,3 @@ class LLMConfig:
                 f"llm.head_dim={self.head_dim} is odd; RoPE turns pairs, use an even "
                 "number."
             )
-
-
-QWEN3_1_7B = LLMConfig(
-    vocab_size=151_936,
-    width=2048,
-    num_layers=28,
-    num_heads=16,
-    num_kv_heads=8,
-    head_dim=128,
-    ffn=6144,
-)

@@ -1,7 +1,6 @@
-"""Low-rank adaptation put into the kernels it adapts, and taken out again.
+"""Merging of LoRA matrices into the kernels that they adapt: kernel + α/r · A·B.
 
-The forward pass is `layers.Projection`'s; here are only the two directions of
-kernel' = kernel + α/r · A·B.
+The forward pass is `layers.Projection`'s.
 """
 
 from __future__ import annotations
@@ -27,32 +26,13 @@ def merge(params: Params, config: LoraConfig) -> Params:
             for name, part in params.items()
         }
     kept = {name: leaf for name, leaf in params.items() if name not in (A, B)}
-    return {**kept, "kernel": _add(params, params, config.scale)}
+    return {**kept, "kernel": _add(params, config.scale)}
 
 
-def unmerge(params: Params, adapters: Params, config: LoraConfig) -> Params:
-    """What `merge` was given.
-
-    Args:
-        params: merged.
-        adapters: parameters that hold A and B, as before merging.
-        config: with which they were trained.
-    """
-    if A not in adapters:
-        return {
-            name: unmerge(part, adapters[name], config)
-            if isinstance(part, dict)
-            else part
-            for name, part in params.items()
-        }
-    own = {name: adapters[name] for name in (A, B)}
-    return {**params, **own, "kernel": _add(params, adapters, -config.scale)}
-
-
-def _add(params: Params, adapters: Params, scale: float) -> np.ndarray:
+def _add(params: Params, scale: float) -> np.ndarray:
     """kernel + scale · A·B, float64 inside; layers on a leading axis."""
     kernel = np.asarray(params["kernel"])
-    down, up = (np.asarray(adapters[name], np.float64) for name in (A, B))
+    down, up = (np.asarray(params[name], np.float64) for name in (A, B))
     layers, rank = down.shape[0], down.shape[-1]
     product = down.reshape(layers, -1, rank) @ up.reshape(layers, rank, -1)
     return (kernel + scale * product.reshape(kernel.shape)).astype(kernel.dtype)

@@ -1,4 +1,4 @@
-"""Phoneme reader: speech tokens made from phonemes, where there is no speech.
+"""Phoneme reader: speech tokens from phonemes, for training on text without audio.
 
 A small LLM that has no pretrained weights is warmed up on text alone: its transcript is
 phonemised, the phonemes are spread over frames as a CTC head would emit them, and

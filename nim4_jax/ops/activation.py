@@ -1,4 +1,4 @@
-"""Activations of which the gradient keeps the input alone.
+"""Activation functions whose backward pass keeps only their input.
 
 Autodiff keeps what is cheap to compute again, too: two more arrays for each of these.
 """

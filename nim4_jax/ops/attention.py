@@ -1,4 +1,4 @@
-"""Grouped-query attention over masked keys; the one place that picks a kernel."""
+"""Grouped-query attention under masks, and the choice of its kernel by platform."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def choose_kernel(wanted: str, dtype: jnp.dtype, head_dim: int) -> str:
 def left_align(
     mask: Bool[Array, "B L"],
 ) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
-    """How to put the real tokens of each row first, and how to put them back.
+    """Permutations that move the real tokens of each row to the front, and back.
 
     mask    1 0 1 1     order   0 2 3 1 (take: real tokens, then padding)
                         places  0 0 1 2 (take: where each real token went)
@@ -91,7 +91,7 @@ def left_align(
 
 
 def causal_mask(mask: Bool[Array, "B L"]) -> Bool[Array, "B L L"]:
-    """Who sees whom among L tokens in layout order.
+    """Causal attention mask of L tokens in layout order.
 
     key real | key at or before the query | visible
        1     |             1              |    1

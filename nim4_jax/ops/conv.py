@@ -1,4 +1,4 @@
-"""Depthwise convolution over time that never looks past its own chunk."""
+"""Depthwise convolution over time that never looks beyond its own chunk."""
 
 from __future__ import annotations
 

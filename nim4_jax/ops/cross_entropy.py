@@ -1,4 +1,4 @@
-"""Next-token cross-entropy that never holds all logits of a large vocabulary."""
+"""Next-token cross-entropy in chunks, without the logits of all tokens in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layer and root-mean-square norm that keep little for their gradient.
+"""LayerNorm and RMSNorm whose backward pass keeps few residuals.
 
 Autodiff keeps three arrays of the input's size for each norm. Here the input itself is
 kept, which the layer beside it keeps too, and the statistics, which are small. Sums are

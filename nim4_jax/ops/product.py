@@ -1,4 +1,4 @@
-"""Matrix products with gradients of our own."""
+"""Matrix products in float32 accumulation, with custom gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From logits to tokens: greedy, temperature, top-k and nucleus sampling."""
+"""Sampling of tokens from logits: greedy, temperature, top-k and nucleus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The subsampling's convolution, with a kernel gradient of our own on CPU."""
+"""The strided convolution of the subsampling, with a custom kernel gradient on CPU."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a command does to its process: logs, errors, exit codes, caches, allocator."""
+"""Process-wide settings of a command: logs, errors, exit codes, caches, allocator."""

@@ -1,4 +1,4 @@
-"""The one folder of what commands keep and can make again."""
+"""The cache folder of the commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What compilers and devices say when a program needs more memory than there is."""
+"""Recognising out-of-memory errors of compilers and devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exit codes, and errors as one line that a person can read."""
+"""Exit codes, and errors printed as one line without a traceback."""
 
 from __future__ import annotations
 

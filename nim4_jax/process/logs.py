@@ -1,4 +1,4 @@
-"""Logging of a command, and the cache of its compiled programs."""
+"""Logging of a command, and JAX's compilation cache."""
 
 from __future__ import annotations
 

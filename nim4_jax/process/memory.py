@@ -1,4 +1,4 @@
-"""How the process's allocator serves programs that run on CPU; imports no JAX."""
+"""Settings of malloc for programs that run on CPU; imports no JAX."""
 
 from __future__ import annotations
 

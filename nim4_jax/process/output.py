@@ -1,4 +1,4 @@
-"""stdout and stderr that take any text: no name and no transcript ends a command."""
+"""stdout and stderr that never fail on a character that they cannot encode."""
 
 from __future__ import annotations
 

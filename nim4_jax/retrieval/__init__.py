@@ -1,1 +1,1 @@
-"""Hotwords: names found in what was heard, exactly and nearly."""
+"""Hotword retrieval in phoneme hypotheses: exact and approximate matching."""

@@ -1,4 +1,4 @@
-"""Exact retrieval: Aho–Corasick over phoneme ids, in flat arrays that map from disk.
+"""Exact retrieval: Aho–Corasick over phoneme ids, in memory-mapped flat arrays.
 
 States are numbered breadth first, so the children of a state are neighbours and the
 trie needs no pointers but `first`, and keys are numbered as they end. A stream's whole

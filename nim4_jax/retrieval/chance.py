@@ -1,4 +1,4 @@
-"""How often a name's phonemes occur although nobody says the name.
+"""Background probability of a name's phonemes: how often they match by chance.
 
 Phonemes know no word border: "an" is in "and", "banana" and "can". A trigram model of
 phonemes in ordinary text tells how often a sequence is to be expected.
@@ -63,7 +63,7 @@ class PhonemeBigrams:
 
 
 class Background(Protocol):
-    """What tells how often phonemes occur by chance."""
+    """The interface of background models of phonemes."""
 
     @property
     def bigrams(self) -> PhonemeBigrams:

@@ -1,4 +1,4 @@
-"""Names by how they sound: built once, checked by sums, mapped from disk.
+"""The hotword database: built once, checksummed, memory-mapped.
 
 A database is a folder of generations, see `generations`. A reader keeps what it has
 mapped while a new one takes its place.

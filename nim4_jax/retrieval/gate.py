@@ -1,4 +1,4 @@
-"""Which hits count: a budget of false ones, shared by all names of a database.
+"""Acceptance thresholds of hits from a budget of false ones shared by all names.
 
 A hit has evidence: the negative natural log of how many like it are expected by chance
 in an hour. An exact match of key k has −log chance(k); a near match has less by what
@@ -32,7 +32,7 @@ def check_near(near: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """How many false hits are borne, and of which keys.
+    """Acceptance settings: the budget of false hits, and which keys it covers.
 
     Attributes:
         false_per_minute: expected by chance, exact and near, of all keys of a database

@@ -1,4 +1,4 @@
-"""A folder whose content is replaced as a whole, while others read and write it.
+"""A folder whose content is replaced atomically while others read and write it.
 
 FOLDER/manifest.json            says which generation counts, and its files
        7/manifest.json, 7/*.npy the generation that counts

@@ -1,4 +1,4 @@
-"""From what was heard to what the prompt says."""
+"""Selection of the prompt's hints from hotword hits, within a token budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hotwords of a stream: names found in what is heard, exactly and nearly.
+"""Streaming hotword retrieval: hits updated as phonemes arrive.
 
 A stream is given the layers that it may see (everybody's, its tenant's, its own), and
 can reach no other.

@@ -1,4 +1,4 @@
-"""What a phoneme head heard of a recording: greedy phonemes and all posteriors."""
+"""Output of the phoneme head for one recording: greedy phonemes and posteriors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows that may have been said where something else was heard.
+"""Phoneme lattices from posteriors, and the windows of phonemes that they allow.
 
 A phoneme that was taken for another one, lost, or made up still shows in the
 posteriors. Between any two heard phonemes there are a few classes that the head

@@ -1,4 +1,4 @@
-"""Names that change while they are served: a large base, and what was added since.
+"""A layer of added and removed names over a large database.
 
 Both are immutable and change by replacing one reference, so a reader sees the whole of
 one moment.

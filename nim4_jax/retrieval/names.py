@@ -1,4 +1,4 @@
-"""What users list: names with how they are said, how much they count, and whose."""
+"""Lists of hotwords as users write them: names, pronunciations, weights, tenants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows of phonemes by how they sound: ScaNN over embeddings.
+"""Approximate nearest neighbours of phoneme windows: ScaNN over embeddings.
 
 A phoneme's code is a random direction, bent towards those of phonemes that are
 articulated alike; a window's embedding is the codes of its phonemes side by side. What
@@ -229,7 +229,7 @@ class PhoneticIndex:
 
 
 class Exact:
-    """What ScaNN approximates: every vector compared, by a program of JAX.
+    """Exact search, which ScaNN approximates: all vectors compared on the device.
 
     Vectors and queries are padded to powers of two, so few programs are compiled.
     """

@@ -1,4 +1,4 @@
-"""How a name may be said: phoneme ids as bytes, one reading or several."""
+"""Pronunciations of a name as phoneme ids, one byte each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of several names that were heard in one place are kept."""
+"""Resolution of overlapping hits: which of several names are kept."""
 
 from __future__ import annotations
 

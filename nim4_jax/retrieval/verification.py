@@ -1,4 +1,4 @@
-"""Whether a name that sounds like what was heard fits the acoustics too.
+"""Acoustic verification of approximate hits against the phoneme posteriors.
 
 Each frame's posteriors are taken in relation to its best class, so the greedy path
 scores 1 over any span, and a name's CTC forward score says how much less likely the
@@ -30,7 +30,7 @@ _SLACK = 1  # phonemes that may be heard behind a name before it is given up
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Acoustics:
-    """What a stream keeps of its last T frames and the R phonemes that begin in them.
+    """Posteriors of a stream's last T frames and the R phonemes that begin in them.
 
     Attributes:
         ratios: posteriors over each frame's greatest one, float32.

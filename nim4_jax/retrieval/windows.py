@@ -1,4 +1,4 @@
-"""Where near matching looks first: short windows of phonemes that mark a name.
+"""Anchor windows of names: the phoneme n-grams that approximate search looks up.
 
 A name heard with errors still has four phonemes in a row that came through nearly
 right. Each key is found by its rarest window, and by a second one well apart from it

@@ -1,1 +1,1 @@
-"""Reinforcement learning: what a transcript is worth, and what to learn from it."""
+"""Reinforcement learning: rewards of transcripts, GRPO, rollouts."""

@@ -1,4 +1,4 @@
-"""When to stop a run of reinforcement learning: drift, and numbers that are lost."""
+"""Stopping rules of a GRPO run: drift of the sampler, and non-finite numbers."""
 
 from __future__ import annotations
 

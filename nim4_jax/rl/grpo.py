@@ -116,7 +116,7 @@ def find_ratios(
     mask: Bool[Array, "B L"],
     kind: str,
 ) -> Float[Array, "B L"]:
-    """How much likelier the policy has made what was sampled; 1 behind the mask.
+    """Importance ratios π_new / π_old of tokens or sequences; 1 behind the mask.
 
     kind     | ratio of token t of row b
     token    | exp(log π(t) − log π_old(t))

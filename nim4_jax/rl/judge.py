@@ -1,4 +1,4 @@
-"""The judge: sampled tokens in, rewards out, on the host."""
+"""Rewards of sampled tokens, computed on the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GRPO as a loss for the one train step, and the writing of what it learns from.
+"""GRPO as a loss of the train step, with the sampling of its transcripts.
 
 A step is three pieces: `write` samples K transcripts of each utterance (a program), the
 host judges them, `__call__` learns (a program, the train step). `worker.RolloutWorker`

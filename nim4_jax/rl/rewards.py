@@ -1,4 +1,4 @@
-"""What a sampled transcript is worth: accuracy, length and the names it should have.
+"""Rewards of a sampled transcript: accuracy, length and expected names.
 
 R = R_acc + 0.5 · R_hallu + 0.5 · R_context, on the host, one number a transcript.
 Everything is judged after the scoring normalisation of `nim4_jax.text.normalise`.

@@ -1,4 +1,4 @@
-"""A rollout: K transcripts of each utterance, with what they earned."""
+"""A rollout: K sampled transcripts of each utterance with their rewards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rollouts: the policy writes in a program, the host judges.
+"""The rollout worker: samples from the policy on its devices, rewards on the host.
 
     worker = RolloutWorker(model, recipe)          # samples where it trains
     batch = worker.prepare(state, batch)           # host arrays; before each step
@@ -33,7 +33,7 @@ from nim4_jax.types import AsrBatch, Params
 
 
 class RolloutWorker:
-    """Who writes and judges what the policy learns from."""
+    """Samples transcripts from the policy and scores them, before each step."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Stages that train together: stage 1 publishes encoders, its followers take them."""
+"""Training of stages 1 to 3 together: in turns, or as processes side by side."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Clock = Callable[[str, float], None]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Terms:
-    """Under which the stages of a pipeline are trained.
+    """Settings under which the stages of a pipeline are trained.
 
     Attributes:
         clock: told the name of a stage and the seconds it took.

@@ -1,4 +1,4 @@
-"""Rows of a run's batches: what the config says, or what its devices have room for."""
+"""Batch sizes of a run: from the config, or from audio seconds for each device."""
 
 from __future__ import annotations
 

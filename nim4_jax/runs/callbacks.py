@@ -1,4 +1,4 @@
-"""From a config to a run's callbacks: who publishes, follows or measures drift."""
+"""The callbacks of a run, made from its config: publishing, following, drift."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REFERENCE = "reference.safetensors"
 def make_subscriber(
     made: run_settings.TrainSettings, sleep: Callable[[float], None]
 ) -> Subscriber | None:
-    """Who takes encoder releases in this run, None where nobody does.
+    """The subscriber callback of this run, None if it follows no releases.
 
     Args:
         made: the run.
@@ -53,7 +53,7 @@ def make_subscriber(
 
 
 def check_frozen(made: run_settings.TrainSettings, params: Params) -> None:
-    """Refuse to exchange what is being trained.
+    """Refuse to follow releases of parameters that the run itself trains.
 
     Raises:
         ValueError: a trained parameter belongs to what a release replaces, by path.
@@ -69,7 +69,7 @@ def check_frozen(made: run_settings.TrainSettings, params: Params) -> None:
 
 
 def check_sources(made: run_settings.TrainSettings) -> None:
-    """Refuse to compare encoders on nothing; before anything is loaded.
+    """Refuse an empty set for comparing encoders, before anything is loaded.
 
     Raises:
         ValueError: recordings to compare on are missing; says which key to set.
@@ -95,7 +95,7 @@ def make_others(
     workdir: str,
     first: Params | None,
 ) -> list[Callback]:
-    """Who publishes and who measures drift in this run.
+    """The publisher and the drift callback of this run, where its config has them.
 
     Args:
         made: the run.

@@ -18,7 +18,7 @@ _MOUNT = "/bucket"  # where a pod reads the bucket as files
 
 @dataclasses.dataclass(frozen=True)
 class Machines:
-    """What a job runs on.
+    """The machines of a job.
 
     Attributes:
         hosts: processes.

@@ -1,4 +1,4 @@
-"""Mean and variance of the features of a corpus, read as training reads it."""
+"""CMVN statistics of a corpus, read by the training pipeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state that a run begins with: a fresh one, or what it has saved.
+"""The first train state of a run: initialised, or restored from a checkpoint.
 
 Both are made where they will lie: no device ever holds more than its part.
 """

@@ -1,4 +1,4 @@
-"""One process trains in a workdir: another one is refused before it begins.
+"""A lock file that keeps two processes from training in one workdir.
 
 The lock is the kernel's (`flock`), so that of a process that died, in whatever way, is
 gone with it. Of several hosts, host 0 holds it. Nothing can be locked in an object

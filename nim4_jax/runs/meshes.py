@@ -1,4 +1,4 @@
-"""Which mesh a run gets: the config's, or what suits the stage and its devices."""
+"""The device mesh of a run: the config's, or the default for stage and accelerator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stages one after the other, each from the last; groups of them train together."""
+"""The pipeline of stages: each starts from the last, some train together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run goes on from what lies in its workdir, and when it refuses to."""
+"""Resuming of a run: what may have changed, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a config to the objects of a run, and from a checkpoint back to a model."""
+"""The settings of a run as frozen dataclasses, built from its ConfigDict."""
 
 from __future__ import annotations
 

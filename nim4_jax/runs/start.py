@@ -1,4 +1,4 @@
-"""How each command that trains begins and ends."""
+"""Set-up and shutdown that all training commands share: hosts, signals, logs."""
 
 from __future__ import annotations
 

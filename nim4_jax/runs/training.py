@@ -1,4 +1,4 @@
-"""One stage from its config to its last checkpoint."""
+"""Training of one stage, from its config to the last checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How alike two phonemes sound, from the way they are articulated.
+"""Articulatory features of phonemes, and the similarity that follows from them.
 
 Consonants are places and manners; vowels are paths through height, backness and
 rounding; finals end in a nasal or not and carry a pitch contour. The scales are ours,

@@ -1,4 +1,4 @@
-"""What a phoneme head hears for what is said: substitutions, deletions, insertions.
+"""Confusion statistics of a phoneme head: substitutions, deletions, insertions.
 
 Counts come from aligning its greedy phonemes with those of the transcript (`nim4
 confusions`), and are kept in a small JSON file. A text-only warm-up draws its errors
@@ -32,7 +32,7 @@ _DROPPED = 0.25  # share of deletions, where too little is known
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Confusions:
-    """How a phoneme head errs.
+    """Error probabilities of a phoneme head.
 
     Attributes:
         substitutes: p(b | a is heard wrongly), rows sum to 1 but for the blank's.

@@ -1,4 +1,4 @@
-"""The one prompt: what stands before and behind the speech, and the answer.
+"""Tokenisation of the prompt: the parts before and behind the speech, and the answer.
 
     <|im_start|>system
     You are a Multilingual Speech Recognition Model.<|im_end|>

@@ -1,4 +1,4 @@
-"""Signs that a reader takes for one thing: apostrophes, nothing, fractions, minus."""
+"""Unification of characters for scoring: apostrophes, zero-width, fractions, minus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pieces of the prompt; `prompt.py` puts them together."""
+"""The literal strings of the prompt; `prompt.py` puts them together."""
 
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"

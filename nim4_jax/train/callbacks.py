@@ -1,4 +1,4 @@
-"""What goes along with a run: looks at its state between two steps, and may change it.
+"""The interface of callbacks, which the training loop calls between two steps.
 
 A callback of stage 1 publishes encoders, one of stages 2 and 3 takes them, one of the
 later stages measures drift. What each has decided lies in every checkpoint.
@@ -59,14 +59,14 @@ class Callback(Protocol):
 
 
 def are_due(callbacks: Sequence[Callback], step: int, last: bool) -> bool:
-    """Whether any of them has something to do after `step` steps."""
+    """Whether any of the callbacks is due after `step` steps."""
     return any(callback.is_due(step, last) for callback in callbacks)
 
 
 def ask(
     callbacks: Sequence[Callback], state: TrainState, step: int, last: bool
 ) -> Outcome:
-    """Let those that are due act, in order, on the state that the last one left."""
+    """Call the callbacks that are due, in order, each with the last one's state."""
     binding, metrics = False, {}
     for callback in callbacks:
         if callback.is_due(step, last):

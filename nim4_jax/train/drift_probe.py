@@ -1,4 +1,4 @@
-"""The callback of stages 4 to 6: how far the encoder has gone from stage 1's."""
+"""Drift callback of stages 4 to 6: CKA and phoneme errors against stage 1's encoder."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def to_batch(arrays: Arrays) -> AsrBatch:
 
 
 def keep(state: TrainState, batch: AsrBatch) -> AsrBatch:
-    """The `Prepare` of a step that takes the batch as it is."""
+    """A `Prepare` that returns the batch unchanged."""
     del state
     return batch
 
@@ -62,7 +62,7 @@ def check_finite(
     limit: int = SKIP_LIMIT,
     where: str = "",
 ) -> bool:
-    """Tell of a step whose numbers are lost, and stop after too many of them.
+    """Log steps with a non-finite loss or gradient, and stop after too many in a row.
 
     The step has changed nothing but its counters: see `make_train_step`.
 
@@ -109,7 +109,7 @@ def check_finite(
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How far a loop runs, and what it writes.
+    """Settings of the loop: its length, and when it logs and saves.
 
     Attributes:
         steps: last step.
@@ -131,7 +131,7 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-    """What a loop calls on its way.
+    """Functions and callbacks that the loop calls.
 
     Attributes:
         callbacks: who acts between two steps.

@@ -1,4 +1,4 @@
-"""What each stage minimises: callable dataclasses over a bound model and a batch.
+"""The losses of the stages: callable dataclasses over a bound model and a batch.
 
 A loss returns sums and their denominators, never means, so that shards and
 micro-batches add up; the train step divides once. What is random of a row depends on

@@ -1,4 +1,4 @@
-"""Where each parameter and optimizer slot lies on the mesh."""
+"""Shardings of parameters and optimizer state on the mesh."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A window of steps under JAX's profiler."""
+"""Profiling of a range of steps with JAX's profiler."""
 
 from __future__ import annotations
 

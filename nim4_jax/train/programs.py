@@ -1,4 +1,4 @@
-"""The train step as compiled programs, one for each shape of a batch."""
+"""Compiled train steps, one for each batch shape."""
 
 from __future__ import annotations
 

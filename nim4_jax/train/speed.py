@@ -1,4 +1,4 @@
-"""How fast a run is, how well it uses its devices, and where the time goes.
+"""Throughput, model FLOPs utilisation and a breakdown of the time of a run.
 
 figure                       | over                | means
 perf/steps_per_second        | since last record   |
@@ -31,7 +31,7 @@ Clock = Callable[[], float]
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
-    """What a run has at its disposal.
+    """Facts of a run that throughput and MFU are computed from.
 
     Attributes:
         counter: operations of a batch; None where nobody asks for MFU.

@@ -1,4 +1,4 @@
-"""TrainState, and where its first parameters come from."""
+"""TrainState, and the initialisation of its parameters."""
 
 from __future__ import annotations
 

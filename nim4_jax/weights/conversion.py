@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +45,34 @@ class Source(Protocol):
     def get(self, name: str) -> np.ndarray:
         """One tensor."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedEncoder:
+    """An encoder of another implementation, opened: all that its import needs.
+
+    Attributes:
+        source: its tensors, unread.
+        config: the shape of our encoder.
+        origin: file or folder, for messages.
+        rules: which tensor fills which parameter.
+        is_ignored: whether a tensor of this name means nothing to us.
+        features: fields of the features that it was trained with.
+        mean: float32 [M], which is taken from the features.
+        scale: float32 [M], by which they are then multiplied.
+        check: raises ValueError where tensors that fill no parameter are others than
+            our encoder takes for granted.
+    """
+
+    source: Source
+    config: EncoderConfig
+    origin: str
+    rules: Sequence[rules.Rule]
+    is_ignored: Callable[[str], bool]
+    features: dict[str, Any]
+    mean: np.ndarray
+    scale: np.ndarray
+    check: Callable[[], None] = lambda: None
 
 
 def _shapes_of(part: str, initialise: Callable[[], Any]) -> dict[str, tuple[int, ...]]:
@@ -166,25 +195,20 @@ def import_llm(
             f"the tokenizer has {vocabulary} ids, but {origin} only embeds "
             f"{config.vocab_size}; they do not belong together."
         )
-    meta = {
-        "stage": "imported",
-        "model": {"llm": dataclasses.asdict(config)},
-        "tokenizer": TOKENIZER,
-        "phonemes": INVENTORY_HASH,
-    }
+    meta = _describe({"llm": dataclasses.asdict(config)}, TOKENIZER)
     with new_folder(out) as folder:
         move_in(source, moves, shapes, os.path.join(folder, MODEL), meta, progress)
         Path(folder, TOKENIZER).write_text(tokenizer, encoding="utf8")
     return sum(int(np.prod(shape)) for shape in shapes.values())
 
 
-def import_firered(
-    folder: str, out: str, progress: Progress = lambda done, total: None
+def import_encoder(
+    opened: OpenedEncoder, out: str, progress: Progress = lambda done, total: None
 ) -> int:
-    """Write OUT/model.safetensors: encoder and feature statistics of a FireRedASR.
+    """Write OUT/model.safetensors: an encoder and the statistics of its features.
 
     Args:
-        folder: with model.pth.tar and cmvn.ark.
+        opened: what is read.
         out: folder to make.
         progress: called with tensors done and all tensors.
 
@@ -192,78 +216,31 @@ def import_firered(
         Number of the encoder's parameters.
 
     Raises:
-        ValueError: a file is missing, harmful, or of another model.
+        ValueError: tensors that do not fit the encoder.
     """
-    weights, statistics = firered.find_files(folder)
-    source = firered.Weights(weights)
-    mean, scale = firered.read_cmvn(statistics)
-    config = source.config
-    if mean.shape != (config.num_mels,):
-        raise ValueError(
-            f"{statistics} describes {mean.size} channels, {weights} takes "
-            f"{config.num_mels}."
-        )
+    source, config = opened.source, opened.config
     shapes = encoder_shapes(config)
-    moves = rules.plan(firered.RULES, shapes)
+    moves = rules.plan(opened.rules, shapes)
     given = {name: shape for name, (shape, _) in source.specs.items()}
-    rules.check_names(moves, given, weights, firered.is_ignored)
-    meta = {
-        "stage": "imported",
-        "model": {
-            "features": {"num_mels": config.num_mels},
-            "encoder": dataclasses.asdict(config),
-        },
-        "tokenizer": "",
-        "phonemes": INVENTORY_HASH,
-    }
-    extra = {"cmvn/mean": mean, "cmvn/scale": scale}
-    with new_folder(out) as place:
-        path = os.path.join(place, MODEL)
-        move_in(source, moves, shapes, path, meta, progress, extra)
+    rules.check_names(moves, given, opened.origin, opened.is_ignored)
+    rules.check_shapes(moves, given, opened.origin)
+    opened.check()
+    model = {"features": opened.features, "encoder": dataclasses.asdict(config)}
+    extra = {"cmvn/mean": opened.mean, "cmvn/scale": opened.scale}
+    with new_folder(out) as folder:
+        path = os.path.join(folder, MODEL)
+        move_in(source, moves, shapes, path, _describe(model), progress, extra)
     return sum(int(np.prod(shape)) for shape in shapes.values())
 
 
-def import_whisper(
-    path: str, out: str, progress: Progress = lambda done, total: None
-) -> int:
-    """Write OUT/model.safetensors: the encoder of a Whisper, features not normalised.
-
-    Args:
-        path: folder or file, see `whisper.open_weights`.
-        out: folder to make.
-        progress: called with tensors done and all tensors.
-
-    Returns:
-        Number of the encoder's parameters.
-
-    Raises:
-        ValueError: a file is missing, damaged, or of another model.
-    """
-    source = whisper.open_weights(path)
-    config = source.config
-    shapes = encoder_shapes(config)
-    moves = rules.plan(whisper.RULES, shapes)
-    given = {name: shape for name, (shape, _) in source.specs.items()}
-    rules.check_names(moves, given, source.origin, source.is_ignored)
-    rules.check_shapes(moves, given, source.origin)
-    whisper.check_positions(source)
-    meta = {
+def _describe(model: dict[str, Any], tokenizer: str = "") -> dict[str, Any]:
+    """Facts of an imported snapshot."""
+    return {
         "stage": "imported",
-        "model": {
-            "features": dataclasses.asdict(WhisperFeatures(num_mels=config.num_mels)),
-            "encoder": dataclasses.asdict(config),
-        },
-        "tokenizer": "",
+        "model": model,
+        "tokenizer": tokenizer,
         "phonemes": INVENTORY_HASH,
     }
-    extra = {
-        "cmvn/mean": np.zeros(config.num_mels, np.float32),
-        "cmvn/scale": np.ones(config.num_mels, np.float32),
-    }
-    with new_folder(out) as place:
-        file = os.path.join(place, MODEL)
-        move_in(source, moves, shapes, file, meta, progress, extra)
-    return sum(int(np.prod(shape)) for shape in shapes.values())
 
 
 def export_llm(
@@ -345,6 +322,60 @@ def open_gguf(path: str, tokenizer: str = "") -> tuple[GgufFile, LLMConfig, str]
     """
     file = GgufFile(path)
     return file, file.config, _read(tokenizer) if tokenizer else file.make_tokenizer()
+
+
+def open_firered(folder: str) -> OpenedEncoder:
+    """The encoder of a FireRedASR.
+
+    Args:
+        folder: with model.pth.tar and cmvn.ark.
+
+    Raises:
+        ValueError: a file is missing, harmful, or of another model.
+    """
+    weights, statistics = firered.find_files(folder)
+    source = firered.Weights(weights)
+    mean, scale = firered.read_cmvn(statistics)
+    config = source.config
+    if mean.shape != (config.num_mels,):
+        raise ValueError(
+            f"{statistics} describes {mean.size} channels, {weights} takes "
+            f"{config.num_mels}."
+        )
+    return OpenedEncoder(
+        source=source,
+        config=config,
+        origin=weights,
+        rules=firered.RULES,
+        is_ignored=firered.is_ignored,
+        features={"num_mels": config.num_mels},
+        mean=mean,
+        scale=scale,
+    )
+
+
+def open_whisper(path: str) -> OpenedEncoder:
+    """The encoder of a Whisper, whose features are not normalised.
+
+    Args:
+        path: folder or file, see `whisper.open_weights`.
+
+    Raises:
+        ValueError: a file is missing, damaged, or of another model.
+    """
+    source = whisper.open_weights(path)
+    mels = source.config.num_mels
+    return OpenedEncoder(
+        source=source,
+        config=source.config,
+        origin=source.origin,
+        rules=whisper.RULES,
+        is_ignored=source.is_ignored,
+        features=dataclasses.asdict(WhisperFeatures(num_mels=mels)),
+        mean=np.zeros(mels, np.float32),
+        scale=np.ones(mels, np.float32),
+        check=functools.partial(whisper.check_positions, source),
+    )
 
 
 def _read(tokenizer: str) -> str:

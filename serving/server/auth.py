@@ -1,4 +1,4 @@
-"""Who calls: API keys, each with a tenant and its limits.
+"""Authentication: API keys, each with a tenant and limits.
 
 # keys.toml
 [acme]
@@ -29,7 +29,7 @@ _SHORTEST = 16
 
 
 class Tenant(pydantic.BaseModel):
-    """Who has keys, and what they may ask for.
+    """A tenant: its keys and limits.
 
     Attributes:
         name: of the tenant.
@@ -173,7 +173,7 @@ def check_origin(
 
 
 class Admission:
-    """What tenants have open, and have asked for lately."""
+    """Open streams and recent requests of tenants, held to their limits."""
 
     def __init__(self, most_streams: int):
         """Nothing is open.

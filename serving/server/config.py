@@ -56,6 +56,10 @@ class ServerConfig(pydantic.BaseModel):
         hotword_mib: memory of each.
         hotword_seconds: that a list may take.
         grace_seconds: that streams have for their finals after SIGTERM.
+        wyoming_port: of the Wyoming protocol, which knows no keys; None for none, 0 for
+            any.
+        wyoming_host: address to listen at for it.
+        wyoming_streams: most streams of its clients, all together.
     """
 
     model_config = pydantic.ConfigDict(
@@ -100,11 +104,16 @@ class ServerConfig(pydantic.BaseModel):
     hotword_mib: int = pydantic.Field(default=8192, ge=512)
     hotword_seconds: float = pydantic.Field(default=900.0, gt=0)
     grace_seconds: float = pydantic.Field(default=30.0, ge=0)
+    wyoming_port: int | None = pydantic.Field(default=None, ge=0, lt=65536)
+    wyoming_host: str = "127.0.0.1"
+    wyoming_streams: int = pydantic.Field(default=4, ge=1)
 
     @property
     def local(self) -> bool:
         """Whether only this machine can reach it."""
-        return is_loopback(self.host)
+        return is_loopback(self.host) and (
+            self.wyoming_port is None or is_loopback(self.wyoming_host)
+        )
 
     def describe(self) -> str:
         """A line a setting; there are no secrets among them."""

@@ -1,4 +1,4 @@
-"""Files of strangers decoded in a process of its own, with little memory and time.
+"""Decoding of uploaded files in a separate process with limits on memory and time.
 
 python -m nim4_jax.serving.server.decoding      the process: a JSON line in, one out
 

@@ -1,4 +1,4 @@
-"""Before every route: who calls, whether there is room, how much may be sent.
+"""Middleware before every route: authentication, admission, size limits.
 
 An ASGI application around another one, so that no route can be without it.
 """
@@ -33,6 +33,11 @@ _SAFE = ("GET", "HEAD", "OPTIONS")
 
 LOG = logging.getLogger("nim4_jax.serving.server")
 
+_ANSWER = "websocket.http.response"
+"""ASGI's extension by which a WebSocket that is refused gets an answer of HTTP."""
+
+_VIOLATION, _TRY_LATER = 1008, 1013  # codes of a WebSocket's end
+
 
 class Door:
     """Lets requests in, or answers them; logs each."""
@@ -65,7 +70,7 @@ class Door:
                 if visit.status:
                     raise
                 await _refuse(scope, receive, answer, error)
-                visit.code = error.code
+                visit.code, visit.status = error.code, visit.status or error.status
         except ClientGone:
             visit.code = "slow_reader"
         finally:
@@ -215,6 +220,12 @@ async def _refuse(
     kind = "http"
     if scope["type"] == "websocket":
         await receive()  # websocket.connect
+        if _ANSWER not in (scope.get("extensions") or {}):
+            # The server before this application can only close it, which is a 403.
+            code = _TRY_LATER if error.retry_after is not None else _VIOLATION
+            close = {"type": "websocket.close", "code": code, "reason": error.code}
+            await send(close)
+            return
         kind = "websocket.http"
     start = {"type": f"{kind}.response.start", "status": error.status}
     await send({**start, "headers": headers})

@@ -1,4 +1,4 @@
-"""The device and its one thread: streams and whole files go through it by turns.
+"""The inference engine: one thread that owns the device, for streams and files.
 
 event loop, workers → queues with bounds → this thread → outboxes with bounds
 """
@@ -21,7 +21,7 @@ from nim4_jax.decode.recogniser import Loaded
 from nim4_jax.retrieval.hotwords import HotwordRetriever
 from nim4_jax.serving.server import errors
 from nim4_jax.serving.server.fair_share import FairShare
-from nim4_jax.serving.server.metrics import Metrics
+from nim4_jax.serving.server.metrics import HOST, Metrics
 from nim4_jax.serving.server.shared_programs import SharedPrograms
 from nim4_jax.serving.server.streams import Stream
 
@@ -125,6 +125,7 @@ class Engine:
         self._calls: collections.deque[_Call] = collections.deque()
         self._changed = threading.Condition()
         self._fed = self._stopping = False
+        self._file_seconds = 0.0  # of the processor, in calls for files
         self._ready = threading.Event()
         self._share = FairShare(config.file_share)
         self._resets: collections.deque[float] = collections.deque(maxlen=_RESETS)
@@ -255,10 +256,12 @@ class Engine:
             self._prepare()
             if self._on_ready:
                 self._on_ready()
+            self._note_processor()
             self._ready.set()
             while not self._stopping:
                 self._wait()
                 self._turn()
+                self._note_processor()
         except BaseException as error:
             self.failure = error
         finally:
@@ -316,15 +319,24 @@ class Engine:
         live = live and self._live
         if self._calls and self._share.allows_file(live):
             call = self._calls.popleft()
-            began = time.monotonic()
+            began, spent = time.monotonic(), time.thread_time()
             call.run()
             seconds = time.monotonic() - began
+            self._file_seconds += time.thread_time() - spent
             self._share.add_file(seconds, self._live)
             self.metrics.file_call_seconds.observe(seconds)
 
+    def _note_processor(self) -> None:
+        """What this thread has taken besides its calls of the device."""
+        listeners = self._listeners.values()
+        device = sum(own.metrics.device_seconds for own in listeners)
+        host = time.thread_time() - device - self._file_seconds
+        self.metrics.note_processor(HOST, host)
+
     def _tick(self, listener: Listener) -> None:
         """What a listener has to say, to those whom it is for."""
-        if not any(stream.listener is listener for stream in self.streams):
+        streams = [stream for stream in self.streams if stream.listener is listener]
+        if not streams:
             return
         done = listener.metrics.chunks
         began = time.monotonic()
@@ -340,8 +352,9 @@ class Engine:
         for session, event in events:
             if stream := self._streams.get(session):
                 stream.tell(event)
-        for stream in self.streams:
-            if stream.listener is listener and not listener.holds(stream.session):
+        held = listener.list_sessions()
+        for stream in streams:
+            if stream.session not in held:
                 stream.finish()
 
     def _reset(self, listener: Listener) -> None:

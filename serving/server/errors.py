@@ -1,4 +1,4 @@
-"""What a client is told when a request is refused or goes wrong."""
+"""Error responses of the server: codes, messages and their JSON."""
 
 from __future__ import annotations
 

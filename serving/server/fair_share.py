@@ -1,4 +1,4 @@
-"""Who has the device next: live streams, or whole files."""
+"""Scheduling of the device between live streams and whole files."""
 
 from __future__ import annotations
 

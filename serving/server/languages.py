@@ -1,4 +1,4 @@
-"""Languages that clients ask for, and those of a text."""
+"""Language codes of requests, and the language of a text."""
 
 from __future__ import annotations
 

@@ -1,38 +1,49 @@
-"""The process: from settings to a server, until a signal ends it in good order."""
+"""The server process: started from settings, shut down gracefully by signals."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 import uvicorn
 
+from nim4_jax.decode.recogniser import Loaded
 from nim4_jax.serving import recognisers
 from nim4_jax.serving.server import app, auth, door, hotword_finding
 from nim4_jax.serving.server.auth import Admission, Keys
-from nim4_jax.serving.server.config import ServerConfig
+from nim4_jax.serving.server.config import ServerConfig, is_loopback
 from nim4_jax.serving.server.engine import Engine, EngineConfig
 from nim4_jax.serving.server.hotword_lists import HotwordLists
 from nim4_jax.serving.server.metrics import Metrics
 from nim4_jax.serving.server.state import ServerState
 from nim4_jax.serving.server.transcription_jobs import Jobs
+from nim4_jax.serving.server.wyoming import WyomingServer
 
 _PING_SECONDS = 20.0
 _PONG_SECONDS = 120.0  # behind what a client that sends fast has sent already
 _LAST_SECONDS = 5.0  # for connections that are closed already to end
 
 
-def make_state(config: ServerConfig, keys: Keys) -> ServerState:
+def make_state(
+    config: ServerConfig, keys: Keys, load: Callable[[], Loaded] | None = None
+) -> ServerState:
     """A server that has not started.
+
+    Args:
+        config: its settings.
+        keys: of its clients.
+        load: makes the recogniser; None for that of `config.model`.
 
     Raises:
         ValueError: no model, or lists of names that cannot be read.
     """
-    if not config.model:
+    if not config.model and load is None:
         raise ValueError(
             "which model? No whole one comes with the package yet: give "
             "--model=WORKDIR or FILE.safetensors (make demo trains one in minutes), or "
@@ -41,7 +52,7 @@ def make_state(config: ServerConfig, keys: Keys) -> ServerState:
     metrics = Metrics()
     lists = open_lists(config, metrics)
     engine = Engine(
-        lambda: recognisers.load(config.model, left=config.left),
+        load or (lambda: recognisers.load(config.model, left=config.left)),
         EngineConfig(
             streams=config.streams,
             chunk_ms=config.chunk_ms,
@@ -104,7 +115,10 @@ class Server(uvicorn.Server):
 
     Attributes:
         state: what its routes share.
+        wyoming: the socket to listen at for Wyoming, once it is bound; None for none.
     """
+
+    wyoming: socket.socket | None = None
 
     def __init__(self, state: ServerState):
         """A server that has not started."""
@@ -132,17 +146,12 @@ class Server(uvicorn.Server):
         state.engine.on_end = self._end_failed
 
     def bind(self) -> socket.socket:
-        """The socket to listen at; a client that never reads loses its connection."""
+        """The socket to listen at, bound; and that of Wyoming, if there is one."""
         config = self.state.config
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        listening = socket.socket(family)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            milliseconds = round(2_000 * config.send_seconds)
-            listening.setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds
-            )
-        listening.bind((config.host, config.port))
+        listening = _bind(config.host, config.port, config)
+        if config.wyoming_port is not None:
+            own = _bind(config.wyoming_host, config.wyoming_port, config)
+            self.wyoming = own
         return listening
 
     def handle_exit(self, sig: int, frame) -> None:
@@ -156,7 +165,11 @@ class Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Until a signal, or the engine's end."""
         self._loop = asyncio.get_running_loop()
-        await super().serve(sockets)
+        async with contextlib.AsyncExitStack() as stack:
+            if self.wyoming is not None:
+                other = WyomingServer(self.state)
+                await stack.enter_async_context(other.listen(self.wyoming))
+            await super().serve(sockets)
 
     def _begin_drain(self) -> None:
         if self._draining is None:
@@ -179,8 +192,23 @@ class Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._begin_drain)
 
 
-def run(config: ServerConfig) -> None:
+def _bind(host: str, port: int, config: ServerConfig) -> socket.socket:
+    """A socket to listen at; a client that never reads loses its connection."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        milliseconds = round(2_000 * config.send_seconds)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    listening.bind((host, port))
+    return listening
+
+
+def run(config: ServerConfig, load: Callable[[], Loaded] | None = None) -> None:
     """Serve until a signal.
+
+    Args:
+        config: all settings.
+        load: see `make_state`.
 
     Raises:
         ValueError: settings or a model that cannot be served.
@@ -188,17 +216,23 @@ def run(config: ServerConfig) -> None:
     """
     keys = auth.read_keys(config.keys_file)
     if not keys and not config.local:
+        own = config.host
+        host = config.wyoming_host if is_loopback(own) else own
         raise ValueError(
-            f"host={config.host} can be reached by others, and there are no API keys: "
+            f"host={host} can be reached by others, and there are no API keys: "
             "give keys_file or NIM4_SERVE_KEYS=TENANT:KEY, or serve 127.0.0.1 only."
         )
-    _log_to_stdout()
-    server = Server(make_state(config, keys))
+    log_to_stdout()
+    server = Server(make_state(config, keys, load))
     listening = server.bind()
     host, port = listening.getsockname()[:2]
     print(f"settings:\n{config.describe()}", file=sys.stderr)
     told = "with API keys" if keys else "for this machine only: there are no API keys"
     print(f"listening at {host} port {port} {told}", file=sys.stderr, flush=True)
+    if server.wyoming is not None:
+        host, port = server.wyoming.getsockname()[:2]
+        told = f"Wyoming at {host} port {port}, for whoever reaches it: it has no keys"
+        print(told, file=sys.stderr, flush=True)
     server.run(sockets=[listening])
     failure = server.state.engine.failure
     if isinstance(failure, ValueError | OSError):
@@ -207,7 +241,7 @@ def run(config: ServerConfig) -> None:
         raise RuntimeError(f"the engine failed: {failure!r}") from failure
 
 
-def _log_to_stdout() -> None:
+def log_to_stdout() -> None:
     """A JSON line a request."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))

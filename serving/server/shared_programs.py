@@ -1,4 +1,4 @@
-"""A model's programs for workers of whole files, who share its device with streams."""
+"""Device programs for file workers, interleaved with those of streams."""
 
 from __future__ import annotations
 

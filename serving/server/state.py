@@ -1,4 +1,4 @@
-"""What the routes of one server share."""
+"""State that all routes of a server share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One client's stream: audio in from the event loop, events out from the engine."""
+"""One client's stream between the event loop and the engine's thread."""
 
 from __future__ import annotations
 

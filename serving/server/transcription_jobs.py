@@ -1,4 +1,4 @@
-"""Whole files: each in a worker's thread, which shares the device with the streams."""
+"""Transcription jobs of whole files, each in a worker thread."""
 
 from __future__ import annotations
 
@@ -183,10 +183,12 @@ class Jobs:
             done = longform.follow(
                 loaded,
                 job.recording,
-                batch=self._config.file_rows,
-                timings=request.timings,
-                hints=request.hints,
-                names=request.names,
+                longform.Options(
+                    batch=self._config.file_rows,
+                    timings=request.timings,
+                    hints=request.hints,
+                    names=request.names,
+                ),
             )
             for passage in done:
                 job.check()

@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from nim4_jax import layers, sharding
-from nim4_jax.models.llm_config import QWEN3_1_7B
+from nim4_jax import layers, settings, sharding
+from nim4_jax.configs import base
+from nim4_jax.models.llm_config import LLMConfig
 from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.ops import attention
 
 ROWS, LENGTH = 4, 640
+FULL = settings.build(LLMConfig, base.get_config("2b3").model.llm.to_dict())
 
 
 def place(mesh, shape, dtype, *axes):
@@ -31,7 +33,7 @@ def place(mesh, shape, dtype, *axes):
 
 def lower_attention(mesh, rows: int, kernels: str):
     """Gradient of one layer's attention by its operands."""
-    width = QWEN3_1_7B.head_dim
+    width = FULL.head_dim
     kernel = attention.choose_kernel(kernels, jnp.bfloat16, width)
 
     def loss(queries, keys, values, mask):
@@ -44,15 +46,15 @@ def lower_attention(mesh, rows: int, kernels: str):
         shape = (rows, LENGTH, heads, width)
         return place(mesh, shape, jnp.bfloat16, "batch", None, name, None)
 
-    queries = operand(QWEN3_1_7B.num_heads, "heads")
-    keys = operand(QWEN3_1_7B.num_kv_heads, "kv_heads")
+    queries = operand(FULL.num_heads, "heads")
+    keys = operand(FULL.num_kv_heads, "kv_heads")
     mask = place(mesh, (rows, LENGTH), jnp.bool_, "batch", None)
     return jax.jit(jax.grad(loss, (0, 1, 2))).lower(queries, keys, keys, mask)
 
 
 def lower_blocks(mesh, rows: int, kernels: str):
     """Gradient of two blocks by their parameters and inputs, blocks recomputed."""
-    config = dataclasses.replace(QWEN3_1_7B, num_layers=2)
+    config = dataclasses.replace(FULL, num_layers=2)
     model = Qwen3(config, layers.Policy(compute="bfloat16", kernels=kernels), "full")
 
     def loss(params, embeddings, positions, mask):

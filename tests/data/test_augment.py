@@ -10,7 +10,7 @@ import soundfile
 from absl import flags
 
 from nim4_jax.data.audio import reading
-from nim4_jax.data.noise import mixing
+from nim4_jax.data.noise import mixing, noise_draws
 from nim4_jax.data.noise.augment import Augmenter
 from nim4_jax.data.pipeline import iterators
 from nim4_jax.data.pipeline.buckets import Bucket, Lengths, Perturbations, TrainPlan
@@ -220,7 +220,7 @@ def test_the_plan_draws_a_fifth_and_leaves_room():
         [1.0],
         Lengths(seconds, ones, ones * 0, ones),
         SHAPES,
-        Perturbations((0.9, 1.0, 1.1), mixing.Distribution()),
+        Perturbations((0.9, 1.0, 1.1), noise_draws.Distribution()),
         num_speech=count - 1000,
     )
     kinds, buckets = Counter(), Counter()
@@ -296,7 +296,7 @@ def test_babble_reads_what_was_chosen(config):
     examples = survey(config, SkipReport(), training=True)
     augmenter = Augmenter(examples, None, 0)
     speech, asked = np.full(8000, 0.1, np.float32), []
-    draw = mixing.Draw("babble", 10.0, 0.1, 0.1, seed=5)
+    draw = noise_draws.Draw("babble", 10.0, 0.1, 0.1, seed=5)
 
     def read_voice(index: int) -> np.ndarray:
         asked.append(index)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nim4_jax.data.audio import reading
-from nim4_jax.data.noise import channel, mixing, rooms, telephone, tempo
+from nim4_jax.data.noise import channel, mixing, noise_draws, rooms, telephone, tempo
 from nim4_jax.data.noise.channel import Distribution
 from nim4_jax.data.pipeline import iterators
 from nim4_jax.data.pipeline.buckets import Bucket, Lengths, Perturbations, TrainPlan
@@ -167,7 +167,7 @@ def test_the_fingerprint_is_that_of_before():
 
 
 def test_channels_move_nothing_else_of_a_plan():
-    noisy = mixing.Distribution(0.5)
+    noisy = noise_draws.Distribution(0.5)
     without = make_plan(noisy)
     beside = make_plan(noisy, Distribution(0.5, 0.5))
     for epoch in range(2):

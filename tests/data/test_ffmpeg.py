@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 
 from nim4_jax.data.audio import ffmpeg, reading
 
@@ -85,7 +86,6 @@ def test_one_that_hangs_is_ended(install, monkeypatch):
 
 
 def test_what_libsndfile_reads_does_not_need_it(install, tmp_path, make_tone):
-    import soundfile
 
     install("sys.exit('never')")
     soundfile.write(tmp_path / "a.wav", make_tone(0.5), 16_000)
@@ -96,8 +96,6 @@ def test_what_libsndfile_reads_does_not_need_it(install, tmp_path, make_tone):
 def test_the_real_one(tmp_path, make_tone):
     import subprocess
 
-    import soundfile
-
     soundfile.write(tmp_path / "a.wav", make_tone(2.0), 16_000)
     made = tmp_path / "a.m4a"
     command = ["ffmpeg", "-v", "error", "-i", str(tmp_path / "a.wav"), str(made)]
@@ -107,3 +105,21 @@ def test_the_real_one(tmp_path, make_tone):
     made.write_bytes(made.read_bytes()[:300])
     with pytest.raises(reading.AudioError):
         reading.decode(made)
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg on the PATH")
+@pytest.mark.parametrize("kind", ["concat", "playlist", "cue sheet"])
+def test_a_list_of_other_files_is_not_followed(tmp_path, make_tone, kind):
+    """Whoever may upload a file must not read others by it."""
+    soundfile.write(tmp_path / "secret.wav", make_tone(1.0), 16_000)
+    secret = tmp_path / "secret.wav"
+    lists = {
+        "concat": f"ffconcat version 1.0\nfile {secret}\n",
+        "playlist": f"#EXTM3U\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n",
+        "cue sheet": f'<?xml version="1.0"?><MPD><BaseURL>{secret}</BaseURL></MPD>',
+    }
+    path = tmp_path / "upload.m4a"
+    path.write_text(lists[kind])
+    with pytest.raises(reading.AudioError) as caught:
+        reading.decode(str(path))
+    assert "secret" not in str(caught.value).replace(str(tmp_path), "")

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nim4_jax.data.noise import mixing, noise_synthesis
-from nim4_jax.data.noise.mixing import Distribution
+from nim4_jax.data.noise import mixing, noise_draws, noise_synthesis
+from nim4_jax.data.noise.noise_draws import Distribution
 from nim4_jax.data.sources import nonspeech
 
 COUNT = 10_000
@@ -18,8 +18,12 @@ MAKERS = (
 )
 
 
-def draw(seed: int = 0, allowed: np.ndarray = EVERYBODY, **options) -> mixing.Draws:
-    return mixing.draw(np.random.default_rng(seed), allowed, Distribution(**options))
+def draw(
+    seed: int = 0, allowed: np.ndarray = EVERYBODY, **options
+) -> noise_draws.Draws:
+    return noise_draws.draw(
+        np.random.default_rng(seed), allowed, Distribution(**options)
+    )
 
 
 def assert_share(found: np.ndarray, share: float) -> None:

@@ -300,7 +300,9 @@ def test_an_utterance_without_room_ends_and_the_next_begins_there(whole, spoken)
 
 
 def test_a_text_without_room_ends_the_utterance(whole, spoken):
-    small = dataclasses.replace(CONFIG, text_tokens=9, rollback=3, draft=4)
+    small = dataclasses.replace(
+        CONFIG, text_tokens=9, unstable_tokens=3, draft_tokens=4
+    )
     tight = Listener(whole, config=small, detector=DETECTOR)
     told = listen(tight, talk(spoken[:1]))
     reasons = {event.reason for event in told if isinstance(event, SpeechStopped)}

@@ -202,3 +202,48 @@ def test_a_piece_longer_than_every_shape_is_refused():
     batcher = segments.Batcher((0.1,), (2,))
     with pytest.raises(ValueError, match=r"0\.1 s; cut it first"):
         list(batcher.add("a.wav", np.zeros(1601)))
+
+
+def test_longer_pieces_come_alone_where_they_may():
+    batcher = segments.Batcher((0.1,), (2,), long_alone=True)
+    pieces = [(0, np.ones(7)), (1, np.arange(2000.0)), (2, np.ones(1600))]
+    alone, rest = batcher.gather(pieces)
+    assert alone.keys == (1,) and rest.keys == (0, 2)
+    np.testing.assert_array_equal(alone.audio.values, pieces[1][1][None])
+    assert bool(alone.audio.mask.all())
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    seconds=st.lists(st.floats(0.01, 2.5), max_size=4),
+    sizes=st.lists(st.integers(1000, 30_000), min_size=1, max_size=4),
+    limit=st.floats(0.4, 4.0),
+)
+def test_what_fits_is_whole_and_of_the_rest_the_speech_is_kept(
+    seed, seconds, sizes, limit
+):
+    made = []
+
+    def make_detector():
+        made.append(Loudness())
+        return made[-1]
+
+    samples = make_speech(seed, seconds)
+    cutter = segments.Cutter(limit, make_detector)
+    fits = len(samples) <= round(limit * RATE)
+    for _ in range(2):
+        found = list(cutter.cut(cut_into_blocks(samples, sizes)))
+        if fits:
+            expected = [segments.Segment(0.0, samples)] if len(samples) else []
+        else:
+            detector = Loudness()
+            expected = list(
+                segments.cut_speech([samples], detector, EndpointConfig(), limit)
+            )
+        assert [one.start for one in found] == [one.start for one in expected]
+        for one, other in zip(found, expected):
+            np.testing.assert_array_equal(one.samples, other.samples)
+    assert len(made) == (0 if fits else 1)
+    plain = segments.Cutter(limit, None).cut([samples])
+    kept = [segment.samples for segment in plain]
+    np.testing.assert_array_equal(np.concatenate([*kept, samples[:0]]), samples)

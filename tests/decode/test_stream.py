@@ -24,9 +24,9 @@ from nim4_jax.types import Frames, Labels
 CONFIG = StreamConfig(
     chunk=4,
     left=2,
-    rollback=3,
+    unstable_tokens=3,
     free_chunks=2,
-    draft=4,
+    draft_tokens=4,
     chunks=8,
     text_tokens=32,
     suffix_tokens=40,
@@ -165,7 +165,7 @@ def test_each_text_is_greedy_decoding_behind_what_was_kept(whole, number, seed, 
         limits = np.array([limit] + [0] * (STREAMS - 1), np.int32)
         _, written = device.tick({2: (audio, index)}, limits, hints)
         free = index + 1 <= CONFIG.free_chunks
-        kept = [] if free else text[: max(stable, len(text) - CONFIG.rollback)]
+        kept = [] if free else text[: max(stable, len(text) - CONFIG.unstable_tokens)]
         # Frames of the last chunk see a little audio behind it.
         so_far = audio[: (index + 1) * HOP + device.window - HOP]
         want = decode_plainly(whole, so_far, index + 1, hints, kept, limit)
@@ -425,7 +425,7 @@ def test_a_state_is_measured_without_making_it(whole):
     [
         ({"chunk": 6}, "multiple of 4"),
         ({"left": -1}, "must be ≥ 0"),
-        ({"rollback": 9}, "draft"),
+        ({"unstable_tokens": 9}, "draft_tokens"),
         ({"suffix_tokens": 0}, "must be ≥ 1"),
         ({"new_tokens": 0}, "must be ≥ 1"),
     ],

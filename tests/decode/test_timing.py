@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nim4_jax.decode import timing
-from nim4_jax.text import phonemes
+from nim4_jax.text import g2p, letter_to_sound, mandarin, phonemes
 
 CLASSES = len(phonemes.INVENTORY)
 
@@ -87,3 +87,16 @@ def test_times_are_monotone_and_inside_the_audio(text, frames, seed):
     assert all(0.0 <= time <= duration for time in times)
     assert all(0.0 <= word.confidence <= 1.0 for word in words)
     assert all(not any(c.isspace() for c in word.text) for word in words)
+
+
+def test_what_the_first_words_wait_for_is_loaded_beforehand():
+    """Behind the warm-up no dictionary and no model is read, whatever is spelt."""
+    loaders = g2p.load_dictionary, letter_to_sound.load_model, mandarin.load_corrections
+    spellers = g2p.pronounce, phonemes._pronounce_units, mandarin.pronounce_characters
+    for cached in (*loaders, *spellers):
+        cached.cache_clear()
+    timing.warm_up()
+    before = [loader.cache_info().misses for loader in loaders]
+    assert before == [1] * len(loaders)
+    timing.time_words("kitchen qwfzz 你好 15", np.zeros((80, CLASSES)), 3.2, 0.04)
+    assert [loader.cache_info().misses for loader in loaders] == before

@@ -16,8 +16,8 @@ from nim4_jax.serving import recognisers
 CONFIG = StreamConfig(
     chunk=4,
     left=2,
-    rollback=3,
-    draft=4,
+    unstable_tokens=3,
+    draft_tokens=4,
     chunks=8,
     text_tokens=32,
     suffix_tokens=40,

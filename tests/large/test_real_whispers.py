@@ -32,7 +32,7 @@ from nim4_jax.models import whisper_encoder
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.types import Frames
-from nim4_jax.weights import conversion, rules, tensor_file, whisper
+from nim4_jax.weights import conversion, families, rules, tensor_file, whisper
 
 pytestmark = pytest.mark.large
 
@@ -161,7 +161,7 @@ def encode(snapshot, features):
 def test_real_encoders_give_the_references_numbers(tmp_path, monkeypatch, name):
     """Every frame of two clips of 30 s to 1e-2, the mean to 1e-4."""
     folder = find_folder(name, tmp_path / "theirs")
-    conversion.import_whisper(str(folder), str(tmp_path / "ours"))
+    families.convert("whisper", str(folder), str(tmp_path / "ours"))
     source = whisper.open_weights(str(folder))
     assert source.config == SHAPES[name]
     features = read_clips()
@@ -212,7 +212,7 @@ def test_folders_that_transformers_writes_are_imported(tmp_path, kind, shard, dt
     model = getattr(transformers, kind)(config).to(getattr(torch, dtype))
     model.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
     assert (tmp_path / "theirs" / tensor_file.SINGLE).exists() == (shard == "10MB")
-    conversion.import_whisper(str(tmp_path / "theirs"), str(tmp_path / "ours"))
+    families.convert("whisper", str(tmp_path / "theirs"), str(tmp_path / "ours"))
     params, _ = loading.load_model(str(tmp_path / "ours" / conversion.MODEL))
     up = params["encoder"]["stack"]["blocks"]["ffn"]["up"]["kernel"][1]
     layer = model.get_encoder().layers[1]

@@ -76,7 +76,8 @@ def test_what_cannot_be_is_told_in_a_line(
 def read(out: Path) -> list:
     """Every cell without what is timed."""
     found = []
-    for cell in cells.read_all(str(out)):
+    for path in sorted(out.glob("cells/[!.]*")):
+        cell = cells.read_folder(path)
         kept = {k: v for k, v in cell.summary.items() if k not in TIMED}
         found.append((cell.key, cell.status, cell.fingerprint, kept, cell.rows))
     return found

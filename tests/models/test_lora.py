@@ -98,15 +98,6 @@ def test_merged_says_what_unmerged_says():
     np.testing.assert_allclose(run(merged, LoraConfig()), run(params), atol=1e-5)
 
 
-def test_unmerging_undoes_merging():
-    """Every parameter comes back."""
-    params = shake(init())
-    back = lora.unmerge(lora.merge(params, LORA), params, LORA)
-    jax.tree.map(
-        lambda got, leaf: np.testing.assert_allclose(got, leaf, atol=1e-5), back, params
-    )
-
-
 def test_rules_train_the_adapters_alone():
     """A stage freezes the LLM but for them by a regular expression."""
     params = {"llm": init()}

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim4_jax import layers
+from nim4_jax import layers, settings
+from nim4_jax.configs import base
 from nim4_jax.models import kv_cache, llm_config, qwen3
 from nim4_jax.ops import attention, fused_attention, rotary
 
@@ -235,12 +236,13 @@ def test_variants_have_their_parameters_and_run(changes, extra, missing):
 
 
 def test_full_size_has_the_published_parameter_count_and_axes():
-    model = qwen3.Qwen3(llm_config.QWEN3_1_7B, FLOAT32)
+    values = base.get_config("2b3").model.llm.to_dict()
+    c = settings.build(llm_config.LLMConfig, values)
+    model = qwen3.Qwen3(c, FLOAT32)
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, 2), jnp.bool_)
     init = functools.partial(model.init, method="logits")
     variables = jax.eval_shape(init, jax.random.key(0), tokens, mask)
-    c = llm_config.QWEN3_1_7B
     heads = 2 * c.num_heads + 2 * c.num_kv_heads
     block = c.width * c.head_dim * heads + 3 * c.width * c.ffn
     block += 2 * c.width + 2 * c.head_dim

@@ -19,6 +19,7 @@ from nim4_jax.configs import (
     stage5,
     stage6,
 )
+from nim4_jax.features import FeatureConfig, WhisperFeatures
 from nim4_jax.model_files import loading
 from nim4_jax.models.conformer import ConformerConfig
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
@@ -125,6 +126,53 @@ def test_impossible_configs_are_refused(path, value, message):
         place[leaf] = value
     with pytest.raises(ValueError, match=message):
         run_settings.build_settings(config)
+
+
+def build_model(**parts):
+    """The model of nano with other parts."""
+    return loading.build_model_config(base.get_config("nano").model.to_dict() | parts)
+
+
+def test_the_class_of_a_part_follows_from_its_fields():
+    """Those of checkpoints of any time; features that say nothing are Kaldi's."""
+    for encoder in (ConformerConfig(), WhisperEncoderConfig()):
+        assert build_model(encoder=dataclasses.asdict(encoder)).encoder == encoder
+    for given in ({"conv_kernel": 3}, {"width": 40, "conv_context": "causal"}):
+        assert type(build_model(encoder=given).encoder) is ConformerConfig
+    for features in (FeatureConfig(), WhisperFeatures()):
+        stored = dataclasses.asdict(features)
+        assert build_model(features=stored).features == features
+    for given in ({}, {"num_mels": 80}, {"window": 400, "hop": 160}):
+        assert build_model(features=given).features == FeatureConfig()
+
+
+@pytest.mark.parametrize(
+    "parts, message",
+    [
+        (
+            {"encoder": {"width": 64, "num_heads": 2}},
+            r"model\.encoder has the fields \['num_heads', 'width'\], which may be "
+            "ConformerConfig or WhisperEncoderConfig; .* WhisperEncoderConfig by max_f",
+        ),
+        (
+            {"encoder": {"max_frames": 64, "conv_kernel": 3}},
+            r"encoder has .* no known kind: ConformerConfig has no 'max_frames'; .*"
+            "WhisperEncoderConfig has no 'conv_kernel'",
+        ),
+        (
+            {"encoder": {"conv_kernell": 3}},
+            r"ConformerConfig has no 'conv_kernell'; did you mean 'conv_kernel'\?",
+        ),
+        (
+            {"features": {"floor": -8.0, "fft_size": 512}},
+            r"model\.features has .* no known kind: FeatureConfig has no 'floor'",
+        ),
+    ],
+)
+def test_a_part_of_no_one_class_is_refused(parts, message):
+    """Fields that several classes have, fields of different ones, and typing errors."""
+    with pytest.raises(ValueError, match=message):
+        build_model(**parts)
 
 
 def test_kernels_are_of_a_run_and_not_of_its_model():

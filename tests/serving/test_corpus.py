@@ -174,7 +174,9 @@ def test_texts_are_those_of_transcribe(worker, recordings, model_files):
         texts |= {row["file"]: row["text"] for row in rows}
     loaded = recognisers.load(model_files[0])
     for path in paths:
-        (alone,) = longform.transcribe_files(loaded, [path], batch=2, vad="none")
+        (alone,) = longform.transcribe_files(
+            loaded, [path], longform.Options(batch=2, vad="none")
+        )
         assert texts[path] == ("" if alone.error else alone.text)
 
 

@@ -66,7 +66,9 @@ def test_a_run_gives_the_texts_of_transcribe_and_leaves_what_is_done(
     assert [row["file"] for row in rows] == list(first.paths)
     loaded = recognisers.load(model_files[0])
     for row in rows:
-        (alone,) = longform.transcribe_files(loaded, [row["file"]], batch=2, vad="none")
+        (alone,) = longform.transcribe_files(
+            loaded, [row["file"]], longform.Options(batch=2, vad="none")
+        )
         assert (row["text"], row["error"]) == (alone.text, "") and alone.text
     # Nothing is left: Ray is not even started.
     assert corpus_on_ray.run(str(recordings), str(out), config)["files"] == 0

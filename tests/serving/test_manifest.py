@@ -1,5 +1,6 @@
 """Bundles that are broken, foreign or of another time are refused by name."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nim4_jax.decode.live.stream_config import StreamConfig
+from nim4_jax.rates import Rates
 from nim4_jax.serving import (
     bundle,
     bundle_source,
@@ -141,6 +143,44 @@ def test_streams_of_one_chunk_have_names_of_their_own():
     names = manifest.name_streams(sizes)
     assert names == ("640ms-left4", "640ms-left8", "320ms", "640ms-left8-no2")
     assert manifest.name_streams(sizes[:1]) == ("640ms",)
+
+
+OLD_STREAM = {
+    "chunk": 16,
+    "left": 4,
+    "rollback": 3,
+    "free_chunks": 2,
+    "draft": 7,
+    "new_tokens": 32,
+    "chunks": 48,
+    "text_tokens": 192,
+    "suffix_tokens": 64,
+    "rates": dataclasses.asdict(Rates()),
+}
+
+
+def test_sizes_of_streams_keep_their_names_in_the_file():
+    """Those of schema 3: bundles of all its time are read, and read these ones."""
+    sizes = manifest.read_stream("b", OLD_STREAM, Rates())
+    assert sizes == StreamConfig(unstable_tokens=3, draft_tokens=7)
+    assert manifest.record_stream(sizes) == OLD_STREAM
+    assert list(manifest.record_stream(sizes)) == list(OLD_STREAM)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            {"unstable_tokens": 3},
+            r"b/manifest.json .* unstable_tokens, .* draft, free_",
+        ),
+        ({"draft": 2}, "draft_tokens=2 must be at least 1 and unstable_tokens"),
+        ({"draft": None}, "export the model again"),
+    ],
+)
+def test_sizes_of_streams_that_cannot_be_used_are_named(change, message):
+    with pytest.raises(BundleError, match=message):
+        manifest.read_stream("b", OLD_STREAM | change, Rates())
 
 
 def test_another_schema_names_both(folder):

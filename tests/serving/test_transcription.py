@@ -55,7 +55,9 @@ def done(loaded, files):
     """All recordings, transcribed together; noise is no speech, so vad is off."""
     names = sorted(path.name for path in files.iterdir())
     paths = [str(files / name) for name in [*names, "missing.wav"]]
-    stream = longform.transcribe_files(loaded, paths, batch=3, vad="none")
+    stream = longform.transcribe_files(
+        loaded, paths, longform.Options(batch=3, vad="none")
+    )
     return dict(zip([*names, "missing.wav"], stream, strict=True))
 
 
@@ -108,7 +110,9 @@ def test_what_came_before_a_broken_end_is_transcribed(done):
 def test_a_file_is_the_same_alone_and_among_others(loaded, files, done):
     # Alone too it fills the rows of a batch: the shape is compiled already.
     paths = [str(files / "long.flac")]
-    (alone,) = longform.transcribe_files(loaded, paths, batch=3, vad="none")
+    (alone,) = longform.transcribe_files(
+        loaded, paths, longform.Options(batch=3, vad="none")
+    )
     assert alone.text == done["long.flac"].text
     assert len(alone.passages) >= 4
     starts = [passage.start for passage in alone.passages]
@@ -128,7 +132,7 @@ def test_only_speech_of_a_long_file_is_transcribed(loaded, tmp_path):
         position += len(samples) + len(gap)
     path = str(tmp_path / "meeting.wav")
     soundfile.write(path, np.concatenate(parts), 16_000)
-    (recording,) = longform.transcribe_files(loaded, [path], batch=3)
+    (recording,) = longform.transcribe_files(loaded, [path], longform.Options(batch=3))
     assert recording.error == "" and recording.text
     assert recording.duration == pytest.approx(position / 16_000)
     heard = [0.0] * len(spoken)
@@ -149,7 +153,7 @@ def test_only_speech_of_a_long_file_is_transcribed(loaded, tmp_path):
 
 def test_a_long_file_without_speech_is_the_empty_string(loaded, files):
     paths = [str(files / "long.flac")]
-    (recording,) = longform.transcribe_files(loaded, paths, batch=3)
+    (recording,) = longform.transcribe_files(loaded, paths, longform.Options(batch=3))
     assert (recording.error, recording.text, recording.passages) == ("", "", [])
     assert recording.duration == 5.0
     assert json.loads(transcripts.render(recording, "json"))["segments"] == []
@@ -157,7 +161,7 @@ def test_a_long_file_without_speech_is_the_empty_string(loaded, files):
 
 def test_a_short_file_is_heard_whole_with_vad_or_without(loaded, files, done):
     paths = [str(files / name) for name in ("short.wav", "stereo.wav", "silence.wav")]
-    heard = longform.transcribe_files(loaded, paths, batch=3)
+    heard = longform.transcribe_files(loaded, paths, longform.Options(batch=3))
     for name, recording in zip(("short.wav", "stereo.wav", "silence.wav"), heard):
         assert recording.text == done[name].text
         assert len(recording.passages) == 1

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import typing
 
 import ml_dtypes
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import safetensors.numpy
 
 from nim4_jax.model_files import loading
+from nim4_jax.models.asr import AsrConfig
 from nim4_jax.models.llm_config import LLMConfig
-from nim4_jax.weights import conversion, hf, rules, tensor_file
+from nim4_jax.weights import conversion, families, hf, rules, tensor_file
 
 TOKENIZER = loading.find_tokenizer("nano")
 SIZES = {
@@ -66,8 +68,7 @@ def write_folder(folder, family="qwen3", shards=1):
 
 def bring_in(folder, out):
     """What `nim4 convert --source=hf` does."""
-    source, config, tokenizer = conversion.open_hf(str(folder))
-    return conversion.import_llm(source, config, tokenizer, str(out), str(folder))
+    return families.convert("hf", str(folder), str(out))
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -208,3 +209,14 @@ def test_a_writer_left_early_leaves_no_file(tmp_path):
     ):
         writer.put("a", array)
     assert not os.listdir(tmp_path)
+
+
+def test_families_are_of_models_that_there_are():
+    """A row's config class is one that a model's settings can become."""
+    known = typing.get_args(typing.get_type_hints(AsrConfig)["encoder"])
+    for name, family in families.FAMILIES.items():
+        if isinstance(family, families.EncoderFamily):
+            assert family.config in known, name
+        assert f"{name} ({family.help})" in families.describe()
+    with pytest.raises(ValueError, match="'mamba' are unknown; choose from hf, gguf"):
+        families.convert("mamba", "in", "out")

@@ -26,7 +26,7 @@ from nim4_jax.ops import relative
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.train import optim
 from nim4_jax.types import Frames
-from nim4_jax.weights import conversion, firered, rules
+from nim4_jax.weights import conversion, families, firered, rules
 
 FOLDER = Path(__file__).parents[1] / "goldens"
 GOLDENS = dict(np.load(FOLDER / "firered.npz"))
@@ -193,7 +193,9 @@ def test_a_folder_is_imported(tmp_path, saved_by):
     write_folder(tmp_path / "theirs")
     if saved_by == "torch":
         shutil.copyfile(SAVED, tmp_path / "theirs" / "model.pth.tar")
-    count = conversion.import_firered(str(tmp_path / "theirs"), str(tmp_path / "ours"))
+    count = families.convert(
+        "firered", str(tmp_path / "theirs"), str(tmp_path / "ours")
+    )
     assert count == sum(array.size for array in WEIGHTS.values())
     params, meta = loading.load_model(str(tmp_path / "ours" / conversion.MODEL))
     assert meta["model"]["encoder"]["width"] == 16
@@ -237,7 +239,7 @@ def test_bad_files_are_refused(tmp_path, monkeypatch, make, harm, message):
     if harm:
         harm(tmp_path / "theirs")
     with pytest.raises(ValueError, match=message):
-        conversion.import_firered(str(tmp_path / "theirs"), str(tmp_path / "ours"))
+        families.convert("firered", str(tmp_path / "theirs"), str(tmp_path / "ours"))
     assert os.listdir(tmp_path) == ["theirs"]
 
 

@@ -28,7 +28,7 @@ from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
 from nim4_jax.ops.relative import Chunking
 from nim4_jax.train import optim
 from nim4_jax.types import Frames
-from nim4_jax.weights import conversion, rules, tensor_file, whisper
+from nim4_jax.weights import conversion, families, rules, tensor_file, whisper
 from nim4_jax.weights.ctranslate2_file import CTranslate2File
 
 FOLDER = Path(__file__).parents[1] / "goldens"
@@ -178,7 +178,9 @@ def test_a_hugging_face_folder_is_imported(tmp_path, expected, prefix, shards, d
     """A snapshot of the encoder, to the bit, that can be loaded in float32."""
     weights = {name: array.astype(dtype) for name, array in WEIGHTS.items()}
     write_folder(tmp_path / "theirs", weights, prefix, shards)
-    count = conversion.import_whisper(str(tmp_path / "theirs"), str(tmp_path / "ours"))
+    count = families.convert(
+        "whisper", str(tmp_path / "theirs"), str(tmp_path / "ours")
+    )
     assert count == sum(array.size for array in expected.values())
     path = tmp_path / "ours" / conversion.MODEL
     params, meta = loading.load_model(str(path))
@@ -212,7 +214,7 @@ def test_what_ctranslate2_wrote_is_imported(tmp_path, expected, quantisation, bo
         config={"suppress_ids": [1]},
         preprocessor_config={"feature_size": 8},
     )
-    conversion.import_whisper(str(tmp_path / "theirs"), str(tmp_path / "ours"))
+    families.convert("whisper", str(tmp_path / "theirs"), str(tmp_path / "ours"))
     params, meta = loading.load_model(str(tmp_path / "ours" / conversion.MODEL))
     assert WhisperEncoderConfig(**meta["model"]["encoder"]) == CONFIG
     flat = optim.flatten({"encoder": params["encoder"]})
@@ -323,7 +325,7 @@ def test_a_bad_folder_is_refused(tmp_path, make, message):
     """The reason names the tensor or the key; nothing is left behind."""
     write_folder(tmp_path / "theirs", **make)
     with pytest.raises(ValueError, match=message) as caught:
-        conversion.import_whisper(str(tmp_path / "theirs"), str(tmp_path / "ours"))
+        families.convert("whisper", str(tmp_path / "theirs"), str(tmp_path / "ours"))
     assert str(tmp_path / "theirs") in str(caught.value)
     assert os.listdir(tmp_path) == ["theirs"]
 
@@ -364,7 +366,7 @@ def test_a_damaged_folder_is_refused(tmp_path, harm, message):
     write_folder(tmp_path / "theirs")
     harm(tmp_path / "theirs")
     with pytest.raises(ValueError, match=message):
-        conversion.import_whisper(str(tmp_path / "theirs"), str(tmp_path / "ours"))
+        families.convert("whisper", str(tmp_path / "theirs"), str(tmp_path / "ours"))
     assert not (tmp_path / "ours").exists()
 
 
@@ -435,7 +437,7 @@ def test_a_bad_binary_is_refused(tmp_path, raw, beside, message):
     """The reason names the file and the tensor; nothing is left behind."""
     write_binary(tmp_path / "theirs", raw, **beside)
     with pytest.raises(ValueError, match=message) as caught:
-        conversion.import_whisper(str(tmp_path / "theirs"), str(tmp_path / "ours"))
+        families.convert("whisper", str(tmp_path / "theirs"), str(tmp_path / "ours"))
     assert str(tmp_path / "theirs") in str(caught.value)
     assert os.listdir(tmp_path) == ["theirs"]
 

@@ -1,4 +1,4 @@
-"""What audio files are made of: where their streams begin and end, headers mended.
+"""Parsing of audio containers: streams of a file, damaged or joined ones included.
 
 A length that a header states is an estimate: writers of pipes do not know it, recorders
 crash before they write it, and files are joined end to end. These modules look at the

@@ -1,4 +1,4 @@
-"""Which container bytes begin with, and its layout."""
+"""Detection of a container by its first bytes, and its layout."""
 
 from __future__ import annotations
 

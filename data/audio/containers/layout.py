@@ -1,4 +1,4 @@
-"""A file's streams, as a decoder is to read them, and what is missing of them."""
+"""The layout of a file: its streams for a decoder, and what of them is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RIFF/WAVE files: what the data chunk has, not what the header says that it has.
+"""RIFF/WAVE files: the real extent of the data chunk, whatever the header says.
 
 Writers of pipes leave a size of 0, 0xFFFFFFFF, 0x80000000 (arecord) or 0x7FFFF000
 (sox); a recorder that crashes leaves that of its beginning. Only a data chunk with a

@@ -1,4 +1,4 @@
-"""A file as a decoder should see it: pieces of the stored one, and bytes made anew."""
+"""A file-like view for decoders: ranges of the stored file and synthesised bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams on the host: packets in, events out, many streams a call of the device.
+"""Live streams on the host: packets in, events out, many streams in one device call.
 
 audio_sources → listener (session, slots, batch) → events → display
 """

@@ -1,4 +1,4 @@
-"""Audio of a stream between who sends it and who cuts it, two threads perhaps."""
+"""Thread-safe buffer of a stream's audio, read by sample position."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where live audio comes from: a file, a pipe, or the microphone, each in its thread.
+"""Sources of live audio: a file, a pipe or the microphone, each read by a thread.
 
     source → Inbox → convert → packets at 16 kHz
 

@@ -1,4 +1,4 @@
-"""Streams that share one call of the device: which rows, and what is in them."""
+"""Batches of streams for one device call: which rows, and their arrays."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Batch:
         return self._spread([index for index, _ in self.occupied], streams)
 
     def arrive(self, config: StreamConfig, prompter: Prompter, streams: int) -> Arrival:
-        """What a tick is given."""
+        """Arguments of a tick for this batch."""
         audio = np.zeros((self.size, config.window), np.float32)
         mask = np.zeros(audio.shape, bool)
         fresh = np.zeros(self.size, bool)

@@ -1,4 +1,4 @@
-"""Silero over many streams at once; one that goes wrong goes wrong alone."""
+"""Batched voice activity detection with Silero; an error fails its own stream only."""
 
 from __future__ import annotations
 

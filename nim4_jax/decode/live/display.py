@@ -1,4 +1,4 @@
-"""Events of a stream as people and programs read them: a terminal, lines, JSON."""
+"""Events of a stream formatted for a terminal, as plain lines or as JSON."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _keep_end(text: str, columns: int) -> str:
 
 
 def draw(event: Event, columns: int) -> str:
-    """What a terminal is sent for an event.
+    """Characters that show an event on a terminal.
 
     | event    | on the terminal                                                       |
     | -------- | --------------------------------------------------------------------- |
@@ -112,7 +112,7 @@ def draw(event: Event, columns: int) -> str:
 
 
 def make_show(form: str, out: TextIO) -> Callable[[Event], None]:
-    """What shows events on `out` as they come, in one of FORMATS."""
+    """A function that shows events on `out` as they come, in one of FORMATS."""
     terminal = out.isatty()
 
     def render(event: Event) -> str:

@@ -1,4 +1,4 @@
-"""What a stream of speech tells its listener, in the order of the audio.
+"""Events that a stream emits, in the order of its audio.
 
 All times are seconds of the stream's own audio, so events do not depend on when, or in
 which packets, the audio came. `heard` is how much of the audio an event needed: what a

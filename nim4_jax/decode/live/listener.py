@@ -1,4 +1,4 @@
-"""Many streams of audio, one recogniser: packets in, events out.
+"""The listener: schedules many streams on one recogniser, packets in, events out.
 
     listener = Listener(recogniser, streams=16)
     stream = listener.open()
@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 
+from nim4_jax.decode import timing
 from nim4_jax.decode.endpoint import BlankDetector, EndpointConfig
 from nim4_jax.decode.live import detection
 from nim4_jax.decode.live.batch import Batch, OccupiedSlot, list_sizes
@@ -48,7 +49,7 @@ class DeviceError(RuntimeError):
 
 @dataclasses.dataclass
 class Metrics:
-    """What the device has done.
+    """Counters of the device's work.
 
     Attributes:
         ticks: calls of the tick program.
@@ -57,6 +58,7 @@ class Metrics:
         passes: sequential passes of the LLM, in ticks and second passes.
         accepted: tokens of drafts that stayed: passes saved, were each stream alone.
         host_seconds: processor time of `advance` without its calls of the device.
+        device_seconds: processor time of the calling thread in these.
     """
 
     ticks: int = 0
@@ -65,6 +67,7 @@ class Metrics:
     passes: int = 0
     accepted: int = 0
     host_seconds: float = 0.0
+    device_seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -178,9 +181,9 @@ class Listener:
             if slot.session is session:
                 self._leave(index, slot)
 
-    def holds(self, session: Session) -> bool:
-        """Whether a stream has a place, that is, has more to say."""
-        return any(slot.session is session for _, slot in self._occupied())
+    def list_sessions(self) -> set[Session]:
+        """Streams that have a place, that is, have more to say."""
+        return {slot.session for _, slot in self._occupied()}
 
     def advance(self) -> list[StreamEvent]:
         """Take the next chunk of every stream that has one.
@@ -233,7 +236,8 @@ class Listener:
                     self._fail(index, slot, error)
 
     def warm_up(self) -> None:
-        """Compile every program that streams may need."""
+        """Compile every program that streams may need, and load what texts need."""
+        timing.warm_up()
         with self._advancing:
             self._check_device()
             for size in self._sizes:
@@ -376,7 +380,9 @@ class Listener:
                 "fewer most_rows or streams."
             ) from error
         finally:
-            self.metrics.host_seconds -= time.thread_time() - began
+            spent = time.thread_time() - began
+            self.metrics.host_seconds -= spent
+            self.metrics.device_seconds += spent
 
     def _run(self, call: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         """What the device makes besides its next state; nothing waits for it."""

@@ -1,4 +1,4 @@
-"""Names for the prompts of streams: chosen, and encoded once."""
+"""Prompt suffixes with hints for streams, tokenised once and padded to a fixed size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One stream of audio on the host: packets in; events, and work for the device, out.
+"""The host state of one stream: endpointing, chunks for the device, events.
 
 Packets are only ever appended to a buffer. Everything else happens at fixed places of
 the audio (windows of the detector, chunks of an utterance), in the order of the audio,
@@ -35,7 +35,7 @@ _NOBODY = HotwordRetriever(())
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one stream may ask of the process that it shares with others.
+    """Limits of one stream, since it shares the process with others.
 
     Attributes:
         hints: names for every prompt; what does not fit into it is encoded in vain.

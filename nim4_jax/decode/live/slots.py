@@ -1,4 +1,4 @@
-"""A stream's place on the device, and what the host makes of what the device did."""
+"""The slot of a stream in the device state, and events made from device results."""
 
 from __future__ import annotations
 

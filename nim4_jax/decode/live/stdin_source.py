@@ -1,4 +1,4 @@
-"""What is piped into `--stream -`: raw PCM, or a file with a header, which is read.
+"""Audio piped into `--stream -`: raw PCM, or a file with a header.
 
 begins with                         is
 RIFF with 16 bit samples            heard as it comes, at its own rate

@@ -1,4 +1,4 @@
-"""How a stream is cut, and how much room it has."""
+"""Sizes of a stream: chunk, left context, caches and lengths of texts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ _UTTERANCE_SECONDS = 30.72
 
 @dataclasses.dataclass(frozen=True)
 class StreamConfig:
-    """How a stream is cut, and how much room it has. All sizes are fixed.
+    """Fixed sizes of a stream: its chunks, caches and texts.
 
     Attributes:
         chunk: encoder frames per chunk, a multiple of the speech stride.
         left: chunks before its own that a frame sees.
-        rollback: tokens at the end of the text that the next chunk may change.
+        unstable_tokens: tokens at the end of the text that the next chunk may change;
+            the paper's rollback. The text before them stays, so they are the draft of
+            that chunk's pass.
         free_chunks: first chunks of an utterance whose text may change altogether.
-        draft: tokens of the old text that a tick verifies, at least `rollback`.
+        draft_tokens: most tokens of the draft that a tick verifies, at least
+            `unstable_tokens`; what follows them is written anew. A draft is longer only
+            where all the text may change (`free_chunks`).
         new_tokens: most tokens that one call of the device writes for a stream behind
             what it verified. The next call goes on, so that a text that runs away
             holds up no other stream.
@@ -34,9 +38,9 @@ class StreamConfig:
 
     chunk: int = 16
     left: int = 4
-    rollback: int = 5
+    unstable_tokens: int = 5
     free_chunks: int = 2
-    draft: int = 8
+    draft_tokens: int = 8
     new_tokens: int = 32
     chunks: int = 48
     text_tokens: int = 192
@@ -82,12 +86,16 @@ class StreamConfig:
                 f"{self.chunks} chunks of {self.chunk} frames are more than the "
                 f"encoder's {rates.max_frames} positions; allow fewer chunks."
             )
-        if min(self.left, self.rollback, self.free_chunks) < 0:
-            raise ValueError(f"got {self}; left, rollback and free_chunks must be ≥ 0.")
-        if not self.rollback <= self.draft <= self.text_tokens or self.draft < 1:
+        if min(self.left, self.unstable_tokens, self.free_chunks) < 0:
             raise ValueError(
-                f"draft={self.draft} must be at least 1 and the rollback "
-                f"({self.rollback}), at most text_tokens ({self.text_tokens})."
+                f"got {self}; left, unstable_tokens and free_chunks must be ≥ 0."
+            )
+        fewest = max(1, self.unstable_tokens)
+        if not fewest <= self.draft_tokens <= self.text_tokens:
+            raise ValueError(
+                f"draft_tokens={self.draft_tokens} must be at least 1 and "
+                f"unstable_tokens ({self.unstable_tokens}), at most text_tokens "
+                f"({self.text_tokens})."
             )
         if min(self.chunks, self.suffix_tokens, self.new_tokens) < 1:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A stretch of speech on its way to a text, and what of it goes to the device."""
+"""An utterance in progress, and the chunks of it that go to the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nim4_jax.retrieval.hotwords import StreamState as Hearing
 
 @dataclasses.dataclass
 class Utterance:
-    """A stretch of speech on its way to a text.
+    """An utterance in progress.
 
     Attributes:
         number: in its stream, from 0.

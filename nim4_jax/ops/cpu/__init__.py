@@ -1,4 +1,4 @@
-"""Forms of products and sums that XLA's CPU computes faster than the plain ones.
+"""CPU-specific forms of products and sums that XLA compiles to faster code.
 
 `switch.choose` is the only way in: TPUs and GPUs see the plain forms.
 """

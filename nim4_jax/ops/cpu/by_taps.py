@@ -1,4 +1,4 @@
-"""Convolutions tap by tap: what XLA's CPU computes faster as products."""
+"""Gradients of convolutions as one matrix product for each tap, faster on CPU."""
 
 from __future__ import annotations
 

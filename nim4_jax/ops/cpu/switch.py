@@ -1,4 +1,4 @@
-"""The one switch between a CPU's own form of a computation and the plain one."""
+"""The choice between a CPU-specific and the plain form of a computation."""
 
 from __future__ import annotations
 

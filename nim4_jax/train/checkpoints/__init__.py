@@ -1,1 +1,1 @@
-"""Checkpoints: written, checked, found broken, restored; frozen parameters once."""
+"""Checkpoints: saved, verified, restored; frozen parameters are stored once."""

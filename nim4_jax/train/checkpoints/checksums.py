@@ -1,4 +1,4 @@
-"""Checksums of arrays that do not hang on how they are sharded.
+"""Checksums of arrays that are the same under any sharding.
 
 A checkpoint keeps one a leaf: the storage format notices missing files, but not bits
 that have changed in a file of the right length.

@@ -1,4 +1,4 @@
-"""Frozen parameters: written once for all checkpoints of a run, which link to them.
+"""Storage of frozen parameters: written once, linked from all checkpoints of a run.
 
     checkpoints/frozen/NAME/arrays        one part of the parameters (encoder, llm, …)
     checkpoints/frozen/NAME/index.json    path of a leaf → its shape, dtype and checksum

@@ -1,4 +1,4 @@
-"""A folder of arrays as Orbax wrote it, and which of them cannot be read."""
+"""Arrays on disk in Orbax's format, read leaf by leaf with checksums."""
 
 from __future__ import annotations
 

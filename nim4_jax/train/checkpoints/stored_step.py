@@ -1,4 +1,4 @@
-"""One complete checkpoint as it lies on disk, and what is wrong with a broken one.
+"""One complete checkpoint on disk: read, and diagnosed where it is broken.
 
 The folder is WORKDIR/checkpoints/STEP, with an item in each folder there:
 

@@ -1,1 +1,1 @@
-"""Several processes in one run: they meet, agree, are stopped, and notice a hang."""
+"""Multi-host training: start, agreement, preemption, detection of hangs."""

@@ -1,4 +1,4 @@
-"""Decisions that all hosts of a run must take alike: host 0 takes them.
+"""Decisions of host 0 broadcast to all hosts, and flags reduced over hosts.
 
 What comes from outside of a run (files that others write, clocks) may look different to
 each host. All hosts call each function here, in the same order; with one process they
@@ -22,7 +22,7 @@ def leads() -> bool:
 
 
 def lead(decide: Callable[[], Any]) -> Any:
-    """What host 0 decides, on every host.
+    """The value that host 0 computes, broadcast to all hosts.
 
     Args:
         decide: called on host 0 alone; its result is JSON-able.
@@ -48,7 +48,7 @@ def lead(decide: Callable[[], Any]) -> Any:
 
 
 def everywhere(condition: bool) -> bool:
-    """Whether it holds on every host."""
+    """Logical and of a flag over all hosts."""
     if jax.process_count() == 1:
         return condition
     return bool(np.all(multihost_utils.process_allgather(np.array(condition))))

@@ -1,4 +1,4 @@
-"""Several processes become one run: they find each other, agree, and end together.
+"""Start of `jax.distributed` from the environment, and checks that hosts agree.
 
 where                    how they find each other
 TPU pod (GCE, GKE)       JAX asks the machine

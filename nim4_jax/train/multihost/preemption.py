@@ -1,4 +1,4 @@
-"""Signals that ask a training to end: the step is finished and saved, then it exits.
+"""Handling of SIGTERM and SIGINT: the step is finished and saved before exit.
 
 The exit code is `errors.EXIT_AGAIN`: the same command goes on where it was.
 """

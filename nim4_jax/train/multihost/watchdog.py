@@ -1,4 +1,4 @@
-"""A run in which nothing happens any more says where and why, and ends.
+"""A watchdog that reports a hanging run with stack traces and ends the process.
 
 A host that hangs stops all others in their next collective, silently. So each one tells
 the coordinator of `jax.distributed` every now and then where it is; when nothing has
@@ -31,7 +31,7 @@ _MISSED = 3  # heartbeats that a host may leave out before it counts as silent
 
 @dataclasses.dataclass(frozen=True)
 class Beat:
-    """What a host says of itself.
+    """A heartbeat: what a host reports of itself.
 
     Attributes:
         count: of its heartbeats.

@@ -1,1 +1,1 @@
-"""Encoder releases: stage 1 publishes when CKA says that it changed; others follow."""
+"""Encoder releases of IA-SFT: published by stage 1, used by stages 2 and 3."""

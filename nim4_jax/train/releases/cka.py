@@ -1,4 +1,4 @@
-"""Linear CKA: how alike two encoders hear, whatever rotation, scale and shift.
+"""Linear CKA, the similarity of two encoders' outputs on the same audio.
 
 With X̃ [L, D] and Ỹ [L, E] the frames of one fixed set, each feature's mean removed,
 

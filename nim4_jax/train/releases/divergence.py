@@ -1,4 +1,4 @@
-"""When stage 1 publishes its encoder: as soon as it has become another one.
+"""Decision of stage 1 to publish its encoder: CKA with the last release falls.
 
 What was decided is a small JSON-able dict; kept in each checkpoint, it makes a resumed
 run go on as it was going.
@@ -22,7 +22,7 @@ from nim4_jax.types import Params
 
 
 class WatcherState(TypedDict):
-    """What stage 1 has decided.
+    """State of the watcher, kept in checkpoints.
 
     Attributes:
         decided: last step of which something was decided, -1 at first.
@@ -35,7 +35,7 @@ class WatcherState(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Watcher:
-    """When stage 1 publishes.
+    """Rule by which stage 1 publishes its encoder.
 
     Attributes:
         from_step: where the first reference is taken.
@@ -65,7 +65,7 @@ class Watcher:
         return due and step > state["decided"]
 
     def decide(self, cka: float | None, last: bool) -> str:
-        """What becomes of the live encoder.
+        """Decision for the current encoder, given its CKA with the reference.
 
             last  CKA with the reference    verdict
             no    no reference              refer: the reference, not published
@@ -87,7 +87,7 @@ class Watcher:
 
 @dataclasses.dataclass(frozen=True)
 class Shelf:
-    """Where releases go.
+    """The folder that releases are written to, and facts for their headers.
 
     Attributes:
         folder: that stages which follow look into.

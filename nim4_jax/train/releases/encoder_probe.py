@@ -1,4 +1,4 @@
-"""A fixed evaluation set as an encoder hears it: whole utterances, nothing masked."""
+"""Encoder outputs on a fixed evaluation set, for CKA."""
 
 from __future__ import annotations
 

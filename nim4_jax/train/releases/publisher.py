@@ -1,4 +1,4 @@
-"""The callback of stage 1: publishes its encoder when it has become another one."""
+"""Callback of stage 1 that publishes its encoder when CKA says that it changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CKA = "releases/cka"
 
 @dataclasses.dataclass(frozen=True)
 class PublishConfig:
-    """Where and when stage 1 publishes.
+    """Settings of publishing: the folder, and when.
 
     Attributes:
         folder: where releases go, local or gs://; "" publishes nothing.

@@ -1,4 +1,4 @@
-"""Which encoder release stages 2 and 3 train on, from which step.
+"""The encoder release that stages 2 and 3 train on at each step.
 
 What was decided is a small JSON-able dict; kept in each checkpoint, it makes a resumed
 run go on as it was going.
@@ -20,7 +20,7 @@ from nim4_jax.types import Params
 
 
 class FollowerState(TypedDict):
-    """What a follower has decided.
+    """State of a follower, kept in checkpoints.
 
     Attributes:
         decided: last step of which something was decided, -1 at first.

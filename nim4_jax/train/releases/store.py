@@ -1,4 +1,4 @@
-"""Encoder releases: stage 1 publishes them, stages 2 and 3 train on them meanwhile.
+"""The folder of encoder releases: written by stage 1, read by stages 2 and 3.
 
 A release is a snapshot in a folder, local or gs://, that the index there lists:
 

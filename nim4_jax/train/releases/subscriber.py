@@ -1,4 +1,4 @@
-"""The callback of stages 2 and 3: trains on the encoders that stage 1 publishes."""
+"""Callback of stages 2 and 3 that swaps in the encoders that stage 1 publishes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENCODER_STEP = "releases/encoder_step"
 
 @dataclasses.dataclass(frozen=True)
 class FollowConfig:
-    """Where releases come from, and for how long each is trained on.
+    """Settings of following: the folder, and how long each release is trained on.
 
     Attributes:
         folder: where stage 1 publishes, local or gs://; "" follows nothing.

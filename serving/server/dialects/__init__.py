@@ -1,1 +1,1 @@
-"""What clients speak: each dialect an adapter over the same engine."""
+"""Protocols of clients, each an adapter over the same engine."""

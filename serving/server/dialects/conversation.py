@@ -1,4 +1,4 @@
-"""A WebSocket's two sides, reading and writing, until one of them is done."""
+"""Concurrent reading and writing of a WebSocket until one side is done."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CODES = {"slow_reader": VIOLATION, "overloaded": TRY_LATER}
 
 
 class Conversation(abc.ABC):
-    """What is said on one connection that was accepted.
+    """One accepted WebSocket connection.
 
     Attributes:
         websocket: the connection.

@@ -1,4 +1,4 @@
-"""Telephone audio: a byte a sample, 8 kHz.
+"""G.711 audio (µ-law, A-law): one byte a sample, 8 kHz.
 
 Source: ITU-T G.711, tables of the two laws' expansion.
 """

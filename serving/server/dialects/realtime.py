@@ -201,7 +201,7 @@ class _Conversation(Conversation):
             joined = self._half + data
             whole = len(joined) // 2 * 2
             self._half = joined[whole:]
-            samples = np.frombuffer(joined[:whole], "<i2").astype(np.int16)
+            samples = np.frombuffer(joined[:whole], "<i2").astype(np.int16, copy=False)
         else:
             samples = g711.decode(data, kind)
         turn = await self._open_turn()

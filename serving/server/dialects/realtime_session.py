@@ -1,4 +1,4 @@
-"""The session of OpenAI's Realtime transcription: what may be set, and what stays."""
+"""Session settings of OpenAI's Realtime transcription API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plain WebSocket, /v1/stream: PCM up, JSON events down, for ten lines of code.
+"""The plain WebSocket protocol, /v1/stream: PCM up, JSON events down.
 
     client                               server
     GET /v1/stream?rate=16000         →
@@ -275,7 +275,7 @@ class _Conversation(Conversation):
         joined = self._half + data
         whole = len(joined) // 2 * 2
         self._half = joined[whole:]
-        samples = np.frombuffer(joined[:whole], "<i2").astype(np.int16)
+        samples = np.frombuffer(joined[:whole], "<i2").astype(np.int16, copy=False)
         self._feed(stream, self._resampler.feed(samples))
         if stream.seconds > self.state.config.stream_seconds:
             self._end()

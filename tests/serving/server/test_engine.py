@@ -111,10 +111,14 @@ def test_one_stream_too_many_is_refused_and_a_place_comes_back(engine, sizes):
 
 def test_a_file_gives_what_it_gives_without_streams(engine, model_files, talk):
     recording = Recording("file", audio=reading.to_float32(talk(0, 1)))
-    (found,) = longform.transcribe_recordings(engine.loaded, [recording], batch=1)
+    (found,) = longform.transcribe_recordings(
+        engine.loaded, [recording], longform.Options(batch=1)
+    )
     recording = Recording("file", audio=reading.to_float32(talk(0, 1)))
     plain = recognisers.load(model_files[0])
-    (expected,) = longform.transcribe_recordings(plain, [recording], batch=1)
+    (expected,) = longform.transcribe_recordings(
+        plain, [recording], longform.Options(batch=1)
+    )
     assert found.text == expected.text
     assert [p.start for p in found.passages] == [p.start for p in expected.passages]
 
@@ -139,7 +143,9 @@ def test_nothing_compiles_once_it_is_ready(engine, sizes, talk):
 
     asyncio.run(load())
     recording = Recording("file", audio=reading.to_float32(talk(0, 3)))
-    longform.transcribe_recordings(engine.loaded, [recording], batch=1, hints=hints)
+    longform.transcribe_recordings(
+        engine.loaded, [recording], longform.Options(batch=1, hints=hints)
+    )
     assert [program._cache_size() for program in programs] == before
 
 

@@ -1,10 +1,12 @@
 """Who may call, and what operators see."""
 
+import asyncio
 import json
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from nim4_jax.serving.server import door
 from nim4_jax.serving.server.auth import Keys, Tenant
 
 RATE = 16_000
@@ -18,7 +20,7 @@ def test_no_route_is_without_a_key(clients, serve):
         assert {"/metrics", "/v1/models", "/v1/stream"} <= {*routes}
         for path in (*routes, "/nowhere", "/openapi.json"):
             status, _, body = clients.fetch(own, path)
-            if path.startswith("/health"):
+            if path in door.OPEN:
                 assert status == 200
             else:
                 assert status == 401, path
@@ -68,12 +70,41 @@ def test_metrics_and_health_tell_what_happened(clients, server, talk):
     assert float(values["nim4_ready"]) == 1 and float(values["nim4_streams"]) == 0
     assert float(values["nim4_chunks_total"]) > 0
     assert float(values["nim4_final_seconds_count"]) >= 0
+    for part in ("network", "host", "device"):
+        assert float(values[f'nim4_processor_seconds_total{{part="{part}"}}']) > 0
     asked = (
         clients.fetch(server, "/nowhere/1")[0],
         clients.fetch(server, "/nowhere/2")[0],
     )
     assert asked == (404, 404)
     assert "/nowhere" not in clients.fetch(server, "/metrics")[2].decode()
+
+
+@pytest.mark.parametrize(
+    ("extensions", "status", "kinds"),
+    [
+        ({"websocket.http.response": {}}, 401, ["websocket.http.response.start"]),
+        ({}, 401, ["websocket.close"]),
+        (None, 401, ["websocket.close"]),
+    ],
+)
+def test_a_websocket_is_refused_as_its_server_can(serve, extensions, status, kinds):
+    """ASGI servers without answers to a handshake are asked to close it."""
+    sent = []
+
+    async def receive():
+        return {"type": "websocket.connect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "websocket", "path": "/v1/stream", "headers": []}
+    scope |= {"query_string": b"", "extensions": extensions}
+    with serve(keys=f"acme:{KEY}") as own:
+        asyncio.run(own.config.app(scope, receive, send))
+    assert [message["type"] for message in sent][:1] == kinds
+    assert sent[0].get("status", status) == status
+    assert sent[0].get("reason", "invalid_api_key") == "invalid_api_key"
 
 
 def test_a_tenant_has_its_own_limits(clients, serve):

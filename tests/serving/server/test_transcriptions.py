@@ -33,7 +33,9 @@ def test_openai_transcribes_a_file_in_every_form(clients, client, model_files, t
     loaded = recognisers.load(model_files[0])
     decoded = reading.decode(clients.write_file(samples).getvalue())
     (expected,) = longform.transcribe_recordings(
-        loaded, [transcripts.Recording("file", audio=decoded)], batch=1
+        loaded,
+        [transcripts.Recording("file", audio=decoded)],
+        longform.Options(batch=1),
     )
 
     def ask(**fields):
