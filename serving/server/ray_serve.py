@@ -42,10 +42,10 @@ class Replicas(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
-    min_replicas: int = pydantic.Field(1, ge=1)
-    max_replicas: int = pydantic.Field(1, ge=1)
-    num_cpus: float = pydantic.Field(2.0, ge=0)
-    num_gpus: float = pydantic.Field(0.0, ge=0)
+    min_replicas: int = pydantic.Field(default=1, ge=1)
+    max_replicas: int = pydantic.Field(default=1, ge=1)
+    num_cpus: float = pydantic.Field(default=2.0, ge=0)
+    num_gpus: float = pydantic.Field(default=0.0, ge=0)
 
 
 def read_arguments(arguments: Mapping[str, Any]) -> tuple[Replicas, ServerConfig]:

@@ -35,14 +35,16 @@ from nim4_jax.data.audio.resample import StreamResampler
 from nim4_jax.decode import subtitles
 from nim4_jax.decode.endpoint import EndpointConfig
 from nim4_jax.decode.live.events import Event, Final, Partial
-from nim4_jax.decode.live.session import Limits, StreamError
-from nim4_jax.retrieval import names
+from nim4_jax.decode.live.session import StreamError
 from nim4_jax.serving.server import languages
 from nim4_jax.serving.server.auth import Tenant
+from nim4_jax.serving.server.config import ServerConfig
 from nim4_jax.serving.server.dialects.conversation import SLICE, STALL_SECONDS
 from nim4_jax.serving.server.door import LOG
 from nim4_jax.serving.server.engine import Options
 from nim4_jax.serving.server.errors import ServeError
+from nim4_jax.serving.server.hotword_finding import Asked
+from nim4_jax.serving.server.hotword_messages import LONGEST_NAME, MOST_KEYWORDS
 from nim4_jax.serving.server.state import ServerState
 from nim4_jax.serving.server.streams import BrokenOff, Stream
 from nim4_jax.serving.server.wyoming_events import (
@@ -57,7 +59,7 @@ _CONNECTIONS = 256
 _NEVER = 1e6  # s
 _UNSENT = 1 << 16  # bytes
 
-Name = Annotated[str, pydantic.Field(max_length=Limits().hint_length)]
+Name = Annotated[str, pydantic.Field(max_length=LONGEST_NAME)]
 
 
 class Transcribe(pydantic.BaseModel):
@@ -66,8 +68,8 @@ class Transcribe(pydantic.BaseModel):
     Attributes:
         name: of the model.
         language: that is spoken; the model knows by itself.
-        transcript_names: for the prompt, as many as it has room for.
-        transcript_terms: for the prompt, behind the names.
+        transcript_names: for the prompt; those that it has no room for are looked for.
+        transcript_terms: the same, behind the names.
     """
 
     model_config = pydantic.ConfigDict(frozen=True)
@@ -77,24 +79,27 @@ class Transcribe(pydantic.BaseModel):
     transcript_names: tuple[Name, ...] | None = None
     transcript_terms: tuple[Name, ...] | None = None
 
-    def make(self, state: ServerState) -> Options:
-        """For the engine.
+    def check(self, config: ServerConfig) -> None:
+        """See that the server can do it.
 
         Raises:
             ServeError: another model or language.
         """
-        config = state.config
         if self.name and self.name not in (config.model_name, *config.aliases):
             raise ServeError(
                 404, "model_not_found", "there is no such model.", param="name"
             )
         asked = [self.language] if self.language else []
         languages.check_languages(asked, config, "language")
+
+    async def make(self, state: ServerState, tenant: Tenant) -> Options:
+        """For the engine."""
         told = (*(self.transcript_names or ()), *(self.transcript_terms or ()))
-        cleaned = (name for name in map(names.clean, told) if name)
-        hints = tuple(dict.fromkeys(cleaned))[: Limits().hints]
+        asked = Asked(tenant, told[:MOST_KEYWORDS])
+        chunk_ms = state.config.chunk_ms[0]
+        found = await state.find_names(asked, chunk_ms)
         boundaries = EndpointConfig(end_silence=_NEVER)
-        return Options(config.chunk_ms[0], hints, None, boundaries)
+        return Options(chunk_ms, found.hints, found.follow(), boundaries)
 
 
 class Format(pydantic.BaseModel):
@@ -227,7 +232,7 @@ class _Connection:
             await self._send("pong", {"text": text} if isinstance(text, str) else {})
         elif event.kind == "transcribe":
             asked = Transcribe.model_validate(event.data)
-            asked.make(self._state)
+            asked.check(self._state.config)
             self._asked = asked
         elif event.kind == "audio-start":
             await self._begin(Format.model_validate(event.data))
@@ -248,7 +253,7 @@ class _Connection:
         state = self._state
         state.check_ready()
         state.admission.count_request(self._tenant)
-        options = self._asked.make(state)
+        options = await self._asked.make(state, self._tenant)
         state.admission.take_place(self._tenant)
         try:
             self._turn = _Turn(form, state.engine.open(options))

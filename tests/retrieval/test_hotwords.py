@@ -22,6 +22,7 @@ from nim4_jax.retrieval.hotwords import (
     NEAR,
     HotwordRetriever,
     StreamState,
+    VersionedRetriever,
 )
 from nim4_jax.retrieval.layer import Layer
 from nim4_jax.retrieval.names import Name
@@ -437,3 +438,22 @@ def test_a_whole_file_in_one_piece_is_heard_as_in_chunks():
     )
     assert whole.hits == state.hits and set(fresh) == set(whole.hits)
     assert "Nakagawa" in {hit.text for hit in whole.hits}
+
+
+def test_an_utterance_finds_the_names_that_there_were_when_it_began():
+    """The next one finds others; what was found before stays found."""
+    now = [layer("NIO House").served]
+    retriever = VersionedRetriever(lambda: tuple(now))
+    phonemes, times = say("NIO", "House")
+    half = len(phonemes) // 2
+    state, _ = retriever.scan(StreamState(), phonemes[:half], None, times[:half])
+    now[:] = [layer("Weilai").served]
+    state, _ = retriever.scan(state, phonemes[half:], None, times[half:])
+    assert [hit.text for hit in state.hits] == ["NIO House"]
+    assert retriever.refresh(state) is state
+    for word, found in (("NIO House", []), ("Weilai", ["Weilai"])):
+        after, _ = retriever.scan(StreamState(), say(word)[0], None, say(word)[1])
+        assert [hit.text for hit in after.hits] == found
+    now.clear()  # the list was removed
+    after, _ = retriever.scan(StreamState(), say("Weilai")[0], None, say("Weilai")[1])
+    assert after.hits == ()

@@ -31,7 +31,7 @@ from nim4_jax.serving.server.languages import NAMES, find_languages
 from nim4_jax.serving.server.state import ServerState
 from nim4_jax.serving.server.transcription_jobs import Job, Request, describe_job
 
-_MOST_FIELDS = 1_000
+_MOST_FIELDS = 2_000
 _LOOK_SECONDS = 0.5  # between two looks whether the client is still there
 _TOKEN_SECONDS = 0.16
 

@@ -15,11 +15,15 @@ from nim4_jax.data.sources import opening
 from nim4_jax.decode.live import display
 from nim4_jax.decode.live.listener import Listener
 from nim4_jax.decode.live.stream_config import StreamConfig
+from nim4_jax.retrieval import database
+from nim4_jax.retrieval.names import Name
+from nim4_jax.retrieval.pronunciation import pronounce
 from nim4_jax.serving import recognisers
-from nim4_jax.serving.server import auth, running
+from nim4_jax.serving.server import auth, hotword_finding, hotword_versions, running
 from nim4_jax.serving.server.auth import Admission, Keys
 from nim4_jax.serving.server.config import ServerConfig
 from nim4_jax.serving.server.engine import Engine, EngineConfig
+from nim4_jax.serving.server.hotword_versions import ListVersion
 from nim4_jax.serving.server.running import Server
 from nim4_jax.serving.server.state import ServerState
 from nim4_jax.serving.server.transcription_jobs import Jobs
@@ -40,7 +44,7 @@ class _SharedEngine(Engine):
 
 
 @contextlib.contextmanager
-def start_server(engine, keys: str = "", **settings):
+def run_server(engine, keys: str = "", **settings):
     """A live server of the engine, in a thread of its own."""
     values = {"streams": 4, "chunk_ms": tuple(size.chunk_ms for size in SIZES)}
     config = ServerConfig(**{**values, "port": 0, "grace_seconds": 20.0, **settings})
@@ -69,6 +73,37 @@ def start_server(engine, keys: str = "", **settings):
 
 
 @pytest.fixture(scope="session")
+def share():
+    """Gives a server a list of its settings, made of texts; returns the list."""
+
+    def make(server, name: str, *texts: str) -> ListVersion:
+        listed = [Name(text) for text in texts]
+        readings = {text.text: pronounce(text) for text in listed}
+        version = hotword_versions.share(name, database.build(listed, readings))
+        server.state.lists._shared[name] = version
+        return version
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def many(engine):
+    """Keywords that no prompt has room for: those, and how they are to be shared."""
+    words = "one two three four five six seven eight nine ten".split()
+    keywords = ("perth", *(f"winter garden {word}" for word in words), "turn on")
+
+    def split(reserve: bool):
+        """Names for every prompt, and a list of the others."""
+        tokenizer = engine.loaded.recogniser.tokenizer
+        room = SIZES[0].suffix_tokens
+        hints, rest = hotword_finding.split(keywords, tokenizer, room, reserve)
+        assert rest
+        return hints, hotword_finding.build_own(rest)
+
+    return keywords, split
+
+
+@pytest.fixture(scope="session")
 def clients():
     """The module clients.py; tests are no package, so it is loaded by path."""
     path = Path(__file__).with_name("clients.py")
@@ -81,7 +116,13 @@ def clients():
 @pytest.fixture(scope="session")
 def serve(engine):
     """Starts a server with these settings; a context."""
-    return lambda **settings: start_server(engine, **settings)
+    return lambda **settings: run_server(engine, **settings)
+
+
+@pytest.fixture(scope="session")
+def start_server():
+    """Starts a server of that engine with these settings; a context."""
+    return run_server
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from nim4_jax.data.audio import reading, resample
 from nim4_jax.decode.endpoint import EndpointConfig
 from nim4_jax.decode.live.events import Final
 from nim4_jax.decode.live.listener import Listener
+from nim4_jax.retrieval.hotwords import VersionedRetriever
 from nim4_jax.serving import recognisers
 from nim4_jax.serving.server.dialects import g711, realtime_session
 from nim4_jax.serving.server.dialects.realtime_session import Session
@@ -152,6 +153,25 @@ def test_what_was_cleared_is_never_heard_of(dial, alone, talk):
     assert not [e for e in told[:cleared] if e.type.endswith("completed")]
 
 
+def test_lists_and_many_keywords_are_looked_for(dial, server, share, many, alone, talk):
+    """The session hears as a listener does that has them."""
+    version = share(server, "places", "perth", "anna", "turn on")
+    keywords, split = many
+    hints, own = split(reserve=True)
+    samples = to_rate(talk(0), 24_000)
+    retriever = VersionedRetriever(lambda: (version.served, own))
+    expected = alone(samples, hints=hints, retriever=retriever)
+    asked = {"hotwords": ["places"], "keywords": list(keywords)}
+    with dial() as connection:
+        assert connection.recv().type == "session.created"
+        set_input(connection, transcription=asked)
+        assert connection.recv().type == "session.updated"
+        append(connection, samples.tobytes())
+        told = read_until(connection, f"{PREFIX}.completed", len(expected))
+    texts = [event.transcript for event in pick(told, f"{PREFIX}.completed")]
+    assert texts == expected
+
+
 def test_a_session_lives_through_every_wrong_event(server, clients, alone, talk):
     """Each is answered with its code, its field and the client's own id."""
     update = {"type": "session.update"}
@@ -173,6 +193,16 @@ def test_a_session_lives_through_every_wrong_event(server, clients, alone, talk)
             {**update, "session": {"audio": {"input": transcription}}},
             "unsupported_language",
             "session.audio.input.transcription.language",
+        ),
+        (
+            {
+                **update,
+                "session": {
+                    "audio": {"input": {"transcription": {"hotwords": "nobody"}}}
+                },
+            },
+            "hotwords_not_found",
+            "session.audio.input.transcription.hotwords",
         ),
     ]
     samples = to_rate(talk(1), 24_000)

@@ -8,12 +8,14 @@ import socket
 import struct
 import threading
 import time
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from nim4_jax.data.audio import reading, resample
+from nim4_jax.retrieval.hotwords import VersionedRetriever
 from nim4_jax.serving.server.dialects import conversation
 
 RATE = 16_000
@@ -79,6 +81,32 @@ def test_settings_come_in_the_first_message(clients, server, talk, alone):
     finals = clients.strip(clients.pick(told, "final"))
     assert [final["hotwords"] for final in finals] == [["perth"]] * len(finals)
     assert len(finals) == len(alone(samples, hints=("perth",)))
+
+
+def test_lists_of_the_server_are_looked_for(clients, server, share, many, alone, talk):
+    """So are hints that have no room; the stream hears as a listener with them does.
+
+    Each utterance asks anew what there is.
+    """
+    lists = share(server, "places", "perth", "anna"), share(server, "verbs", "turn on")
+    (keywords, split), moments = many, []
+    hints, own = split(reserve=True)
+
+    def look():
+        moments.append((lists[0].served, lists[1].served, own))
+        return moments[-1]
+
+    retriever = VersionedRetriever(look)
+    samples = talk(0, 1)
+    expected = alone(reading.to_float32(samples), hints=hints, retriever=retriever)
+    assert len(moments) == 1 + len(expected)
+    asked = {"hotwords": "places,verbs", "hints": ",".join(keywords)}
+    told, _ = clients.talk_to(server, samples.tobytes(), f"?{urlencode(asked)}")
+    assert told[0]["hotwords"] == ["places", "verbs"]
+    assert clients.strip(clients.pick(told, "final")) == expected
+    with pytest.raises(InvalidStatus) as refusal:
+        clients.open_stream(server, "?hotwords=places,nobody")
+    assert refusal.value.response.status_code == 404
 
 
 WRONG = [

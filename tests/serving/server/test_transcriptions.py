@@ -13,6 +13,8 @@ import pytest
 
 from nim4_jax.data.audio import reading
 from nim4_jax.decode import longform, transcripts
+from nim4_jax.decode.hotwords import NameFinder
+from nim4_jax.retrieval.hotwords import VersionedRetriever
 from nim4_jax.serving import recognisers
 
 RATE = 16_000
@@ -71,6 +73,31 @@ def test_openai_streams_a_file(clients, client, talk):
     assert len(deltas) > 1 and "".join(deltas) == done.text
     assert len(done.logprobs) == done.usage.output_tokens
     assert all(own.logprob <= 0 for own in done.logprobs)
+
+
+def test_lists_and_many_keywords_are_looked_for(
+    clients, client, server, share, many, model_files, talk
+):
+    """As `nim4 transcribe` does with these names."""
+    samples = reading.to_float32(talk(0, 1))
+    version = share(server, "places", "perth", "anna", "turn on")
+    keywords, split = many
+    hints, own = split(reserve=False)
+    retriever = VersionedRetriever(lambda: (version.served, own))
+    (expected,) = longform.transcribe_recordings(
+        recognisers.load(model_files[0]),
+        [transcripts.Recording("file", audio=samples)],
+        batch=1,
+        hints=hints,
+        names=NameFinder(retriever),
+    )
+    found = client.audio.transcriptions.create(
+        model="nim4-asr",
+        file=clients.write_file(samples),
+        keywords=list(keywords),
+        extra_body={"hotwords": ["places"]},
+    )
+    assert found.text == expected.text
 
 
 def test_openai_lists_the_model(client):

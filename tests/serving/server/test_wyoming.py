@@ -153,13 +153,13 @@ def test_other_formats_are_heard(wyoming_server, talk):
 
 
 def test_names_come_into_the_prompt(wyoming_server, talk, monkeypatch):
-    """Names before terms, each once, no more than a stream takes."""
-    hints = []
+    """Names before terms, each once; those that have no room are looked for."""
+    opened = []
     state = wyoming_server.state
     open_stream = state.engine.open
 
     def note(options):
-        hints.append(options.hints)
+        opened.append(options)
         return open_stream(options)
 
     monkeypatch.setattr(state.engine, "open", note)
@@ -167,8 +167,11 @@ def test_names_come_into_the_prompt(wyoming_server, talk, monkeypatch):
     asked = {"transcript_names": names, "transcript_terms": ["Anna", *terms]}
     transcribe(wyoming_server, say(talk(0)), encode("transcribe", asked))
     transcribe(wyoming_server, say(talk(0)))
-    assert hints[0][:3] == ("Anna", "Perth", "term 0") and len(hints[0]) == 256
-    assert hints[1] == ()
+    first, second = opened
+    assert first.hints[:2] == ("Anna", "Perth") and len(first.hints) < 20
+    (own,) = first.retriever._find()
+    assert len(first.hints) + len(own.base.database) == 302
+    assert (second.hints, second.retriever) == ((), None)
 
 
 WRONG = {
