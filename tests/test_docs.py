@@ -106,3 +106,16 @@ def test_links_of_a_page_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf8"))
     here = [link for link in links if "://" not in link]
     assert [link for link in here if not (page.parent / link).exists()] == []
+
+
+def test_tests_that_are_named_exist():
+    """`test_file.py::test_name`, with or without its folder."""
+    missing = []
+    for page in PAGES:
+        for file, name in re.findall(
+            r"`([\w/]*test_\w+\.py)::(\w+)", page.read_text(encoding="utf8")
+        ):
+            found = (ROOT / "tests").rglob(Path(file).name)
+            if not any(f"def {name}(" in path.read_text("utf8") for path in found):
+                missing.append(f"{page.name}: {file}::{name}")
+    assert missing == []
