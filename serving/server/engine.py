@@ -158,12 +158,21 @@ class Engine:
             raise EngineStopped("the engine has stopped.") from self.failure
 
     def stop(self) -> None:
-        """End the thread after what it does now; open streams are told."""
+        """End the thread after what it does now; open streams are told.
+
+        While it loads and compiles, which may take minutes and serves nobody, it is not
+        waited for: see `loading`.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        if self._thread.ident:
+        if self._thread.ident and not self.loading:
             self._thread.join()
+
+    @property
+    def loading(self) -> bool:
+        """Whether the thread has begun, and is not ready to serve yet."""
+        return self._thread.is_alive() and not self._ready.is_set()
 
     def open(self, options: Options) -> Stream:
         """A new stream.

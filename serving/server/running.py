@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import socket
 import sys
 import time
@@ -241,6 +242,10 @@ def run(config: ServerConfig, load: Callable[[], Loaded] | None = None) -> None:
         raise failure
     if failure is not None:
         raise RuntimeError(f"the engine failed: {failure!r}") from failure
+    if server.state.engine.loading:
+        # A compiler cannot be interrupted, and must not meet an interpreter's end.
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def log_to_stdout() -> None:

@@ -40,6 +40,18 @@ def test_it_says_what_is_missing(compilation_cache):
 
 
 @pytest.mark.long
+def test_sigterm_does_not_wait_for_the_compiler(compilation_cache, model_files):
+    """Nobody is served yet: it ends at once, and well."""
+    process = start(compilation_cache, f"--model={model_files[0]}", "--streams=7")
+    try:
+        assert next(line for line in process.stderr if "listening" in line)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+
+
+@pytest.mark.long
 def test_sigterm_ends_it_in_good_order(compilation_cache, model_files, talk):
     """Ready, a stream that is open gets its finals and 1001; the process exits 0."""
     process = start(compilation_cache, f"--model={model_files[0]}")
