@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 
 import pytest
@@ -44,7 +45,8 @@ def test_sigterm_does_not_wait_for_the_compiler(compilation_cache, model_files):
     """Nobody is served yet: it ends at once, and well."""
     process = start(compilation_cache, f"--model={model_files[0]}", "--streams=7")
     try:
-        assert next(line for line in process.stderr if "listening" in line)
+        line = next(line for line in process.stderr if "listening" in line)
+        assert not await_ready(re.search(r"port (\d+)", line)[1], process, answers=True)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     finally:
@@ -80,13 +82,16 @@ def test_sigterm_ends_it_in_good_order(compilation_cache, model_files, talk):
         process.kill()
 
 
-def await_ready(port, process) -> bool:
-    """Whether it is, before it ends."""
+def await_ready(port, process, answers=False) -> bool:
+    """Whether it is, before it ends; or what its first answer says."""
     while process.poll() is None:
         try:
             url = f"http://127.0.0.1:{port}/health/ready"
             with urllib.request.urlopen(url, timeout=5) as answer:
                 return json.load(answer)["ready"]
+        except urllib.error.HTTPError:
+            if answers:
+                return False
         except OSError:
             continue
     return False
