@@ -142,7 +142,11 @@ def sizes() -> tuple[StreamConfig, ...]:
 def engine(model_files):
     """The tiny model, for two streams of each size."""
     config = EngineConfig(streams=2, sizes=SIZES, finds=True)
-    made = _SharedEngine(lambda: recognisers.load(model_files[0]), config)
+    made = _SharedEngine(
+        lambda: recognisers.load(model_files[0]),
+        config,
+        on_ready=hotword_finding.warm_up,
+    )
     made.start()
     made.wait_ready(300)
     yield made
