@@ -26,7 +26,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = ("/health/live", "/health/ready", *web_page.PATHS)
+PROBES = ("/health/live", "/health/ready")
+
+OPEN = (*PROBES, *web_page.PATHS)
 """Routes without a key: what probes ask, and a page that is the same for all."""
 
 _SAFE = ("GET", "HEAD", "OPTIONS")

@@ -176,7 +176,7 @@ def test_probes_ask_what_the_server_answers(settings, container):
         kind: container[f"{kind}Probe"]["httpGet"]["path"]
         for kind in ("startup", "readiness", "liveness")
     }
-    live, ready = door.OPEN
+    live, ready = door.PROBES
     assert paths == {"startup": ready, "readiness": ready, "liveness": live}
     (port,) = container["ports"]
     assert port["containerPort"] == settings.port

@@ -87,9 +87,7 @@ def test_lists_and_many_keywords_are_looked_for(
     (expected,) = longform.transcribe_recordings(
         recognisers.load(model_files[0]),
         [transcripts.Recording("file", audio=samples)],
-        batch=1,
-        hints=hints,
-        names=NameFinder(retriever),
+        longform.Options(batch=1, hints=hints, names=NameFinder(retriever)),
     )
     found = client.audio.transcriptions.create(
         model="nim4-asr",
