@@ -160,7 +160,7 @@ setup(
             "transformers>=5.0",
         ],
         # pyright runs on Node, which comes as a wheel.
-        "check": ["pyright[nodejs]>=1.1.390", "ruff>=0.8"],
+        "check": [*SERVE, "pyright[nodejs]>=1.1.390", "ruff>=0.8"],
         "docs": ["mkdocs-material>=9.5,<10"],
     },
     entry_points={"console_scripts": ["nim4=nim4_jax.launch.cli:main"]},
