@@ -28,7 +28,7 @@ from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.ops import cross_entropy
 from nim4_jax.text import articulation, confusions, phonemes, prompt
 from nim4_jax.text.tokenizer import Tokenizer
-from nim4_jax.train.losses import ReadPhonemes
+from nim4_jax.train.text_loss import ReadPhonemes
 from nim4_jax.types import Labels, Params
 
 _ROWS = 16

@@ -31,7 +31,7 @@ from nim4_jax.decode.programs import (
 )
 from nim4_jax.decode.recogniser import BatchRecogniser, Loaded
 from nim4_jax.features import SAMPLE_RATE
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.rates import Rates
 from nim4_jax.serving import manifest
 from nim4_jax.serving.files import Files, read_tensors

@@ -40,7 +40,7 @@ from nim4_jax.decode.model_programs import ModelPrograms
 from nim4_jax.decode.programs import Arrival, Request
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.models.asr import Asr
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.serving import manifest
 from nim4_jax.serving.manifest import BundleError, Manifest, Program
 from nim4_jax.text import phonemes, template

@@ -8,7 +8,7 @@ from typing import Any
 from nim4_jax.decode.model_programs import ModelPrograms
 from nim4_jax.decode.recogniser import BatchRecogniser, Loaded
 from nim4_jax.model_files import loading
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.serving import bundle, manifest
 from nim4_jax.text.tokenizer import Tokenizer
 

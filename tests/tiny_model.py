@@ -11,7 +11,7 @@ import numpy as np
 
 from nim4_jax.model_files import loading
 from nim4_jax.models.asr import Asr
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.text import phonemes
 from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.types import Frames

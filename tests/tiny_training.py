@@ -13,10 +13,11 @@ from nim4_jax.models.asr import Asr, AsrConfig, Prompt
 from nim4_jax.models.conformer import ConformerConfig
 from nim4_jax.models.llm_config import LLMConfig
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
+from nim4_jax.ops.chunking import DynamicChunks
 from nim4_jax.ops.spec_augment import SpecAugmentConfig
 from nim4_jax.train import loop, optim
 from nim4_jax.train import state as train_state
-from nim4_jax.train.losses import CrCtc, DynamicChunks, Transcribe
+from nim4_jax.train.losses import CrCtc, Transcribe
 from nim4_jax.train.optim import OptimizerConfig
 from nim4_jax.train.recipes import Recipe
 from nim4_jax.types import AsrBatch

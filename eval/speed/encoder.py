@@ -16,7 +16,7 @@ import numpy as np
 from nim4_jax.eval.speed import measure
 from nim4_jax.layers import Policy
 from nim4_jax.models.conformer import Conformer, ConformerConfig
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.text.phonemes import INVENTORY_HASH
 from nim4_jax.types import Frames, Params
 from nim4_jax.weights import conversion, firered, rules, snapshot

@@ -23,7 +23,7 @@ from nim4_jax.eval.sweep import peers
 from nim4_jax.features import WhisperFeatures
 from nim4_jax.layers import Policy
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.types import Frames
 
 _CONFIG = WhisperEncoderConfig()

@@ -29,7 +29,7 @@ from nim4_jax.models import lora, qwen3
 from nim4_jax.models.asr import Asr, AsrConfig, Prompt
 from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.ops import ctc
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.rates import Rates
 from nim4_jax.types import Frames, Labels, Params
 

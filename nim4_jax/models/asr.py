@@ -27,7 +27,7 @@ from nim4_jax.models.phoneme_head import PhonemeHead
 from nim4_jax.models.phoneme_reader import PhonemeReader
 from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.rates import Rates
 from nim4_jax.types import Frames, Labels, Params
 

@@ -27,7 +27,7 @@ from nim4_jax.layers import (
 )
 from nim4_jax.models.subsampling import OVERLAP, STRIDE, Subsampling
 from nim4_jax.ops import activation, attention, conv, product, relative
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking, chunk_mask
 from nim4_jax.types import Frames
 
 CONV_CONTEXTS = ("chunk", "causal")
@@ -357,7 +357,7 @@ class ConformerStack(nn.Module):
             state = self.init_state(batch, 0)
         cached = state.mask.shape[1]
         known = jnp.concatenate([state.mask, frames.mask], axis=1)
-        visible = relative.chunk_mask(length, cached, chunking)[None] & known[:, None]
+        visible = chunk_mask(length, cached, chunking)[None] & known[:, None]
         table = relative.sinusoids(length, cached + length, self.config.width)
         distances = jnp.asarray(table)
         context = BlockContext(frames.mask, visible, distances, chunking)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from jaxtyping import Array, Bool
 
 from nim4_jax.layers import Policy
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.types import Frames
 
 

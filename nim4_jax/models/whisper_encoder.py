@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nim4_jax import sharding, struct
 from nim4_jax.layers import LayerNorm, Policy, Projection, linear, rematerialise
-from nim4_jax.ops import activation, attention, product, relative
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops import activation, attention, product
+from nim4_jax.ops.chunking import Chunking, chunk_mask
 from nim4_jax.types import Frames
 
 _TAPS = 3  # of both convolutions
@@ -290,7 +290,7 @@ class Stack(nn.Module):
         config = self.config
         length, cached = frames.mask.shape[1], state.mask.shape[1]
         known = jnp.concatenate([state.mask, frames.mask], axis=1)
-        visible = relative.chunk_mask(length, cached, chunking)[None] & known[:, None]
+        visible = chunk_mask(length, cached, chunking)[None] & known[:, None]
         context = BlockContext(frames.mask, visible)
         table = jnp.asarray(sinusoids(config.max_frames, config.width))
         place = state.position[:, None] + jnp.arange(length, dtype=jnp.int32)[None]

@@ -28,12 +28,13 @@ from nim4_jax.layers import Policy
 from nim4_jax.models.asr import Asr, Prompt
 from nim4_jax.models.qwen3 import Qwen3
 from nim4_jax.ops import cross_entropy
+from nim4_jax.ops.chunking import DynamicChunks
 from nim4_jax.rl import grpo, rollout
 from nim4_jax.rl.grpo import GrpoConfig
 from nim4_jax.rl.rollout import Experience, Rollout
 from nim4_jax.train import optim
 from nim4_jax.train.flops import Lengths, Pass
-from nim4_jax.train.losses import DynamicChunks, Loss, count_frames, key_rows
+from nim4_jax.train.losses import Loss, count_frames, key_rows
 from nim4_jax.train.state import REFERENCE
 from nim4_jax.types import AsrBatch, Frames, Labels
 

@@ -18,11 +18,12 @@ from nim4_jax.rl.rewards import RewardConfig
 from nim4_jax.text import articulation, confusions, phonemes
 from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.train.drift_probe import DriftConfig
-from nim4_jax.train.losses import CrCtc, ReadPhonemes, Transcribe
+from nim4_jax.train.losses import CrCtc, Transcribe
 from nim4_jax.train.optim import OptimizerConfig
 from nim4_jax.train.recipes import Recipe
 from nim4_jax.train.releases.publisher import PublishConfig
 from nim4_jax.train.releases.subscriber import FollowConfig
+from nim4_jax.train.text_loss import ReadPhonemes
 
 T = TypeVar("T")
 

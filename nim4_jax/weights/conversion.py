@@ -22,7 +22,7 @@ from nim4_jax.layers import LoraConfig, Policy
 from nim4_jax.models.encoder import EncoderConfig
 from nim4_jax.models.llm_config import LLMConfig
 from nim4_jax.models.qwen3 import Qwen3
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.text.phonemes import INVENTORY_HASH
 from nim4_jax.text.tokenizer import Tokenizer
 from nim4_jax.types import Frames

@@ -13,7 +13,7 @@ from nim4_jax.decode.model_programs import ModelPrograms
 from nim4_jax.decode.programs import Budget
 from nim4_jax.decode.recogniser import BatchRecogniser
 from nim4_jax.model_files import loading
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.serving import recognisers
 from nim4_jax.types import Frames
 

@@ -30,7 +30,7 @@ from nim4_jax.layers import Policy
 from nim4_jax.model_files import loading
 from nim4_jax.models import whisper_encoder
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.types import Frames
 from nim4_jax.weights import conversion, families, rules, tensor_file, whisper
 

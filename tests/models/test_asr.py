@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nim4_jax.models.asr import Asr
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.types import Frames, Labels
 
 

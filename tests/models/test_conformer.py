@@ -16,7 +16,7 @@ from nim4_jax.models.conformer import (
     ConformerConfig,
     ConformerStack,
 )
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.types import Frames
 
 WIDTH, MELS, LENGTH, CACHED = 16, 16, 48, 24

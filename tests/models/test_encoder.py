@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nim4_jax.layers import Policy
 from nim4_jax.models.conformer import ConformerConfig
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
-from nim4_jax.ops.relative import UNLIMITED, Chunking
+from nim4_jax.ops.chunking import UNLIMITED, Chunking
 from nim4_jax.types import Frames
 
 WIDTH, MELS = 16, 16

@@ -15,7 +15,7 @@ from nim4_jax.decode import offline
 from nim4_jax.model_files import loading
 from nim4_jax.models import quantisation, qwen3
 from nim4_jax.models.asr import Asr
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.train import parameter_count
 from nim4_jax.types import Frames
 from nim4_jax.weights import conversion

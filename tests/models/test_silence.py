@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from nim4_jax.layers import Policy
 from nim4_jax.models.conformer import Conformer, ConformerConfig
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.types import Frames
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from nim4_jax.layers import Policy
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig, sinusoids
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.types import Frames
 
 TINY = WhisperEncoderConfig(

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from nim4_jax import sharding
 from nim4_jax.aot import collectives
 from nim4_jax.ops import conv
+from nim4_jax.ops.chunking import UNLIMITED
 from nim4_jax.ops.cpu import by_taps
-from nim4_jax.ops.relative import UNLIMITED
 
 TAPS, FRAMES, CHANNELS = 5, 12, 3
 

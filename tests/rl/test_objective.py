@@ -10,13 +10,13 @@ import pytest
 
 from nim4_jax.decode.programs import Budget
 from nim4_jax.models.conformer import Conformer
+from nim4_jax.ops.chunking import DynamicChunks
 from nim4_jax.rl import alarm
 from nim4_jax.rl.grpo import GrpoConfig
 from nim4_jax.rl.objective import Grpo
 from nim4_jax.rl.worker import RolloutWorker, outline
 from nim4_jax.train import optim
 from nim4_jax.train import state as train_state
-from nim4_jax.train.losses import DynamicChunks
 from nim4_jax.train.optim import OptimizerConfig
 from nim4_jax.train.recipes import Recipe
 from nim4_jax.train.step import evaluate_loss, make_train_step

@@ -18,7 +18,7 @@ from nim4_jax.eval import streaming
 from nim4_jax.features import SAMPLE_RATE
 from nim4_jax.model_files import packing
 from nim4_jax.models.asr import Asr
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.serving import bundle, bundle_source, export, recognisers
 from nim4_jax.types import Frames
 

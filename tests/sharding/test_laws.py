@@ -21,11 +21,12 @@ from nim4_jax.features import FeatureConfig, WhisperFeatures
 from nim4_jax.model_files import loading
 from nim4_jax.models.asr import Asr
 from nim4_jax.models.whisper_encoder import WhisperEncoderConfig
+from nim4_jax.ops.chunking import DynamicChunks
 from nim4_jax.rl.objective import PARTS, Grpo
 from nim4_jax.rl.worker import RolloutWorker, make_writer, outline
 from nim4_jax.train import loop, placement
 from nim4_jax.train import state as train_state
-from nim4_jax.train.losses import CrCtc, DynamicChunks, Transcribe
+from nim4_jax.train.losses import CrCtc, Transcribe
 from nim4_jax.train.recipes import Recipe
 from nim4_jax.train.step import make_train_step
 from nim4_jax.types import Labels

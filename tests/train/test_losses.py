@@ -11,9 +11,10 @@ import pytest
 
 from nim4_jax.models.asr import Asr
 from nim4_jax.ops import ctc
-from nim4_jax.ops.relative import UNLIMITED, Chunking
+from nim4_jax.ops.chunking import UNLIMITED, Chunking, DynamicChunks
 from nim4_jax.text.confusions import Confusions
-from nim4_jax.train.losses import CrCtc, DynamicChunks, ReadPhonemes
+from nim4_jax.train.losses import CrCtc
+from nim4_jax.train.text_loss import ReadPhonemes
 from nim4_jax.types import Labels
 
 

@@ -6,7 +6,8 @@ from nim4_jax.configs import stage1, stage2, stage4, warmup
 from nim4_jax.model_files import loading
 from nim4_jax.runs import run_settings
 from nim4_jax.train import optim, parameter_count
-from nim4_jax.train.losses import CrCtc, ReadPhonemes, Transcribe
+from nim4_jax.train.losses import CrCtc, Transcribe
+from nim4_jax.train.text_loss import ReadPhonemes
 
 STAGES = {
     "stage1": (stage1, CrCtc, {"encoder", "ctc_head"}),

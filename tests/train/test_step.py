@@ -11,11 +11,13 @@ import optax
 import pytest
 
 from nim4_jax.models.asr import Asr
+from nim4_jax.ops.chunking import DynamicChunks
 from nim4_jax.ops.spec_augment import SpecAugmentConfig
 from nim4_jax.train import optim
 from nim4_jax.train import state as train_state
-from nim4_jax.train.losses import CrCtc, DynamicChunks, ReadPhonemes
+from nim4_jax.train.losses import CrCtc
 from nim4_jax.train.step import make_train_step
+from nim4_jax.train.text_loss import ReadPhonemes
 
 RULES = (("encoder/stack/.*", 1.0), ("ctc_head/.*", 0.5), (".*", None))
 

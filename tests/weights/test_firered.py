@@ -23,7 +23,7 @@ from nim4_jax.layers import Policy
 from nim4_jax.model_files import loading
 from nim4_jax.models import conformer
 from nim4_jax.ops import relative
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking, chunk_mask
 from nim4_jax.train import optim
 from nim4_jax.types import Frames
 from nim4_jax.weights import conversion, families, firered, rules
@@ -156,7 +156,7 @@ def test_the_encoder_gives_the_references_numbers():
     chunking = Chunking.full()
     context = conformer.BlockContext(
         frames.mask,
-        relative.chunk_mask(length, 0, chunking)[None] & frames.mask[:, None],
+        chunk_mask(length, 0, chunking)[None] & frames.mask[:, None],
         jnp.asarray(relative.sinusoids(length, length, CONFIG.width)),
         chunking,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.rates import SAMPLE_RATE, Rates
 
 _UTTERANCE_SECONDS = 30.72

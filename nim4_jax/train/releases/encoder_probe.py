@@ -12,7 +12,7 @@ from rapidfuzz.distance import Levenshtein
 from nim4_jax import sharding
 from nim4_jax.models.asr import Asr
 from nim4_jax.ops import ctc
-from nim4_jax.ops.relative import Chunking
+from nim4_jax.ops.chunking import Chunking
 from nim4_jax.train.releases import cka
 from nim4_jax.types import AsrBatch, Frames, Labels, Params
 
