@@ -1,10 +1,9 @@
-"""Live transcription: sources, what is shown, and the two together."""
+"""Live transcription, from a source to stdout."""
 
 import io
 import itertools
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -14,16 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 from absl import app
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nim4_jax.data.audio import reading
 from nim4_jax.data.sources import opening
-from nim4_jax.decode.live import audio_sources, display
-from nim4_jax.decode.live.events import Final, Partial, SpeechStarted, SpeechStopped
+from nim4_jax.decode.live import display
 from nim4_jax.decode.live.listener import Listener
 from nim4_jax.decode.live.stream_config import StreamConfig
-from nim4_jax.decode.timing import Word
 from nim4_jax.launch import transcribe
 from nim4_jax.retrieval.hotwords import HotwordRetriever
 from nim4_jax.serving import live_transcription, recognisers
@@ -305,46 +300,6 @@ def test_hotwords_without_room_are_named(model_files):
         )
 
 
-# --- sources
-
-
-def test_files_are_fed_when_a_microphone_would():
-    now, waited = [10.0], []
-
-    def sleep(seconds):
-        waited.append(seconds)
-        now[0] += seconds
-
-    packets = [np.zeros(size, np.float32) for size in (1_600, 1_600, 3_200)]
-    paced = audio_sources.hold_pace(iter(packets), lambda: now[0], sleep)
-    due = []
-    for _ in paced:
-        due.append(now[0] - 10.0)
-        now[0] += 0.15  # what the recogniser takes: longer than a packet
-    assert due == pytest.approx([0.1, 0.25, 0.4])
-    assert waited == pytest.approx([0.1])
-
-
-def test_an_error_in_a_source_comes_behind_its_packets():
-    def break_down():
-        yield from (1, 2)
-        raise OSError("unplugged")
-
-    inbox = audio_sources.Inbox(RATE, 9)
-    inbox.fill(break_down())
-    packets = iter(inbox)
-    assert [next(packets), next(packets)] == [1, 2]
-    with pytest.raises(OSError, match="unplugged"):
-        next(packets)
-
-
-def test_a_source_that_cannot_wait_fills_no_memory():
-    inbox, packet = audio_sources.Inbox(RATE, 0, most=3), np.zeros(2, np.int16)
-    assert [inbox.put(packet) for _ in range(5)] == [True] * 3 + [False] * 2
-    inbox.end()
-    assert len(list(inbox)) == 3
-
-
 def test_a_stream_that_breaks_off_is_told_and_no_success(listener):
     class Bad(HotwordRetriever):
         def scan(self, *_):
@@ -372,15 +327,6 @@ class Loud:
 
     def score_many(self, states, windows):
         return [(state, np.ones(len(own))) for state, own in zip(states, windows)]
-
-
-def test_a_packet_that_cannot_be_resampled_is_left_out():
-    warned = []
-    good = np.random.default_rng(0).normal(0, 0.1, 800).astype(np.float32)
-    packets = [good[:300], np.full(9, np.inf, np.float32), good[300:]]
-    made = np.concatenate(list(audio_sources.convert(packets, 8_000, warned.append)))
-    np.testing.assert_array_equal(made, reading.resample(good, 8_000, RATE))
-    assert len(warned) == 1 and "left out" in warned[0]
 
 
 class FakeSound:
@@ -424,72 +370,3 @@ def test_without_a_microphone_it_is_said_what_to_do(run_program, monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", FakeSound())
     with pytest.raises(ValueError, match=r"no microphone .* querying device -1"):
         run_program(["mic"])
-
-
-# --- what a terminal is sent
-
-ESCAPES = re.compile(r"\x1b\[\d*[mK]|\r")
-TEXTS = st.text(
-    st.one_of(
-        st.sampled_from("好的打开灯、。“e\u0301\u200b\x1b\n\t\u3000Ａ"), st.characters()
-    ),
-    max_size=60,
-)
-
-
-def make_final(text: str) -> Final:
-    words = (Word("hi", 0.12345, 0.5, 0.98765),)
-    return Final(0, text, words, 0.3, 62.25, "full", (), -1.23456, True, 2.0)
-
-
-@given(TEXTS, st.integers(0, 60), st.integers(1, 50))
-def test_partials_never_fill_the_line_and_show_the_end(text, stable, columns):
-    event = Partial(0, text, min(stable, len(text)), (), 1.0)
-    sent = display.draw(event, columns)
-    assert sent.startswith("\r\x1b[K") and "\n" not in sent
-    seen = ESCAPES.sub("", sent)
-    assert not any(ord(c) < 32 for c in seen)
-    width = display.measure_columns(seen)
-    assert width < columns
-    whole = display.clean(text[: event.stable]) + display.clean(text[event.stable :])
-    if seen != whole:
-        assert seen == "" or (seen[0] == "…" and whole.endswith(seen[1:]))
-        # Not one character more would have fitted.
-        assert columns - 1 - width < 2
-
-
-def test_chinese_takes_two_columns_and_the_end_is_dimmed():
-    assert display.measure_columns("打开 ok") == 7
-    event = Partial(0, "打开客厅灯", 2, (), 1.0)
-    assert display.draw(event, 80) == "\r\x1b[K打开\x1b[2m客厅灯\x1b[0m"
-    assert display.draw(event, 11) == "\r\x1b[K打开\x1b[2m客厅灯\x1b[0m"
-    assert display.draw(event, 10) == "\r\x1b[K…\x1b[2m客厅灯\x1b[0m"
-    assert display.draw(event, 7) == "\r\x1b[K\x1b[2m…厅灯\x1b[0m"
-    settled = Partial(0, "ok", 2, (), 1.0)
-    assert display.draw(settled, 80) == "\r\x1b[Kok"
-
-
-def test_a_final_replaces_the_partial_and_is_whole():
-    assert display.draw(make_final("打开\n灯"), 5) == ("\r\x1b[K[0.30–62.25] 打开 灯\n")
-    assert display.draw(make_final(""), 80) == "\r\x1b[K"
-    for event in (SpeechStarted(0, 0.1, 0.2), SpeechStopped(0, 1.0, "full", 1.0)):
-        assert display.draw(event, 80) == ""
-
-
-def test_a_terminal_is_drawn_on(monkeypatch):
-    out = io.StringIO()
-    monkeypatch.setattr(out, "isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "80")
-    show = display.make_show("text", out)
-    for event in (Partial(0, "ok", 0, (), 1.0), make_final("okay")):
-        show(event)
-    expected = "\r\x1b[K\x1b[2mok\x1b[0m\r\x1b[K[0.30–62.25] okay\n"
-    assert out.getvalue() == expected
-
-
-def test_json_is_rounded():
-    made = display.describe(make_final("hi"))
-    assert made["event"] == "final" and made["log_prob"] == -1.2346
-    assert made["words"] == (
-        {"text": "hi", "start": 0.123, "end": 0.5, "confidence": 0.9877},
-    )
