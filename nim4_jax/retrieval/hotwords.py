@@ -128,6 +128,11 @@ class StreamState:
         return self.acoustics.begin + len(self.acoustics.ratios)
 
     @property
+    def new(self) -> bool:
+        """Whether nothing has been heard yet."""
+        return not (self.position or self.frames)
+
+    @property
     def hits(self) -> tuple[Hit, ...]:
         """Names heard so far, by their ends."""
         return tuple(found.hit for found in self.found)
@@ -196,7 +201,7 @@ class HotwordRetriever:
 
     def refresh(self, state: StreamState) -> StreamState:
         """The stream as the layers are now, with nothing more heard."""
-        if _same(state.served, self._look()):
+        if state.new or _same(state.served, self._look(state)):
             return state
         silence = None
         if len(state.acoustics.ratios):
@@ -204,8 +209,9 @@ class HotwordRetriever:
         nothing = np.zeros(0, np.uint8), silence, np.zeros((0, 2))
         return self._scan(state, *nothing)[0]
 
-    def _look(self) -> tuple[Served, ...]:
-        """What the layers hold at this moment."""
+    def _look(self, state: StreamState) -> tuple[Served, ...]:
+        """What the layers hold at this moment; a subclass may look at the stream."""
+        del state
         return tuple(layer.served for layer in self._layers)
 
     def _scan(
@@ -220,7 +226,7 @@ class HotwordRetriever:
         if posteriors is not None:
             frames = _find_frames(times, state.frame_seconds)
             acoustics = acoustics.extend(posteriors, frames, phonemes)
-        moment = self._look()
+        moment = self._look(state)
         if not _same(state.served, moment):
             stands = [one for one in state.found if _is_served(one, moment)]
             state = dataclasses.replace(state, found=tuple(stands), served=moment)
@@ -279,19 +285,10 @@ class VersionedRetriever(HotwordRetriever):
         self._find = find
         self._moment = find()
 
-    def scan(
-        self,
-        state: StreamState,
-        phonemes: Int[np.ndarray, " N"],
-        posteriors: Float[np.ndarray, "U P"] | None,
-        times: Float[np.ndarray, "N 2"],
-    ) -> tuple[StreamState, list[Hit]]:
-        """See `HotwordRetriever.scan`; a new state is a new utterance."""
-        if not (state.position or state.frames):
+    def _look(self, state: StreamState) -> tuple[Served, ...]:
+        """What there was when the utterance began; a new state is a new one."""
+        if state.new:
             self._moment = self._find()
-        return super().scan(state, phonemes, posteriors, times)
-
-    def _look(self) -> tuple[Served, ...]:
         return self._moment
 
 
