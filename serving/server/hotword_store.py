@@ -1,6 +1,6 @@
 """Hotword lists on disk.
 
-FOLDER/.lock                         held by the server that has the folder
+FOLDER/.nim4-hotwords                held by the server that has the folder
        uploads/                      bodies of requests that are still coming
        TENANT/LIST/list.json         says which of the folders beside it count
                    3-5f0c9a/         a database, see `retrieval.database`
@@ -31,6 +31,9 @@ from nim4_jax.serving.server.hotword_messages import NAME, Made, Stored
 
 LOG = logging.getLogger("nim4_jax.serving.server")
 _LIST = "list.json"
+_LOCK = ".nim4-hotwords"
+"""Also the mark of a folder that is ours: what counts for nothing there is removed."""
+
 _UPLOADS = "uploads"
 
 
@@ -48,7 +51,8 @@ class HotwordStore:
             folder: "" for one that goes with this object.
 
         Raises:
-            ValueError: another server has it, or it cannot be written.
+            ValueError: another server has it, it holds other things, or it cannot be
+                written.
         """
         self._own = (
             None if folder else tempfile.TemporaryDirectory(prefix="nim4-lists-")
@@ -57,7 +61,12 @@ class HotwordStore:
         self.uploads = self._root / _UPLOADS
         try:
             self._root.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self._root / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+            if any(self._root.iterdir()) and not (self._root / _LOCK).exists():
+                raise ValueError(
+                    f"hotwords_dir={folder} holds other things than hotword lists; "
+                    "give a folder that is empty or not there yet."
+                )
+            self._lock = os.open(self._root / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(self.uploads, ignore_errors=True)
             self.uploads.mkdir()

@@ -300,6 +300,17 @@ def test_a_restart_has_the_lists_and_a_damaged_one_stops_no_other(
     assert not (place / "never").exists()
 
 
+def test_a_folder_of_other_things_is_refused_untouched(tmp_path):
+    """What counts for nothing in a folder of lists is removed: not in any other."""
+    kept = tmp_path / "photos" / "2026" / "a.jpg"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("dear to somebody")
+    with pytest.raises(ValueError, match="holds other things"):
+        HotwordStore(str(tmp_path))
+    assert kept.read_text() == "dear to somebody"
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
 def test_a_full_disk_leaves_the_old_list(clients, kept, monkeypatch, tmp_path):
     """Whether it is full when a worker writes, or at the last moment."""
     path = "/v1/hotwords/full"
