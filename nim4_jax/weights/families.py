@@ -2,10 +2,12 @@
 
 To add one, write what opens its files: `open_whisper` in conversion.py is an example
 for an encoder, with its rules in whisper.py; `open_gguf` is one for an LLM. Then give
-it a row in `FAMILIES`. An encoder that is neither a Conformer nor a Whisper's also needs
-a class in models/; its config, with a field that no other one has, in
-`AsrConfig.encoder`; what it hears, if that is no log-mel, in features.py; and the
-kernels that it uses more than once an utterance in train/flops.py.
+it a row in `FAMILIES`.
+
+An encoder that is neither a Conformer nor a Whisper's also needs a class in models/;
+its config, with a field that no other one has, in `AsrConfig.encoder`; what it hears,
+if that is no log-mel, in features.py; and in train/flops.py the kernels that work at
+another rate than the encoder's.
 """
 
 from __future__ import annotations
